@@ -1,0 +1,129 @@
+"""The command line: parse, call, print. The only package that prints or exits.
+
+Commands live in the sibling modules and are imported when they are asked for, so that `--help`
+answers at once. To add a command: write it in a sibling module and add one line to COMMANDS.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import click
+
+from alignkit import __version__
+from alignkit.errors import AlignkitError, did_you_mean
+
+# name -> (module, attribute, one line for the overview). The line is repeated here so that the
+# overview needs no import of the module.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("alignkit.cli.run", "demo", "The whole chain on an embedded model, no download."),
+    "run": ("alignkit.cli.run", "run", "Run all stages of a recipe; run it again to resume."),
+    "sft": ("alignkit.cli.train", "sft", "Fine-tune an adapter on demonstrations."),
+    "reward": ("alignkit.cli.train", "reward", "Train a reward model from rankings."),
+    "dpo": ("alignkit.cli.train", "dpo", "Align a policy with preferences, no reward model."),
+    "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
+    "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
+    "eval": ("alignkit.cli.evaluate", "evaluate", "Win rates, power, reward models on trial."),
+    "doctor": ("alignkit.cli.doctor", "doctor", "What this machine can do, and what is missing."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use; unknown names get a suggestion."""
+
+    def __init__(
+        self, *args: Any, lazy: Mapping[str, tuple[str, str, str]] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = cmd_name.replace("_", "-")
+        if name not in self.lazy:
+            return super().get_command(ctx, name)
+        module, attribute, _ = self.lazy[name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            known = self.list_commands(ctx)
+            ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], known)}")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, line) for name, (_, _, line) in self.lazy.items()]
+        rows += [
+            (name, self.commands[name].get_short_help_str()) for name in super().list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def hyphenate(arguments: list[str]) -> list[str]:
+    """`--lora_r=8` is `--lora-r=8`: option names take underscores too; values are left alone."""
+    done: list[str] = []
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return done + arguments[position:]
+        name, equals, value = argument.partition("=")
+        done.append(
+            name.replace("_", "-") + equals + value if name.startswith("--") else argument
+        )
+    return done
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="alignkit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; results and errors only.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
+    """Take a base model, instructions and human rankings; get a better model, with proof."""
+    ctx.obj = {"debug": debug}
+    if quiet:
+        os.environ["ALIGNKIT_QUIET"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 1 failed, 2 the user must change something."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except AlignkitError as error:
+        if debug:
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our stdout left (`alignkit ... | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)

@@ -1,0 +1,110 @@
+"""Every failure a user can meet, with its exit code.
+
+AlignkitError                 exit 1   the run failed
+├── UserError                 exit 2   the user must change something
+│   ├── RecipeError           a recipe, an option or a setting
+│   ├── DataError             a row or a file of data
+│   └── ModelError            a model, an adapter or a tokenizer
+├── GateMissed                exit 1   a threshold the user set was not reached
+├── TrainingFailed            exit 1   NaN, no weight moved, an invariant broken
+├── DiskFull                  exit 1   no space left; the last good checkpoint is intact
+└── Interrupted               exit 130 or 143   stopped by a signal, checkpoint saved
+
+Raise where the cause is known; add `where` (file:line:column) where the place is known; the
+command line catches once, prints `where: message. hint` and exits. No traceback is shown for any
+of these unless `--debug` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class AlignkitError(Exception):
+    """A failure with a message for people: what happened, where, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def at(self, where: str) -> AlignkitError:
+        """The same error with its place, for callers that know the file but not the cause."""
+        if self.where is None:
+            self.where = where
+        return self
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        message = self.message if not self.hint else self.message.rstrip(".") + "."
+        return f"{place}{message}{' ' + self.hint if self.hint else ''}"
+
+
+class UserError(AlignkitError):
+    """The user must change something before this can work."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe, an option or a setting is wrong."""
+
+
+class DataError(UserError):
+    """A row or a file of data is wrong."""
+
+
+class ModelError(UserError):
+    """A model, an adapter or a tokenizer is missing, broken or does not fit."""
+
+
+class GateMissed(AlignkitError):
+    """A threshold the user asked for was not reached; everything was still written."""
+
+
+class TrainingFailed(AlignkitError):
+    """Training broke an invariant: NaN, no weight moved, the reference drifted."""
+
+
+class DiskFull(AlignkitError):
+    """No space is left; what was sealed before is intact."""
+
+
+class Interrupted(AlignkitError):
+    """A signal asked the run to stop; the checkpoint is saved."""
+
+    def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal_number
+
+
+class ErrorList(UserError):
+    """Several user errors found in one pass, shown one a line."""
+
+    def __init__(self, errors: Iterable[AlignkitError]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'beta'?` when a known word is close, else an empty string."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def pick(table: dict[str, T], name: str, *, what: str) -> T:
+    """`table[name]`, or a RecipeError that names the nearest key and lists all."""
+    try:
+        return table[name]
+    except KeyError:
+        raise RecipeError(
+            f"unknown {what} {name!r}{did_you_mean(name, table)}",
+            hint=f"Known: {', '.join(sorted(table))}",
+        ) from None
