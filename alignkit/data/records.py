@@ -1,0 +1,231 @@
+"""The record kinds that every file becomes, and the one source of `data_schemas/*.schema.json`.
+
+A record says what it holds by `kind`. Unknown keys of the row it came from travel in `extra`,
+its origin in `source`. Types are strict: `"1"` is no number and `1` is no boolean.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+Role = Literal["system", "user", "assistant", "tool"]
+Rank = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class Message(_Strict):
+    """One turn of a conversation; `train` says whether its tokens are a target (null: by role)."""
+
+    role: Role
+    content: str = ""
+    train: bool | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key in ("role", "content") or not (value is None or value == {})
+        }
+
+
+Messages = list[Message]
+
+
+class Source(_Strict):
+    """Where a record came from: the format's name, the file and the 0-based row."""
+
+    format: str
+    file: str
+    row: Count
+
+
+class Record(_Strict):
+    """What all kinds share."""
+
+    v: Literal[1] = 1
+    kind: str
+    id: str = ""
+    source: Source | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Demonstration(Record):
+    """A conversation to imitate."""
+
+    kind: Literal["demonstration"] = "demonstration"
+    messages: Annotated[Messages, Field(min_length=1)]
+
+
+class Prompt(Record):
+    """A conversation that waits for the next assistant turn."""
+
+    kind: Literal["prompt"] = "prompt"
+    prompt: Annotated[Messages, Field(min_length=1)]
+
+
+class Candidate(_Strict):
+    """One completion of a prompt, named by `cid` within its record."""
+
+    cid: str
+    messages: Messages
+    model: str | None = None
+    gen: dict[str, Any] | None = None
+    score: Number | None = None
+
+
+def _distinct(candidates: list[Candidate]) -> set[str]:
+    cids = {candidate.cid for candidate in candidates}
+    if len(cids) != len(candidates):
+        raise ValueError("two candidates have the same cid")
+    return cids
+
+
+def _known(ranks: dict[str, int] | None, cids: set[str]) -> None:
+    unknown = sorted(set(ranks or {}) - cids)
+    if unknown:
+        raise ValueError(f"ranks name {unknown[0]!r}, which is no candidate")
+
+
+class Candidates(Record):
+    """A prompt and completions nobody has ranked yet; `gold` is the expected ranks, if known."""
+
+    kind: Literal["candidates"] = "candidates"
+    prompt: Messages
+    candidates: Annotated[list[Candidate], Field(min_length=1)]
+    gold: dict[str, Rank] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Candidates:
+        _known(self.gold, _distinct(self.candidates))
+        return self
+
+
+class Ranking(Record):
+    """A prompt and ranked completions: 1 is best, equal is a tie, missing is unranked."""
+
+    kind: Literal["ranking"] = "ranking"
+    item: str = ""
+    prompt: Messages
+    candidates: Annotated[list[Candidate], Field(min_length=2)]
+    ranks: dict[str, Rank]
+    annotator: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Ranking:
+        _known(self.ranks, _distinct(self.candidates))
+        return self
+
+
+class Preference(Record):
+    """Two completions of a prompt, one preferred (`tie`: neither).
+
+    `group` names the ranking it was cut from; the weights of a group sum to one. `prompt_chosen`
+    and `prompt_rejected` are set only when the two sides were written for different prompts.
+    """
+
+    kind: Literal["preference"] = "preference"
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    tie: bool = False
+    margin: Number | None = None
+    weight: Weight = 1.0
+    group: str | None = None
+    prompt_chosen: Messages | None = None
+    prompt_rejected: Messages | None = None
+
+
+class Label(Record):
+    """A completion somebody called good or bad, without a partner."""
+
+    kind: Literal["label"] = "label"
+    prompt: Messages
+    completion: Messages
+    label: bool
+
+
+class Event(Record):
+    """One thing an annotator did, as the log keeps it."""
+
+    kind: Literal["event"] = "event"
+    ts: str
+    session: str = ""
+    annotator: str
+    item: str
+    item_sha256: str | None = None
+    shown: list[str] = Field(default_factory=list)
+    seed: int | None = None
+    action: Literal["rank", "pair", "skip", "flag", "undo"]
+    ranks: dict[str, Rank] | None = None
+    all_bad: bool = False
+    strength: int | None = None
+    comment: str = ""
+    reason: str | None = None
+    active_ms: Count | None = None
+    wall_ms: Count | None = None
+    ui: str | None = None
+    repeat_of: str | None = None
+    gold: bool = False
+    supersedes: str | None = None
+    prev: str | None = None
+
+
+class Judgement(Record):
+    """One verdict of a judge on two models, in terms of `a` and `b`, not of the place shown."""
+
+    kind: Literal["judgement"] = "judgement"
+    prompt_id: str
+    a: str
+    b: str
+    first: Literal["a", "b"] | None = None
+    verdict: Literal["a", "b", "tie"] | None = None
+    score: Share | None = None
+    judge: str = ""
+    prompt: Messages | str | None = None
+    output_a: str | None = None
+    output_b: str | None = None
+    len_a: Count | None = None
+    len_b: Count | None = None
+    error: str | None = None
+
+
+# A new kind is one class above and one line here.
+KINDS: dict[str, type[Record]] = {
+    "demonstration": Demonstration,
+    "prompt": Prompt,
+    "candidates": Candidates,
+    "ranking": Ranking,
+    "preference": Preference,
+    "label": Label,
+    "event": Event,
+    "judgement": Judgement,
+}
+
+
+def to_json(record: Record) -> bytes:
+    """The record as one line of JSON, with its newline."""
+    return orjson.dumps(record.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one kind, as `data_schemas/KIND.schema.json` holds it."""
+    schema = KINDS[kind].model_json_schema(mode="validation")
+    # `kind` has a default in code, where the class says it; a row in a file must say it itself.
+    schema["required"] = ["kind", *schema.get("required", [])]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
