@@ -1,0 +1,113 @@
+"""The embedded data sets, written as JSONL records: same seed, same bytes.
+
+Which asks a data set may use is decided by a hash of their text, so no prompt of `test` or
+`validation` is ever in a training set, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from alignkit.errors import pick
+from alignkit.tiny.task import Ask, distinct_asks, write_reply
+
+# Bounds of `Ask.share` by the use of an ask; the pretraining corpus has a range of its own.
+SHARES: dict[str, tuple[float, float]] = {
+    "corpus": (0.0, 0.3),
+    "demonstrations": (0.3, 0.5),
+    "prompts": (0.5, 0.8),
+    "validation": (0.8, 0.9),
+    "test": (0.9, 1.0),
+}
+# Demonstrations come from ordinary people: mostly right, rarely kind, sometimes wrong.
+DEMONSTRATION_SKILL = (0.4, 0.95)
+ANSWERS_PER_PROMPT = 3
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How many rows, whose asks, and what is written for an ask."""
+
+    rows: int
+    share: str
+    record: Callable[[str, Ask, random.Random], dict[str, Any]]
+
+
+def write(name: str, seed: int, path: Path, *, rows: int | None = None) -> Path:
+    """Write the named data set to `path` and return it; `rows` overrides its usual size."""
+    lines = (orjson.dumps(record) + b"\n" for record in records(name, seed, rows=rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.writelines(lines)
+    return path
+
+
+def records(name: str, seed: int, *, rows: int | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of the named data set.
+
+    Asks and answers have generators of their own: `prompts` and `candidates` of one seed hold the
+    same asks under the same ids, so that sampled and written answers merge by prompt.
+    """
+    data_set = pick(DATA_SETS, name, what="embedded data set")
+    asks = distinct_asks(
+        random.Random(f"alignkit-tiny/{data_set.share}/{seed}"), *SHARES[data_set.share]
+    )
+    answers = random.Random(f"alignkit-tiny/{name}-answers/{seed}")
+    for number, ask in enumerate(islice(asks, rows or data_set.rows)):
+        yield data_set.record(f"{data_set.share}-{seed}-{number}", ask, answers)
+
+
+def user(ask: Ask) -> dict[str, str]:
+    return {"role": "user", "content": ask.text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def prompt(identity: str, ask: Ask, _rng: random.Random) -> dict[str, Any]:
+    """An ask without an answer."""
+    return {"v": 1, "kind": "prompt", "id": identity, "prompt": [user(ask)]}
+
+
+def demonstration(identity: str, ask: Ask, rng: random.Random) -> dict[str, Any]:
+    """An ask with one answer of ordinary skill."""
+    reply = write_reply(ask, rng.uniform(*DEMONSTRATION_SKILL), rng)
+    messages = [user(ask), assistant(reply)]
+    return {"v": 1, "kind": "demonstration", "id": identity, "messages": messages}
+
+
+def candidates(identity: str, ask: Ask, rng: random.Random) -> dict[str, Any]:
+    """An ask with different written answers, each by someone of another skill."""
+    replies: list[str] = []
+    while len(replies) < ANSWERS_PER_PROMPT:
+        reply = write_reply(ask, rng.random(), rng)
+        if reply not in replies:
+            replies.append(reply)
+    rows = [
+        {"cid": f"w{number}", "messages": [assistant(reply)], "model": "written"}
+        for number, reply in enumerate(replies)
+    ]
+    return {
+        "v": 1,
+        "kind": "candidates",
+        "id": identity,
+        "prompt": [user(ask)],
+        "candidates": rows,
+    }
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "demonstrations": DataSet(1500, "demonstrations", demonstration),
+    "prompts": DataSet(600, "prompts", prompt),
+    "candidates": DataSet(600, "prompts", candidates),
+    "validation": DataSet(128, "validation", prompt),
+    "test": DataSet(256, "test", prompt),
+}
