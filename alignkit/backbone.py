@@ -1,0 +1,372 @@
+"""The one frozen, quantized model that every adapter sits on; the only `from_pretrained` here.
+
+Policy, reference, reward and value are *roles*: adapters that are switched on one set of base
+weights by context managers, which put the model down the way they found it. Trainable weights are
+always fp32, whatever the base is stored in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from alignkit.errors import ModelError
+from alignkit.model_files import ModelFiles, check_safetensors, find_model
+from alignkit.recipe import BackboneConfig
+
+logger = logging.getLogger(__name__)
+
+POLICY, REFERENCE, REWARD, VALUE = "default", "ref", "reward", "value"
+
+
+class Backbone:
+    """A frozen base model with named adapters on it.
+
+    `model` is the PEFT model once the first adapter exists, the bare base before that.
+    `fingerprint` is the sha256 of what the base computes: its files and how it is quantized.
+    """
+
+    def __init__(self, base: nn.Module, tokenizer: Any, files: ModelFiles, config: BackboneConfig):
+        self.base: Any = base
+        self.model: Any = base
+        self.tokenizer = tokenizer
+        self.files = files
+        self.config = config
+        self.device = next(base.parameters()).device
+        self.dtype = compute_dtype(config)
+        self.fingerprint = base_fingerprint(files, config)
+
+    @classmethod
+    def load(cls, config: BackboneConfig) -> Backbone:
+        """Load and quantize the base once. Raises ModelError when it cannot be used."""
+        files = find_model(config.model_name_or_path, config.revision)
+        tokenizer = load_tokenizer(files, config.chat_template)
+        base = _load_base(files, config)
+        _check_vocabulary(base, tokenizer)
+        guard_cpu_quantization(base)
+        base.requires_grad_(False)
+        base.eval()
+        return cls(base, tokenizer, files, config)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that exist now."""
+        return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
+
+    def new_adapter(self, name: str, *, seed: int) -> None:
+        """A fresh LoRA adapter: A random from `seed`, B zero, so it starts as the bare base."""
+        self._add(name, self._lora_config(), seed)
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """An adapter in PEFT's format, refused when it does not fit this backbone."""
+        config, weights = read_adapter(directory)
+        self._add(name, config, seed=0)
+        outcome = set_peft_model_state_dict(self.model, weights, adapter_name=name)
+        if outcome.unexpected_keys:
+            self.delete_adapter(name)
+            raise ModelError(
+                f"does not fit {self.files.name}: no module for {outcome.unexpected_keys[0]!r}",
+                where=str(directory),
+            )
+
+    def copy_adapter(self, source: str, target: str) -> None:
+        """An exact copy of the adapter `source` under the name `target`."""
+        weights = get_peft_model_state_dict(self.model, adapter_name=source)
+        copied = {key: value.detach().clone() for key, value in weights.items()}
+        self._add(target, self.model.peft_config[source], seed=0)
+        set_peft_model_state_dict(self.model, copied, adapter_name=target)
+
+    def save_adapter(self, name: str, directory: Path) -> None:
+        """Write the adapter in PEFT's own format, with the tokenizer it was trained with."""
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self.model, adapter_name=name)
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in weights.items()},
+            str(directory / "adapter_model.safetensors"),
+            metadata={"format": "pt"},
+        )
+        _write_adapter_config(self.model.peft_config[name], self.files, directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter; the bare base comes back with the last one."""
+        if name not in self.adapters:
+            return
+        if len(self.adapters) > 1:
+            self.model.delete_adapter(name)
+            return
+        self.base = self.model.unload()
+        self.base.requires_grad_(False)
+        self.model = self.base
+
+    def clear(self) -> None:
+        """Forget every adapter."""
+        for name in self.adapters:
+            self.delete_adapter(name)
+
+    def adapter_hash(self, name: str) -> str:
+        """sha256 over the adapter's weights."""
+        digest = hashlib.sha256()
+        weights = get_peft_model_state_dict(self.model, adapter_name=name)
+        for key in sorted(weights):
+            digest.update(key.encode())
+            digest.update(weights[key].detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's trainable tensors by name."""
+        return {
+            key: parameter
+            for key, parameter in self.model.named_parameters()
+            if f".{name}." in key and "lora_" in key
+        }
+
+    # --- roles ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def role(self, adapter: str | None) -> Iterator[Any]:
+        """The model as this adapter (None: the bare backbone), evaluation mode, then as before."""
+        with _restored(self.model):
+            self.model.eval()
+            if adapter is None and isinstance(self.model, PeftModel):
+                with self.model.disable_adapter():
+                    yield self.model
+            else:
+                if adapter is not None:
+                    self.model.set_adapter(adapter)
+                yield self.model
+
+    @contextmanager
+    def training(self, adapter: str) -> Iterator[Any]:
+        """The model with only this adapter trainable, training mode; then as before."""
+        with _restored(self.model):
+            self.activate(adapter)
+            self.model.train()
+            yield self.model
+
+    def activate(self, adapter: str) -> None:
+        """Make this adapter the active one and the only one that requires gradients."""
+        self.model.set_adapter(adapter)
+        for key, parameter in self.model.named_parameters():
+            parameter.requires_grad_(f".{adapter}." in key and "lora_" in key)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _lora_config(self) -> LoraConfig:
+        config = self.config
+        return LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.lora_target_modules,
+            task_type="CAUSAL_LM",
+        )
+
+    def _add(self, name: str, config: LoraConfig, seed: int) -> None:
+        if name in self.adapters:
+            raise ValueError(f"adapter {name!r} exists already")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.model, PeftModel):
+                self.model.add_adapter(name, config)
+            else:
+                self.model = get_peft_model(self.base, config, adapter_name=name)
+        as_fp32(self.parameters_of(name))
+
+
+def as_fp32(parameters: dict[str, nn.Parameter]) -> None:
+    """Store trainable weights in fp32: in bf16 a small update is less than half a step."""
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+
+
+def compute_dtype(config: BackboneConfig) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+    if config.dtype != "auto":
+        chosen: torch.dtype = getattr(torch, config.dtype)
+        return chosen
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def base_fingerprint(files: ModelFiles, config: BackboneConfig) -> str:
+    """sha256 over the base's files and how it is quantized."""
+    text = f"{files.fingerprint}\0{config.quantization}\0{config.dtype}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
+    """The model's tokenizer, padding on the left, with a pad token that is not EOS if it has one.
+
+    Raises ModelError when there is no chat template and none was given.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as noise
+
+    noise.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.path, trust_remote_code=False, padding_side="left"
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {error}", where=str(files.path)
+        ) from None
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no EOS token", where=str(files.path))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def guard_cpu_quantization(model: nn.Module) -> int:
+    """Keep NF4 weights in the layout that has gradients; the number of layers guarded.
+
+    bitsandbytes 0.50 repacks 4-bit weights on CPUs with AVX512-BF16 during the first forward
+    without gradients, into a layout whose kernel has no backward: gradients after an evaluation
+    are then wrong without a word. Remove when bitsandbytes' packed path has autograd.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        return 0
+    guarded = 0
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            guarded += 1
+    return guarded
+
+
+def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """An adapter's configuration and weights. Raises ModelError naming the broken file."""
+    weights = directory / "adapter_model.safetensors"
+    if not weights.exists():
+        pickled = directory / "adapter_model.bin"
+        if pickled.exists():
+            raise ModelError(
+                "pickle weights are refused, because loading them runs code",
+                where=str(pickled),
+                hint="convert them to safetensors where you trust their origin",
+            )
+        raise ModelError("no adapter_model.safetensors", where=str(directory))
+    check_safetensors(weights)
+    try:
+        config = LoraConfig.from_pretrained(str(directory))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"the adapter's configuration cannot be read: {error}",
+            where=str(directory / "adapter_config.json"),
+        ) from None
+    config.inference_mode = False
+    return config, load_file(str(weights))
+
+
+def _write_adapter_config(config: LoraConfig, files: ModelFiles, directory: Path) -> None:
+    base = str(files.path) if Path(files.name).is_dir() or files.name == "tiny" else files.name
+    content = config.to_dict() | {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "revision": files.revision,
+    }
+    for key, value in content.items():
+        if isinstance(value, set):
+            content[key] = sorted(value)
+    text = json.dumps(content, indent=2, sort_keys=True, default=str)
+    (directory / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = compute_dtype(config)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            files.path,
+            dtype=dtype,
+            quantization_config=_quantization(config, dtype),
+            attn_implementation=config.attn_implementation,
+            device_map={"": _device()},
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot be loaded: {str(error).splitlines()[0]}", where=str(files.path)
+        ) from error
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "cpu"
+
+
+def _quantization(config: BackboneConfig, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "none":
+        return None
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _read_template(source: str) -> str:
+    path = Path(source)
+    if not path.is_file():
+        raise ModelError(f"no chat template at {source}", hint="give a .jinja file")
+    text = path.read_text(encoding="utf-8")
+    if len(text) > 65536:
+        raise ModelError(
+            f"{len(text):,} characters; a chat template has 65,536 at most", where=source
+        )
+    return text
+
+
+def _check_vocabulary(base: Any, tokenizer: Any) -> None:
+    rows = base.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows}",
+            hint="use the tokenizer that belongs to this model",
+        )
+
+
+@contextmanager
+def _restored(model: Any) -> Iterator[None]:
+    """Put back train/eval flags, active adapters and requires_grad, exceptions included."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    try:
+        yield
+    finally:
+        if active:
+            model.base_model.set_adapter(active)
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
+        for module, mode in modes:
+            module.training = mode
