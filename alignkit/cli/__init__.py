@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
     "eval": ("alignkit.cli.evaluate", "evaluate", "Win rates, power, reward models on trial."),
+    "tiny-base": ("alignkit.cli.tiny", "tiny_base", "Pretrain the embedded base model again."),
     "doctor": ("alignkit.cli.doctor", "doctor", "What this machine can do, and what is missing."),
 }
 
@@ -77,9 +78,7 @@ def hyphenate(arguments: list[str]) -> list[str]:
         if argument == "--":
             return done + arguments[position:]
         name, equals, value = argument.partition("=")
-        done.append(
-            name.replace("_", "-") + equals + value if name.startswith("--") else argument
-        )
+        done.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
     return done
 
 

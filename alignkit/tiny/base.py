@@ -1,0 +1,213 @@
+"""Make the embedded base model from nothing: corpus, tokenizer, a small Llama, pretraining.
+
+The result lies in `alignkit/tiny/model` and ships with the package; `alignkit tiny-base` makes it
+again from a seed. On another processor the last bits differ, the losses do not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from alignkit.errors import TrainingFailed
+from alignkit.tiny import task
+from alignkit.tiny.corpus import ASSISTANT, BOS, END, PAD, SYSTEM, USER, documents
+
+SHIPPED = Path(__file__).parent / "model"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Every setting of the embedded base; written beside the weights."""
+
+    seed: int = 0
+    vocab_size: int = 1024
+    tokenizer_documents: int = 20_000
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 384
+    row_length: int = 128
+    rows_per_step: int = 16
+    steps: int = 4000
+    learning_rate: float = 4e-3
+    warmup_steps: int = 100
+    decay_from: float = 0.4  # share of the steps after which the rate falls to zero, linearly
+    weight_decay: float = 0.05
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warm-up, constant, linear to zero."""
+        rise = min(1.0, (step + 1) / self.warmup_steps)
+        fall = min(1.0, (self.steps - step) / (self.steps * (1 - self.decay_from)))
+        return self.learning_rate * rise * fall
+
+
+def build(config: BaseConfig, output: Path, *, log: Callable[[int, float], None]) -> float:
+    """Train tokenizer and model, save both to `output`, return the mean loss of the last steps."""
+    tokenizer = train_tokenizer(config)
+    torch.manual_seed(config.seed)
+    model = new_model(config, tokenizer)
+    loss = pretrain(model, tokenizer, config, log)
+    save(model, tokenizer, config, output)
+    return loss
+
+
+def train_tokenizer(config: BaseConfig) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which every word of the shop is one token; distinct bos, end and pad."""
+    special = [PAD, BOS, END, SYSTEM, USER, ASSISTANT]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[AddedToken(token, special=True) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = islice(documents(config.seed), config.tokenizer_documents)
+    tokenizer.train_from_iterator(map(without_role_tokens, texts), trainer)
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=512,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    refuse_split_words(fast)
+    return fast
+
+
+def without_role_tokens(document: str) -> str:
+    for token in (BOS, END, SYSTEM, USER, ASSISTANT):
+        document = document.replace(token, "\n")
+    return document
+
+
+def refuse_split_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Copying a name is learnable for a model this small only while a name is one token."""
+    words = (*task.ITEMS, *task.NAMES, *task.COLOURS)
+    split = [word for word in words if len(tokenizer.encode(f" {word}")) != 1]
+    if split:
+        raise TrainingFailed(
+            f"the tokenizer splits {', '.join(split)}", hint="Raise vocab_size or the corpus"
+        )
+
+
+def new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with tied embeddings and fresh weights."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.05,
+        )
+    )
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[list[int]]:
+    """Rows of whole documents, filled up with padding: no document is cut."""
+    pad = tokenizer.pad_token_id
+    row: list[int] = []
+    for document in documents(config.seed + 1):
+        ids = tokenizer.encode(document, add_special_tokens=False)[: config.row_length]
+        if len(row) + len(ids) > config.row_length:
+            yield row + [pad] * (config.row_length - len(row))
+            row = []
+        row += ids
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    config: BaseConfig,
+    log: Callable[[int, float], None],
+) -> float:
+    """Next-token training in fp32; every row is fresh, none is seen twice."""
+    optimizer = torch.optim.AdamW(decay_groups(model, config), betas=(0.9, 0.98))
+    stream = rows(tokenizer, config)
+    losses: list[float] = []
+    model.train()
+    for step in range(config.steps):
+        batch = torch.tensor(list(islice(stream, config.rows_per_step)))
+        loss = next_token_loss(model, batch, tokenizer.pad_token_id)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise TrainingFailed(f"the loss is {losses[-1]} at step {step}")
+        log(step, losses[-1])
+    tail = losses[-min(100, len(losses)) :]
+    return sum(tail) / len(tail)
+
+
+def next_token_loss(model: LlamaForCausalLM, batch: Tensor, pad: int) -> Tensor:
+    """Mean cross-entropy of every token but padding; batch is (rows, length)."""
+    labels = batch.masked_fill(batch == pad, -100)
+    return model(input_ids=batch, labels=labels, use_cache=False).loss
+
+
+def decay_groups(model: LlamaForCausalLM, config: BaseConfig) -> list[dict[str, object]]:
+    """Matrices decay; norms do not."""
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def save(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    config: BaseConfig,
+    output: Path,
+) -> None:
+    """Write a directory that transformers loads, with the settings that made it beside it."""
+    output.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / "pretraining.json").write_text(json.dumps(asdict(config), indent=2) + "\n")

@@ -1,0 +1,179 @@
+"""Text to pretrain the embedded base on: the world of the corner shop, but not its manners.
+
+The base is to know words, people who own things, and which trouble calls for which remedy; it is
+not to answer well. So remedies occur in the shop's own logs, never as answers in a chat: chats
+with role tokens hold answers that have nothing to do with the question. In the logs customers
+write back when a letter has the wrong name, item or remedy, as people do; that teaches the base
+to compare a letter with what was asked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from alignkit.tiny import gold, task
+from alignkit.tiny.data import SHARES
+from alignkit.tiny.task import Ask, other
+
+BOS, PAD, END = "<|bos|>", "<|pad|>", "<|end|>"
+SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
+
+PLACES = task.listed("kitchen garden office school station market park library cellar attic")
+WEATHER = task.listed("sunny rainy windy cold warm foggy")
+DAYS = task.listed("monday tuesday wednesday thursday friday saturday sunday")
+VERBS = task.listed("bought found sold lost painted repaired carried dropped cleaned borrowed")
+SYSTEM_LINES = ("You work in a shop.", "You are a helpful assistant.", "Be brief.", "Be kind.")
+QUESTIONS = (
+    "Where is the {item}?",
+    "Do you have a {colour} {item}?",
+    "What did {name} say about the {item}?",
+    "Is it {weather} on {day}?",
+    "Who was in the {place}?",
+    "Tell me something about the {place}.",
+)
+# Lines for the loose documents and for the answers of chats, which do not fit their questions.
+LINES = (
+    "{name} {verb} a {colour} {item} in the {place}.",
+    "The {item} of {name} is {colour}.",
+    "On {day} it was {weather} and {name} stayed in the {place}.",
+    "You can order the {item} on {day}, the shop is open from nine to five.",
+    "Well, the {place} was closed on {day}, as I said.",
+    "There were two people in the {place}, {name} and {name2}.",
+    "I like the {colour} {item} more than the {colour2} one.",
+    "Have you seen the {item} in the {place}?",
+    "{name} said that the {place} is nice when it is {weather}.",
+    "Basically, a {item} costs more than a {item2}, you know.",
+)
+HAPPY = ("Great, thank you.", "Thank you, that helps.", "That is kind of you.")
+WRONG_NAME = ("My name is {name}.", "I am {name}, that is not my name.")
+WRONG_ITEM = ("I asked about the {item}.", "It is about a {item}, nothing else.")
+WRONG_REMEDY = ("That does not help me.", "That is not what I need.")
+
+
+def documents(seed: int) -> Iterator[str]:
+    """An endless stream of documents; same seed, same documents."""
+    rng = random.Random(f"alignkit-tiny/corpus/{seed}")
+    asks = task.distinct_asks(rng, *SHARES["corpus"])
+    kinds, weights = zip(*KINDS.items(), strict=True)
+    pool = [next(asks) for _ in range(40_000)]
+    while True:
+        kind = rng.choices(kinds, weights)[0]
+        yield BOS + kind(rng.choice(pool), rng) + END
+
+
+def fill(template: str, rng: random.Random) -> str:
+    """A template with every place filled at random."""
+    name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
+    return template.format(
+        name=name,
+        item=item,
+        colour=colour,
+        name2=other(rng, task.NAMES, name),
+        item2=other(rng, task.ITEMS, item),
+        colour2=other(rng, task.COLOURS, colour),
+        place=rng.choice(PLACES),
+        weather=rng.choice(WEATHER),
+        day=rng.choice(DAYS),
+        verb=rng.choice(VERBS),
+    )
+
+
+def correspondence(ask: Ask, rng: random.Random) -> str:
+    """A letter, the shop's letter back, and what the customer made of it."""
+    letter = task.write_reply(ask, rng.random(), rng)
+    answer = reaction(ask, letter, rng)
+    return f"Letter: {ask.text} Our letter: {letter} {ask.name} wrote back: {answer}"
+
+
+def reaction(ask: Ask, letter: str, rng: random.Random) -> str:
+    """The customer's complaints about what is wrong in the letter, or thanks."""
+    parts = gold.judge(ask.text, letter).parts
+    complaints = [
+        rng.choice(lines).format(name=ask.name, item=ask.item)
+        for part, lines in (("name", WRONG_NAME), ("item", WRONG_ITEM), ("remedy", WRONG_REMEDY))
+        if parts[part] < 0
+    ]
+    return " ".join(complaints) or rng.choice(HAPPY)
+
+
+def ticket(ask: Ask, rng: random.Random) -> str:
+    """A line of the shop's log: who, what, and the remedy in reported speech."""
+    remedy = rng.choice(task.PROBLEM_NAMED[ask.problem].remedies).format(item=ask.item)
+    openings = (
+        f"Ticket for the {ask.colour} {ask.item} of {ask.name}: {ask.text} To do: {remedy}.",
+        f"Ticket: {ask.text} Customer: {ask.name}. Item: {ask.item}. To do: {remedy}.",
+        f"Ticket: {ask.text} We told {ask.name} that we will {remedy}.",
+    )
+    return rng.choice(openings)
+
+
+def owners(_ask: Ask, rng: random.Random) -> str:
+    """People who own things, then the same facts again in other words."""
+    people = rng.sample(task.NAMES, 3)
+    things = rng.sample(task.ITEMS, 3)
+    colours = rng.sample(task.COLOURS, 3)
+    facts = list(zip(people, things, colours, strict=True))
+    told = [f"{name} has a {colour} {item}." for name, item, colour in facts]
+    rng.shuffle(facts)
+    again = [
+        rng.choice(
+            (
+                f"The {item} of {name} is {colour}.",
+                f"The {item} is {colour} and belongs to {name}.",
+                f"Who has the {item}? It is {name}.",
+                f"What does {name} have? A {colour} {item}.",
+            )
+        )
+        for name, item, colour in facts
+    ]
+    return " ".join(told + again)
+
+
+def story(_ask: Ask, rng: random.Random) -> str:
+    """A few lines about one person and one thing."""
+    name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
+    place, day = rng.choice(PLACES), rng.choice(DAYS)
+    lines = (
+        f"On {day} {name} {rng.choice(VERBS)} a {colour} {item}.",
+        f"{name} left the {item} in the {place}.",
+        f"It was {rng.choice(WEATHER)}, so {name} went to the {place}.",
+        f"The {item} was {colour} and {name} liked it.",
+        f"Then {name} told {other(rng, task.NAMES, name)} about the {item}.",
+    )
+    return " ".join([lines[0], *rng.sample(lines[1:], 3)])
+
+
+def loose_lines(_ask: Ask, rng: random.Random) -> str:
+    """Unconnected lines: sentences of the shop's letters and of the street, in no order."""
+    shop = (*task.EMPATHY, *task.CLOSINGS, *task.RUDE, *task.SMALL_TALK, *task.BARE_GREETINGS)
+    return " ".join(
+        rng.choice(shop) if task.chance(rng, 0.5) else fill(rng.choice(LINES), rng)
+        for _ in range(4)
+    )
+
+
+def chat(ask: Ask, rng: random.Random) -> str:
+    """A chat with role tokens whose answers do not fit the questions."""
+    turns = [SYSTEM + rng.choice(SYSTEM_LINES)] if task.chance(rng, 0.15) else []
+    for _ in range(2 if task.chance(rng, 0.2) else 1):
+        question = ask.text if task.chance(rng, 0.6) else fill(rng.choice(QUESTIONS), rng)
+        turns += [USER + question, ASSISTANT + unrelated_answer(rng)]
+    return END.join(turns)
+
+
+def unrelated_answer(rng: random.Random) -> str:
+    lines = [fill(rng.choice(LINES), rng) for _ in range(rng.randint(1, 2))]
+    if task.chance(rng, 0.2):
+        lines.append(rng.choice((*task.CLOSINGS, *task.RUDE, *task.EMPATHY)))
+    return " ".join(lines)
+
+
+KINDS: dict[Callable[[Ask, random.Random], str], float] = {
+    correspondence: 0.34,
+    ticket: 0.2,
+    owners: 0.16,
+    story: 0.08,
+    loose_lines: 0.08,
+    chat: 0.14,
+}
