@@ -42,10 +42,9 @@ class DataSet:
 
 def write(name: str, seed: int, path: Path, *, rows: int | None = None) -> Path:
     """Write the named data set to `path` and return it; `rows` overrides its usual size."""
-    lines = (orjson.dumps(record) + b"\n" for record in records(name, seed, rows=rows))
+    rows_of_json = b"".join(orjson.dumps(row) + b"\n" for row in records(name, seed, rows=rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.writelines(lines)
+    path.write_bytes(rows_of_json)
     return path
 
 
