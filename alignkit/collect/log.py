@@ -1,0 +1,372 @@
+"""The append-only record of what annotators did: what was acknowledged is in the file, once.
+
+One process writes, under a lock held for its life. An event is one line, written by one
+`os.write` and synced to the disk before `append` returns. A line that was cut short by a power
+failure is moved to `FILE.partial` at the next start and reported. Nothing is ever rewritten:
+undoing is an event too.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal
+
+import orjson
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from alignkit.data.records import Candidates, Event, Ranking, to_json
+from alignkit.errors import AlignkitError, DataError, DiskFull
+
+LONGEST_LINE = 16 * 2**20
+VOTES = ("rank", "pair")
+Stored = Literal["saved", "duplicate"]
+
+# What makes two events the same act; times and chain differ between a request and its retry.
+_ACT = (
+    "annotator",
+    "item",
+    "action",
+    "ranks",
+    "all_bad",
+    "strength",
+    "comment",
+    "reason",
+    "supersedes",
+)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Conflict(DataError):
+    """An event came with an id, or for a showing, that already holds something else."""
+
+
+class EventLog:
+    """The one writer of an event file; a context manager that holds its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reports: list[str] = []
+        self._acts: dict[str, bytes] = {}
+        self._lock = FileLock(f"{path}.lock", mode=0o600)
+        self._fd = -1
+        self._size = 0
+        self._prev: str | None = None
+        self._broken: str | None = None
+
+    def __enter__(self) -> EventLog:
+        self._take_lock()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file and its lock back; harmless when done already."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._lock.release()
+
+    def replay(self) -> Iterator[Event]:
+        """Every event of the file, oldest first."""
+        yield from iter_events(self.path)
+
+    def append(self, event: Event) -> Stored:
+        """Store the event; on return it is on the disk. The same event again is a duplicate."""
+        act = act_of(event)
+        known = self._acts.get(event.id)
+        if known is not None:
+            if known != act:
+                raise Conflict(f"event {event.id} is already stored with another content")
+            return "duplicate"
+        line = to_json(event.model_copy(update={"prev": self._prev}))
+        self._check_ours()
+        self._write(line)
+        self._acts[event.id] = act
+        self._prev = hashlib.sha256(line[:-1]).hexdigest()
+        return "saved"
+
+    def __contains__(self, event_id: str) -> bool:
+        return event_id in self._acts
+
+    def _take_lock(self) -> None:
+        lock_file = Path(self._lock.lock_file)
+        try:
+            lock_file.parent.mkdir(parents=True, exist_ok=True)
+            holder = lock_file.read_text() if lock_file.exists() else ""
+            self._lock.acquire(blocking=False)
+            lock_file.write_text(f"{os.getpid()}\n")
+        except Timeout:
+            who = f"process {holder.strip()}" if holder.strip() else "another process"
+            raise DataError(
+                f"{who} is collecting into this file",
+                where=str(self.path),
+                hint="Stop it first, or give --output another file",
+            ) from None
+        except OSError as error:
+            self._lock.release()
+            raise DataError(f"cannot write here: {error.strerror}", where=str(self.path)) from None
+
+    def _open(self) -> None:
+        new = not self.path.exists()
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise DataError(f"cannot open: {error.strerror}", where=str(self.path)) from None
+        if new:
+            _sync_directory(self.path.parent)
+        self._heal()
+        last = b""
+        for line, event in _lines_and_events(self.path, self.reports.append):
+            self._acts[event.id] = act_of(event)
+            last = line
+        self._prev = hashlib.sha256(last).hexdigest() if last else None
+        self._size = os.fstat(self._fd).st_size
+
+    def _heal(self) -> None:
+        """Move an unfinished last line aside; finish it when only the newline is missing."""
+        tail = _torn_tail(self.path)
+        if not tail:
+            return
+        if _is_event(tail):
+            os.write(self._fd, b"\n")
+            os.fsync(self._fd)
+            self.reports.append(f"{self.path}: the last line had no newline; added")
+            return
+        partial = Path(f"{self.path}.partial")
+        with partial.open("ab") as aside:
+            aside.write(tail + b"\n")
+            aside.flush()
+            os.fsync(aside.fileno())
+        os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(tail))
+        os.fsync(self._fd)
+        self.reports.append(
+            f"{self.path}: the last line was cut short ({len(tail)} bytes, never acknowledged);"
+            f" moved to {partial}"
+        )
+
+    def _check_ours(self) -> None:
+        """Refuse to write into a file that somebody replaced or edited under the lock."""
+        if self._broken:
+            raise AlignkitError(self._broken, where=str(self.path))
+        ours = os.fstat(self._fd)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise AlignkitError("the file was moved or replaced", where=str(self.path), hint=_AGAIN)
+        if ours.st_size != self._size:
+            raise AlignkitError("another program changed it", where=str(self.path), hint=_AGAIN)
+
+    def _write(self, line: bytes) -> None:
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            self._take_back(error)
+        self._size += len(line)
+
+    def _take_back(self, cause: OSError) -> None:
+        """Cut the file back to its last whole event and say why the new one was refused."""
+        try:
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+        except OSError as error:
+            self._broken = f"cannot be repaired while it is open: {error.strerror}"
+        if cause.errno in _NO_ROOM:
+            raise DiskFull(
+                "no space left; the last answer was not saved, all before it are",
+                where=str(self.path),
+                hint="Free some space and send it again",
+            ) from None
+        # After EIO the kernel may have dropped dirty pages: what a later sync says proves nothing.
+        self._broken = f"the disk failed: {cause.strerror}"
+        raise AlignkitError(self._broken, where=str(self.path), hint=_AGAIN) from None
+
+
+_AGAIN = "Stop collecting, look at the file, and start again"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): sorts by time, unique without a register."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def now() -> str:
+    """The time in UTC to the millisecond, as events carry it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def act_of(event: Event) -> bytes:
+    """A digest of what the event does, without when and where it was sent."""
+    act: dict[str, Any] = {name: getattr(event, name) for name in _ACT}
+    act["repeat"] = event.repeat_of is not None
+    return hashlib.sha256(orjson.dumps(act, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def read_events(
+    path: Path | str, *, on_problem: Callable[[str], None] | None = None
+) -> list[Event]:
+    """The events of a file, oldest first; an id that stands twice counts once.
+
+    A last line cut short is reported to `on_problem` and left out; a bad line elsewhere raises.
+    """
+    return list(iter_events(Path(path), on_problem=on_problem))
+
+
+def iter_events(path: Path, *, on_problem: Callable[[str], None] | None = None) -> Iterator[Event]:
+    """`read_events` as a stream."""
+    seen: set[str] = set()
+    for _, event in _lines_and_events(path, on_problem):
+        if event.id not in seen:
+            seen.add(event.id)
+            yield event
+
+
+def live(events: Iterable[Event]) -> list[Event]:
+    """The acts that stand: nothing superseded, and no undo, which only takes away."""
+    kept = list(events)
+    void = {event.supersedes for event in kept if event.supersedes}
+    return [event for event in kept if event.id not in void and event.action != "undo"]
+
+
+def rankings_from_events(
+    events: Iterable[Event], candidates: Iterable[Candidates] | None = None
+) -> list[Ranking]:
+    """The votes that stand as rankings; skips, flags, repeats and what was undone are no votes.
+
+    Texts come from the event itself, or from `candidates` where it carries none. Of several votes
+    of one annotator on one item the last counts.
+    """
+    known = {record.id: record for record in candidates or ()}
+    votes = {
+        (event.annotator, event.item): event
+        for event in live(events)
+        if event.action in VOTES and event.repeat_of is None
+    }
+    return [_ranking(event, known) for event in votes.values()]
+
+
+def _ranking(event: Event, known: Mapping[str, Candidates]) -> Ranking:
+    record = known.get(event.item)
+    prompt, answers = event.extra.get("prompt"), event.extra.get("candidates")
+    if record is not None:
+        prompt = [message.model_dump() for message in record.prompt]
+        answers = [candidate.model_dump() for candidate in record.candidates]
+    if prompt is None or answers is None:
+        raise DataError(
+            f"event {event.id} ranks item {event.item!r}, whose texts are not at hand",
+            hint="Give the candidates file as well",
+        )
+    fields = ("all_bad", "strength", "comment")
+    return Ranking.model_validate(
+        {
+            "id": event.id,
+            "item": event.item,
+            "prompt": prompt,
+            "candidates": answers,
+            "ranks": event.ranks,
+            "annotator": event.annotator,
+            "extra": {name: value for name in fields if (value := getattr(event, name))},
+        }
+    )
+
+
+def _lines_and_events(
+    path: Path, on_problem: Callable[[str], None] | None
+) -> Iterator[tuple[bytes, Event]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file, path), start=1):
+                if not line.strip():
+                    continue
+                if not line.endswith(b"\n") and not _is_event(line):
+                    if on_problem:
+                        on_problem(f"{path}:{number}: the last line is cut short; ignored")
+                    return
+                yield line.rstrip(b"\n"), _event(line, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    # Lines end at "\n" and nowhere else: answers may hold U+2028, U+0085 or a form feed.
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"the line is longer than {LONGEST_LINE:,} bytes", where=f"{path}:{number}"
+            )
+        yield line
+
+
+def _event(line: bytes, where: str) -> Event:
+    try:
+        return Event.model_validate(orjson.loads(line))
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error}", where=where) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"not an event: {place}: {first['msg']}", where=where) from None
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        _event(line, "")
+    except DataError:
+        return False
+    return True
+
+
+def _torn_tail(path: Path) -> bytes:
+    """What stands after the last newline; read backwards, the file may be large."""
+    with path.open("rb") as file:
+        end = position = file.seek(0, os.SEEK_END)
+        tail = b""
+        while position > 0:
+            step = min(position, 1 << 16)
+            position -= step
+            file.seek(position)
+            tail = file.read(step) + tail
+            newline = tail.rfind(b"\n")
+            if newline >= 0:
+                return tail[newline + 1 :]
+            if end - position > LONGEST_LINE:
+                raise DataError("the last line never ends; is this an event file?", where=str(path))
+    return tail
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
