@@ -1,0 +1,399 @@
+"""What a stage leaves behind: a directory with a manifest, whole or not there at all.
+
+A stage works in `<directory>.partial`. The manifest, written last, lists every file with its
+sha256; then the directory gets its name in one rename. Nothing here knows what is in the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignkit.errors import DiskFull, ModelError, RecipeError, TrainingFailed
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+WORK_ONLY = ("checkpoints", LOCK)
+MAX_MANIFEST = 16 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "bitsandbytes", "safetensors")
+
+# The only environment variables that are ever recorded.
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "WORLD_SIZE",
+)
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+SECRET_TEXT = re.compile(
+    r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
+    r"|xox[abprs]-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s:]{1,64}:[^/@\s]{1,256}(?=@)"
+)
+
+
+class FileSeal(BaseModel):
+    """What a file must be: its content's sha256, and its size in bytes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """The record of a finished stage; its presence means that the directory is complete."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    schema_version: int
+    kind: str
+    name: str
+    key: str
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, str]
+    backbone: dict[str, Any]
+    files: dict[str, FileSeal]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    environment: dict[str, str]
+    started: str
+    finished: str
+    command: str
+    trust_remote_code: bool = False
+
+
+@contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """Work in `<final>.partial`; at the end, if it has a manifest, it becomes `final`.
+
+    After an exception the partial directory stays, with its checkpoints, to go on from.
+    """
+    partial = partial_of(final)
+    make_directory(partial)
+    with disk_full_named(partial):
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise TrainingFailed(f"the stage ended without writing {MANIFEST}", where=str(partial))
+        publish(partial, final)
+
+
+def partial_of(final: Path) -> Path:
+    """Where `final` is made."""
+    return final.with_name(final.name + ".partial")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a directory with a manifest its final name, durably; then drop what was for work."""
+    for path in [partial, *partial.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            fsync(path)
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.EXDEV):
+            raise
+        raise RecipeError(
+            f"{final} is in the way: {error.strerror}",
+            hint=f"The finished work is in {partial}; name a directory that is not there yet",
+        ) from None
+    fsync(final.parent)
+    drop_work(final)
+
+
+def drop_work(final: Path) -> None:
+    """Remove from a finished directory what only an unfinished one needs."""
+    for name in WORK_ONLY:
+        path = final / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_manifest(directory: Path, fields: Mapping[str, Any]) -> Manifest:
+    """Seal all files of a directory and write its manifest; secrets in any text are blotted out."""
+    files = {
+        path.relative_to(directory).as_posix(): seal_of(path).model_dump()
+        for path in stage_files(directory)
+    }
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": versions(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        **fields,
+        "files": files,
+    }
+    plain: dict[str, Any] = without_secrets(plain_value(content))
+    manifest = Manifest.model_validate(plain)
+    write_durably(directory / MANIFEST, sealed_json(manifest.model_dump()))
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a finished stage. Raises ModelError if absent, damaged or edited."""
+    path = directory / MANIFEST
+    content = open_sealed_json(path)
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ModelError(
+            f"schema_version is {content.get('schema_version')!r:.20}, this alignkit reads "
+            f"{SCHEMA_VERSION}",
+            where=str(path),
+            hint="Use the alignkit that made it, or make it again",
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{field}: {first['msg']}", where=str(path)) from None
+
+
+def verify(directory: Path) -> Manifest:
+    """Check every file against the manifest. Raises ModelError naming the first that differs."""
+    manifest = read_manifest(directory)
+    for name, seal in manifest.files.items():
+        check_file(directory, name, seal)
+    return manifest
+
+
+def check_file(directory: Path, name: str, seal: FileSeal) -> None:
+    """Raise ModelError unless `directory/name` is an ordinary file inside it with this content."""
+    path = inside(directory, name)
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ModelError(f"{name} is missing", where=str(directory)) from None
+    if size != seal.size:
+        raise ModelError(f"{name} is {size:,} of {seal.size:,} bytes", where=str(directory))
+    if seal_of(path).sha256 != seal.sha256:
+        raise ModelError(f"{name} does not match its checksum", where=str(directory))
+
+
+def inside(directory: Path, name: str) -> Path:
+    """`directory/name`, refused when that leads out of the directory, links included."""
+    path = directory / name
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+        raise ModelError(f"{name!r:.80} leads out of the directory", where=str(directory))
+    for depth in range(1, len(parts) + 1):
+        if directory.joinpath(*parts[:depth]).is_symlink():
+            raise ModelError(f"{name} is a link; only plain files are read", where=str(directory))
+    return path
+
+
+def seal_of(path: Path) -> FileSeal:
+    """sha256 and size of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileSeal(sha256=digest, size=stream.tell())
+
+
+def stage_files(directory: Path) -> list[Path]:
+    """Files that belong to a stage's result: not its checkpoints, lock or manifest."""
+    found = []
+    for path in sorted(directory.rglob("*")):
+        top = path.relative_to(directory).parts[0]
+        if top in WORK_ONLY or path == directory / MANIFEST or path.is_dir():
+            continue
+        if path.is_symlink():
+            raise TrainingFailed(f"{path} is a link; a stage leaves only plain files")
+        found.append(path)
+    return found
+
+
+def sealed_json(content: Mapping[str, Any]) -> bytes:
+    """JSON that carries the sha256 of itself, in one fixed spelling."""
+    seal = hashlib.sha256(_render(content)).hexdigest()
+    return _render({**content, "seal": seal})
+
+
+def open_sealed_json(path: Path) -> dict[str, Any]:
+    """Content of a file written by `sealed_json`. Raises ModelError if a single byte differs."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_MANIFEST + 1)
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from None
+    damaged = ModelError(f"{path.name} is damaged or was edited", where=str(path))
+    if len(raw) > MAX_MANIFEST:
+        raise damaged
+    try:
+        content = json.loads(raw)
+        if not isinstance(content, dict) or _render(content) != raw:
+            raise damaged
+        seal = content.pop("seal", None)
+        if seal != hashlib.sha256(_render(content)).hexdigest():
+            raise damaged
+    except (ValueError, RecursionError, TypeError):
+        raise damaged from None
+    return content
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file for its owner alone, and have it on the disk before returning."""
+    with disk_full_named(path.parent):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def fsync(path: Path) -> None:
+    """Have a file's content, or a directory's entries, on the disk before returning."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, for its owner alone; existing ones stay as they are."""
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    for parent in reversed(missing):
+        try:
+            parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(
+                f"cannot make {parent}: {error.strerror}", hint="Name a place that can be written"
+            ) from None
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Files and directories made inside are for their owner alone, whoever makes them."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def disk_full_named(directory: Path) -> Iterator[None]:
+    """No space left, however it is reported, becomes one DiskFull that says where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFull(*_full(directory)) from None
+    except Exception as error:
+        # safetensors reports its own class with the system's words in it.
+        if "os error 28" not in str(error) and "os error 122" not in str(error):
+            raise
+        raise DiskFull(*_full(directory)) from None
+
+
+def _full(directory: Path) -> tuple[str]:
+    free = shutil.disk_usage(existing(directory)).free
+    return (f"disk full at {directory}: {readable(free)} free",)
+
+
+def existing(path: Path) -> Path:
+    """The nearest directory at or above this path that exists."""
+    return next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())
+
+
+def readable(size: float) -> str:
+    """A number of bytes as people say it: 1.4 GiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for this process; RecipeError with the pid when another holds it."""
+    make_directory(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise RecipeError(
+                f"{what} is in use by process {holder}",
+                hint="Wait for it, or stop it; it saves its work when interrupted",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on, without importing any of it."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def plain_value(value: Any) -> Any:
+    """Numbers, text, lists and mappings only: what JSON can hold and read back the same."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain_value(entry) for entry in value]
+    if isinstance(value, BaseModel):
+        return plain_value(value.model_dump())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def without_secrets(value: Any) -> Any:
+    """The same value with tokens, keys and passwords in its texts blotted out."""
+    return _blotted(value, tuple(_known_secrets()))
+
+
+def _blotted(value: Any, known: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        for secret in known:
+            value = value.replace(secret, "[secret]")
+        return SECRET_TEXT.sub("[secret]", value)
+    if isinstance(value, Mapping):
+        return {_blotted(key, known): _blotted(entry, known) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_blotted(entry, known) for entry in value]
+    return value
+
+
+def _known_secrets() -> Iterable[str]:
+    """Values of environment variables that are called a secret; short ones would hit words."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 8:
+            yield value
+
+
+def _render(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return text.encode() + b"\n"
