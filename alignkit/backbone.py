@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignkit.errors import ModelError
+from alignkit.heads import ScalarHead
 from alignkit.model_files import ModelFiles, check_safetensors, find_model
+from alignkit.probe import replay_probe, write_probe
 from alignkit.recipe import BackboneConfig
 
 logger = logging.getLogger(__name__)
@@ -71,8 +73,8 @@ class Backbone:
         """A fresh LoRA adapter: A random from `seed`, B zero, so it starts as the bare base."""
         self._add(name, self._lora_config(), seed)
 
-    def load_adapter(self, name: str, directory: Path) -> None:
-        """An adapter in PEFT's format, refused when it does not fit this backbone."""
+    def load_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
+        """An adapter in PEFT's format, refused when it does not fit or answers differently."""
         config, weights = read_adapter(directory)
         self._add(name, config, seed=0)
         outcome = set_peft_model_state_dict(self.model, weights, adapter_name=name)
@@ -82,6 +84,13 @@ class Backbone:
                 f"does not fit {self.files.name}: no module for {outcome.unexpected_keys[0]!r}",
                 where=str(directory),
             )
+        if head is not None:
+            head.to(self.device)
+        try:
+            replay_probe(self, name, directory, head)
+        except ModelError:
+            self.delete_adapter(name)
+            raise
 
     def copy_adapter(self, source: str, target: str) -> None:
         """An exact copy of the adapter `source` under the name `target`."""
@@ -90,8 +99,8 @@ class Backbone:
         self._add(target, self.model.peft_config[source], seed=0)
         set_peft_model_state_dict(self.model, copied, adapter_name=target)
 
-    def save_adapter(self, name: str, directory: Path) -> None:
-        """Write the adapter in PEFT's own format, with the tokenizer it was trained with."""
+    def save_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
+        """Write the adapter in PEFT's own format, with its head, tokenizer and probe."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.model, adapter_name=name)
         save_file(
@@ -101,6 +110,9 @@ class Backbone:
         )
         _write_adapter_config(self.model.peft_config[name], self.files, directory)
         self.tokenizer.save_pretrained(directory)
+        if head is not None:
+            head.save(directory)
+        write_probe(self, name, directory, head)
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter; the bare base comes back with the last one."""
@@ -172,7 +184,7 @@ class Backbone:
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=config.lora_target_modules,
+            target_modules=_target_modules(config),
             task_type="CAUSAL_LM",
         )
 
@@ -186,6 +198,11 @@ class Backbone:
             else:
                 self.model = get_peft_model(self.base, config, adapter_name=name)
         as_fp32(self.parameters_of(name))
+
+
+def _target_modules(config: BackboneConfig) -> str | list[str]:
+    names = list(config.lora_target_modules)
+    return "all-linear" if names == ["all-linear"] else names
 
 
 def as_fp32(parameters: dict[str, nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,19 +16,29 @@ from alignkit.model_files import check_safetensors
 FILE = "head.safetensors"
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of raw scores, by which PPO normalises them."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        """Raw scores to mean 0 and variance 1."""
+        return (scores - self.mean) / self.std
+
+
 class ScalarHead(nn.Module):
     """A linear map from a hidden state to one number.
 
     Weights start from N(0, 1/(hidden + 1)), bias 0, as in arXiv:2403.17031 (detail 11).
-    `gain` and `shift` normalise scores once training is over; they are not trained.
+    `scale` is not trained; it travels with the weights.
     """
-
-    gain: Tensor
-    shift: Tensor
 
     def __init__(self, hidden_size: int, *, seed: int = 0, zero: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        self.scale = Scale()
         generator = torch.Generator().manual_seed(seed)
         std = 0.0 if zero else 1.0 / math.sqrt(hidden_size + 1)
         with torch.no_grad():
@@ -35,18 +46,17 @@ class ScalarHead(nn.Module):
                 torch.randn(self.linear.weight.shape, generator=generator) * std
             )
             self.linear.bias.zero_()
-        self.register_buffer("gain", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
 
     def forward(self, states: Tensor) -> Tensor:
         """Hidden states (..., hidden) to scores (...), in fp32."""
-        raw = self.linear(states.float()).squeeze(-1)
-        return raw * self.gain + self.shift
+        scores: Tensor = self.linear(states.float()).squeeze(-1)
+        return scores
 
     def save(self, directory: Path) -> None:
         """Write the head beside its adapter."""
         directory.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        state["scale"] = torch.tensor([self.scale.mean, self.scale.std], dtype=torch.float64)
         save_file(state, str(directory / FILE))
 
     @classmethod
@@ -64,5 +74,7 @@ class ScalarHead(nn.Module):
         if "linear.weight" not in state:
             raise ModelError("holds no head", where=str(file))
         head = cls(state["linear.weight"].shape[1])
+        mean, std = state.pop("scale", torch.tensor([0.0, 1.0])).tolist()
+        head.scale = Scale(mean, std)
         head.load_state_dict(state)
         return head

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class StageContext:
     """The surroundings of one stage.
 
-    `directory`: the unfinished artifact to write into. `seed`: the run's. `inputs`: for every
-    field value that named a stage or a run's directory, that finished artifact.
+    `directory`: the unfinished artifact to write into. `seed`: the stage's. `inputs`: for every
+    field value that named a policy or a judge, that finished artifact's directory; for every value
+    that named data (`embedded:…` or an earlier stage), the file itself.
     `load_backbone`: gives the backbone that all stages of this process share.
     """
 
@@ -48,6 +49,10 @@ class StageContext:
     def artifact(self, name: str) -> Path:
         """The finished artifact that `name` stands for: a stage's name or a run's directory."""
         return self.inputs[name]
+
+    def data_file(self, source: str) -> Path:
+        """The file `source` stands for: an earlier stage's output, or the path itself."""
+        return self.inputs.get(source, Path(source))
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar on stderr, silent when it is not a terminal; call it with a count."""

@@ -1,0 +1,132 @@
+"""A stored answer that loading replays: the proof that an adapter and its head came back whole.
+
+Heads lost or made anew on reload are the most repeated reward-model bug of the field. Beside every
+adapter lie token ids, what the model said to them and what it sits on; loading asks again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import ModelError
+from alignkit.heads import ScalarHead
+
+FILE = "probe.json"
+SENTENCE = "The shop opens at nine, and the kettle you ordered is here: shall we send it?"
+# Largest difference between two answers, in units of the answer's own size, by arithmetic.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
+    """Ask the model as this adapter and keep the answer beside it."""
+    ids = probe_ids(backbone)
+    logits, score = _answer(backbone, adapter, ids, head)
+    content = {
+        "ids": ids,
+        "logits": [round(value, 6) for value in logits.tolist()],
+        "score": score,
+        **identity(backbone),
+    }
+    (directory / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
+    """Ask again; ModelError when the base is another one or the answer is.
+
+    An adapter without a probe, made elsewhere, is taken as it is. Another quantization of the same
+    base changes the answer by rights, so then only the base is compared.
+    """
+    file = directory / FILE
+    if not file.exists():
+        return
+    stored = _read(file)
+    here = identity(backbone)
+    _same_ground(stored, here, directory)
+    if stored["fingerprint"] != here["fingerprint"]:
+        return
+    logits, score = _answer(backbone, adapter, stored["ids"], head)
+    expected = torch.tensor(stored["logits"])
+    limit = TOLERANCE[backbone.dtype] * float(expected.abs().max().clamp(min=1.0))
+    gap = float((logits - expected).abs().max())
+    if gap > limit:
+        raise ModelError(
+            f"its stored answer differs from what it says now by {gap:.3g} (at most {limit:.3g})",
+            where=str(directory),
+            hint="the weights were changed or damaged; copy the directory again",
+        )
+    if score is not None and stored["score"] is not None:
+        _same_score(stored["score"], score, directory, TOLERANCE[backbone.dtype])
+
+
+def identity(backbone: Any) -> dict[str, Any]:
+    """What an adapter sits on: base files, tokenizer and template, quantization."""
+    template = str(backbone.tokenizer.chat_template)
+    return {
+        "model": backbone.files.name,
+        "base": backbone.files.fingerprint,
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "fingerprint": backbone.fingerprint,
+    }
+
+
+def probe_ids(backbone: Any) -> list[int]:
+    """Token ids of a fixed sentence, at least two of them."""
+    ids = backbone.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"][:24]
+    return [int(token) for token in ids] or [0, 1]
+
+
+@torch.no_grad()
+def _answer(
+    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
+) -> tuple[Tensor, float | None]:
+    with backbone.role(adapter):
+        rows = torch.tensor([ids], device=backbone.device)
+        states = backbone.base.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        logits = backbone.base.get_output_embeddings()(states[:, -1])[0, :32].float().cpu()
+        score = float(head(states[:, -1])) if head is not None else None
+    return logits, score
+
+
+def _same_ground(stored: dict[str, Any], here: dict[str, Any], directory: Path) -> None:
+    if stored["base"] != here["base"]:
+        raise ModelError(
+            f"was trained on {stored['model']} ({stored['base'][:12]}), "
+            f"but this is {here['model']} ({here['base'][:12]})",
+            where=str(directory),
+            hint="name the base it was trained on, in the same revision",
+        )
+    if stored["template_sha256"] != here["template_sha256"]:
+        raise ModelError(
+            f"was trained with another chat template ({stored['template_sha256'][:12]}, "
+            f"here {here['template_sha256'][:12]})",
+            where=str(directory),
+            hint="give the same chat_template",
+        )
+
+
+def _same_score(expected: float, found: float, directory: Path, tolerance: float) -> None:
+    if abs(expected - found) > tolerance * max(abs(expected), 1.0):
+        raise ModelError(
+            f"its probe scored {expected:.4f} when it was saved and {found:.4f} now",
+            where=str(directory),
+            hint="the head or the adapter was changed or damaged; copy the directory again",
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"is not JSON: {error}", where=str(file)) from None
+    missing = {"ids", "logits", "score", "base", "model", "fingerprint", "template_sha256"} - set(
+        content
+    )
+    if missing:
+        raise ModelError(f"lacks {sorted(missing)[0]!r}", where=str(file))
+    return content

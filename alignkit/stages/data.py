@@ -1,0 +1,48 @@
+"""Reading a stage's data: checked, named by format, split by prompt, dropped rows said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from alignkit.data.read import Loaded
+from alignkit.data.records import Record
+from alignkit.data.split import split_by_prompt
+from alignkit.errors import DataError
+from alignkit.recipe import TrainingConfig
+from alignkit.stages.context import StageContext
+
+R = TypeVar("R", bound=Record)
+
+
+def load_split(
+    load: Callable[..., Loaded[Any]], config: TrainingConfig, context: StageContext
+) -> tuple[list[Any], list[Any]]:
+    """Training records and held-out ones: `eval_data`, or a share of the prompts of `data`."""
+    train = load_all(load, config.data, config, context)
+    if config.eval_data:
+        return train, load_all(load, config.eval_data, config, context)
+    if config.eval_fraction:
+        kept, held_out = split_by_prompt(train, config.eval_fraction, context.seed)
+        return list(kept), list(held_out)
+    return train, []
+
+
+def load_all(
+    load: Callable[..., Loaded[R]],
+    sources: Sequence[str],
+    config: TrainingConfig,
+    context: StageContext,
+) -> list[R]:
+    """The records of all files. Raises DataError when nothing is left."""
+    records: list[R] = []
+    for source in sources:
+        path = context.data_file(source)
+        loaded = load(path, format=config.format, on_bad_row=config.on_bad_row)
+        context.say(f"{path.name}: {len(loaded.records)} rows, format {loaded.format}")
+        for problem in loaded.problems:
+            context.say(f"dropped {problem}")
+        records += loaded.records
+    if not records:
+        raise DataError("no rows are left to train on", where=", ".join(sources))
+    return records

@@ -1,0 +1,241 @@
+"""DPO and its relatives: TRL's trainer, our forward, losses and reference.
+
+policy    <- the starting adapter, in fp32
+reference <- a frozen copy of it, or the bare backbone
+each step:  log-probs of chosen and rejected under both, prompt read once
+            loss of the pairs, weighted; one AdamW step on the policy
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+from alignkit.backbone import POLICY, REFERENCE, Backbone
+from alignkit.checkpoints import SealedCheckpoints
+from alignkit.data.chat import Encoder
+from alignkit.data.read import load_preferences
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.logps import Group, completion_logps
+from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
+from alignkit.recipe import DpoConfig
+from alignkit.stages.context import StageContext
+from alignkit.stages.data import load_split
+from alignkit.stages.rows import PairRow, fit_to_length, pair_rows
+from alignkit.stages.training import (
+    batches,
+    callbacks,
+    finish,
+    fit,
+    forward_kept,
+    prepare,
+    start_adapter,
+    trainer_arguments,
+)
+
+Batch = Mapping[str, Any]
+
+
+def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
+    """Train a policy on preferences; the adapter and its metrics land in the stage's directory."""
+    train, held_out = _rows(config, context)
+    backbone = context.backbone
+    continued = start_adapter(backbone, POLICY, config, context)
+    trainer = _trainer(config, context, train, held_out)
+    _check_start(trainer, train[: config.per_device_eval_batch_size], config, continued)
+    metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+    if held_out:
+        metrics |= trainer.evaluate()
+    return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
+
+
+class PairTrainer(SealedCheckpoints, DPOTrainer):
+    """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
+
+    def attach(self, backbone: Backbone, config: DpoConfig, pad_token_id: int) -> None:
+        """Give the trainer what its loss needs."""
+        self.backbone = backbone
+        self.config = config
+        self.pad = pad_token_id
+        self.settings = PairSettings(config.beta, config.label_smoothing, config.discopop_tau)
+        self.reference_role = REFERENCE if config.reference == "start" else None
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # rows are token ids already
+
+    def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> Tensor:
+        del model, return_outputs
+        pair = self.pair_logps(inputs)
+        weights = inputs["weights"].to(pair.chosen.device)
+        loss = combined_loss(pair, weights, self.config, self.settings)
+        self._note(pair, loss)
+        return loss
+
+    def pair_logps(self, inputs: Batch) -> PairLogps:
+        """Log-probs under policy and reference; the reference is live unless the batch has it."""
+        reference = self.reference_logps(inputs)
+        policy = self._logps(self.model, inputs["groups"])
+        chosen, rejected = policy.sums.view(-1, 2).unbind(1)
+        lengths = policy.lengths.view(-1, 2)
+        return PairLogps(chosen, rejected, *reference.unbind(1), lengths[:, 0], lengths[:, 1])
+
+    @torch.no_grad()
+    def reference_logps(self, inputs: Batch) -> Tensor:
+        """(pairs, 2): chosen and rejected under the reference."""
+        with self.backbone.role(self.reference_role) as model:
+            return self._logps(model, inputs["groups"]).sums.view(-1, 2)
+
+    def _logps(self, model: Any, groups: Sequence[Group]) -> Any:
+        path = "padded" if self.config.exact_padded else "auto"
+        return completion_logps(model, groups, pad_token_id=self.pad, path=path)
+
+    def _note(self, pair: PairLogps, loss: Tensor) -> None:
+        """TRL's metric names; kept as tensors until they are logged, so that nothing waits."""
+        store = self._metrics["train" if self.model.training else "eval"]
+        beta = self.config.beta
+        chosen, rejected = beta * pair.chosen_ratio.detach(), beta * pair.rejected_ratio.detach()
+        for name, value in {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": (chosen > rejected).float(),
+            "rewards/margins": chosen - rejected,
+            "logps/chosen": pair.chosen.detach(),
+            "logps/rejected": pair.rejected.detach(),
+        }.items():
+            store[name].append(self.accelerator.gather(value).mean())
+        del loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Numbers, not tensors, before TRL averages them."""
+        for values in self._metrics.values():
+            for name, noted in values.items():
+                values[name] = [float(value) for value in noted]
+        super().log(logs, start_time)
+
+
+def combined_loss(
+    pair: PairLogps, weights: Tensor, config: DpoConfig, settings: PairSettings
+) -> Tensor:
+    """Weighted sum of the losses in `loss_type`, each a weighted mean over pairs; a scalar."""
+    shares = config.loss_weights or [1.0] * len(config.loss_type)
+    total = pair.chosen.new_zeros(())
+    for name, share in zip(config.loss_type, shares, strict=True):
+        total = total + share * (PAIR_LOSSES[name](pair, settings) * weights).mean()
+    return total
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows to groups of two completions; `weights` is (pairs,)."""
+    return {
+        "weights": torch.tensor([row["weight"] for row in rows]),
+        "groups": [
+            Group(row["prompt_ids"], (row["chosen_ids"], row["rejected_ids"])) for row in rows
+        ],
+    }
+
+
+def check_losses(config: DpoConfig, weighted: bool) -> None:
+    """Refuse what no loss could do. Raises RecipeError."""
+    for name in config.loss_type:
+        if name not in PAIR_LOSSES:
+            from alignkit.errors import pick
+
+            pick(PAIR_LOSSES, name, what="loss_type")
+        if name in BATCH_LOSSES - {"sft"} and weighted:
+            raise RecipeError(
+                f"loss_type {name} sorts the batch, so a pair's weight has no place in it",
+                hint="set weight: pair, or pairs: best-worst",
+            )
+    if "exo_pair" in config.loss_type and not config.label_smoothing:
+        raise RecipeError(
+            "loss_type exo_pair needs label_smoothing above 0", hint="its paper uses 0.001"
+        )
+
+
+def _rows(config: DpoConfig, context: StageContext) -> tuple[list[PairRow], list[PairRow]]:
+    def load(path: Any, **options: Any) -> Any:
+        return load_preferences(path, pairs=config.pairs, weight=config.weight, **options)
+
+    encoder = Encoder(context.backbone.tokenizer)
+    parts = [
+        fit_to_length(pair_rows(p, encoder), config.max_length, config.on_overlong, context.say)
+        for p in load_split(load, config, context)
+    ]
+    check_losses(config, len({row.weight for row in parts[0]}) > 1)
+    return parts[0], parts[1]
+
+
+def _dataset(rows: Sequence[PairRow]) -> Dataset:
+    """Rows as TRL wants them; weights are scaled to a mean of one, so that they do not change
+    the step size."""
+    mean = sum(row.weight for row in rows) / max(len(rows), 1)
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": row.prompt,
+                "chosen_ids": row.chosen,
+                "rejected_ids": row.rejected,
+                "weight": row.weight / mean,
+            }
+            for row in rows
+        ]
+    )
+
+
+def _trainer(
+    config: DpoConfig, context: StageContext, train: list[PairRow], held_out: list[PairRow]
+) -> PairTrainer:
+    arguments = trainer_arguments(
+        TrlConfig,
+        config,
+        context,
+        beta=config.beta,
+        loss_type=list(config.loss_type),
+        loss_weights=list(config.loss_weights) if config.loss_weights else None,
+        label_smoothing=config.label_smoothing,
+        disable_dropout=False,
+        max_length=None,
+    )
+    backbone = context.backbone
+    with warnings.catch_warnings(), forward_kept(backbone):
+        warnings.simplefilter("ignore")
+        trainer = PairTrainer(
+            model=backbone.model,
+            args=arguments,
+            train_dataset=_dataset(train),
+            eval_dataset=_dataset(held_out) if held_out else None,
+            processing_class=backbone.tokenizer,
+            data_collator=collate,
+            callbacks=callbacks(context, "dpo"),
+        )
+    trainer.attach(backbone, config, Encoder(backbone.tokenizer).pad_token_id)
+    trainer._metrics = defaultdict(lambda: defaultdict(list))
+    prepare(trainer, backbone, POLICY)
+    return trainer
+
+
+@torch.no_grad()
+def _check_start(
+    trainer: PairTrainer, rows: Sequence[PairRow], config: DpoConfig, continued: bool
+) -> None:
+    """Policy and reference agree before the first step. Raises TrainingFailed when they do not."""
+    if config.reference == "backbone" and continued:
+        return
+    for part in batches(rows, config.per_device_train_batch_size):
+        inputs = collate(list(_dataset(part)))
+        with trainer.backbone.role(POLICY):
+            pair = trainer.pair_logps(inputs)
+        gap = torch.cat([pair.chosen_ratio, pair.rejected_ratio]).abs().max().item()
+        if gap > (1e-3 if trainer.backbone.dtype == torch.float32 else 0.5):
+            raise TrainingFailed(
+                f"the policy differs from its reference by {gap:.3g} nats before the first step",
+                hint="the reference must be a copy of the adapter the policy starts from",
+            )

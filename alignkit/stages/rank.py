@@ -1,0 +1,88 @@
+"""Rankings of candidates by a judge that stands in for people, with people's noise.
+
+    score each candidate by the judge; add N(0, noise); rank by the noisy score, equal is a tie
+The candidate keeps its clean score, so that a reward model can be held against it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from alignkit.artifacts import write_durably
+from alignkit.data.chat import Encoder
+from alignkit.data.read import read_records
+from alignkit.data.records import Candidates, Ranking, to_json
+from alignkit.errors import DataError
+from alignkit.judges.gold import gold_score
+from alignkit.logps import Group
+from alignkit.recipe import OUTPUTS, RankConfig
+from alignkit.reward_model import RewardModel
+from alignkit.stages.context import StageContext
+
+
+def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
+    """Write one ranking for each prompt with two candidates or more."""
+    items = [item for item in _candidates(config, context) if len(item.candidates) > 1]
+    if not items:
+        raise DataError("no prompt has two candidates", where=", ".join(config.candidates))
+    scores = _scores(config, context, items)
+    noise = random.Random(context.seed)
+    rankings = [
+        ranking_of(item, own, [s + noise.gauss(0.0, config.noise) for s in own], config.judge)
+        for item, own in zip(items, scores, strict=True)
+    ]
+    write_durably(context.directory / OUTPUTS["rank"], b"".join(map(to_json, rankings)))
+    return {"rankings": len(items), "candidates": sum(len(own) for own in scores)}
+
+
+def ranking_of(
+    item: Candidates, own: Sequence[float], noisy: Sequence[float], annotator: str
+) -> Ranking:
+    """A ranking by the noisy scores, best first is 1, equal scores share a rank."""
+    order = sorted(set(noisy), reverse=True)
+    return Ranking(
+        id=f"{item.id}-{annotator}",
+        item=item.id,
+        prompt=item.prompt,
+        candidates=[
+            candidate.model_copy(update={"score": score})
+            for candidate, score in zip(item.candidates, own, strict=True)
+        ],
+        ranks={
+            candidate.cid: order.index(score) + 1
+            for candidate, score in zip(item.candidates, noisy, strict=True)
+        },
+        annotator=annotator,
+    )
+
+
+def _candidates(config: RankConfig, context: StageContext) -> list[Candidates]:
+    found: list[Candidates] = []
+    for source in config.candidates:
+        path = context.data_file(source)
+        found += [r for r in read_records(path) if isinstance(r, Candidates)]
+    return found
+
+
+def _scores(
+    config: RankConfig, context: StageContext, items: Sequence[Candidates]
+) -> list[list[float]]:
+    if config.judge == "gold":
+        return [
+            [gold_score(item.prompt, c.messages[-1].content) for c in item.candidates]
+            for item in items
+        ]
+    model = RewardModel.load(context.backbone, context.artifact(config.judge))
+    encoder = Encoder(context.backbone.tokenizer)
+    groups = [
+        Group(
+            encoder.prompt_ids(item.prompt),
+            [encoder.completion_ids(item.prompt, c.messages) for c in item.candidates],
+        )
+        for item in items
+    ]
+    flat = iter(model.scores(groups))
+    context.backbone.clear()
+    return [[next(flat) for _ in item.candidates] for item in items]

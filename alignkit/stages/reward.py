@@ -1,0 +1,324 @@
+"""Reward model: an adapter and a scalar head that score completions as people ranked them.
+
+score(prompt, completion) <- head(hidden state at the completion's last token)
+each step:  every completion of a batch of rankings is read once, the prompt shared
+            loss over the pairs (Bradley-Terry) or the order (Plackett-Luce) of each ranking
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from alignkit.backbone import REWARD, Backbone
+from alignkit.checkpoints import SealedCheckpoints
+from alignkit.data.chat import Encoder
+from alignkit.data.read import load_rankings
+from alignkit.errors import DataError
+from alignkit.evaluation.reward_accuracy import reward_accuracy
+from alignkit.heads import ScalarHead, Scale
+from alignkit.logps import Group
+from alignkit.losses import bradley_terry, plackett_luce, tie
+from alignkit.recipe import RewardConfig
+from alignkit.reward_model import RewardModel
+from alignkit.stages.context import StageContext
+from alignkit.stages.data import load_split
+from alignkit.stages.rows import RankingRow, fit_to_length, ranking_rows
+from alignkit.stages.training import (
+    callbacks,
+    finish,
+    fit,
+    prepare,
+    start_adapter,
+    trainer_arguments,
+)
+
+
+def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
+    """Train a reward model; adapter, head and held-out accuracy land in the stage's directory."""
+    backbone = context.backbone
+    encoder = Encoder(backbone.tokenizer)
+    train, held_out = (
+        fit_to_length(
+            ranking_rows(part, encoder), config.max_length, config.on_overlong, context.say
+        )
+        for part in load_split(load_rankings, config, context)
+    )
+    _need_strict_pairs(train)
+    start_adapter(backbone, REWARD, config, context)
+    model = RewardModel(backbone, new_head(backbone, context.seed))
+    trainer = _trainer(config, context, model, train, held_out)
+    metrics = fit(trainer, trainables(backbone, model), context)
+    trainer.restore_best()
+    if held_out:
+        metrics |= held_out_quality(model, held_out, config)
+    model.head.scale = score_scale(model, train[:256], config.per_device_eval_batch_size)
+    return finish(backbone, REWARD, context, metrics | {"rankings": len(train)}, head=model.head)
+
+
+def new_head(backbone: Backbone, seed: int) -> ScalarHead:
+    """A fresh head for this backbone's hidden size."""
+    return ScalarHead(backbone.base.config.get_text_config().hidden_size, seed=seed)
+
+
+def trainables(backbone: Backbone, model: RewardModel) -> dict[str, nn.Parameter]:
+    """Every weight that training moves, by name."""
+    head = {f"head.{name}": weight for name, weight in model.head.named_parameters()}
+    return backbone.parameters_of(REWARD) | head
+
+
+def group_of(row: RankingRow) -> Group:
+    """A ranking's prompt and completions, to be forwarded together."""
+    return Group(row.prompt, row.completions)
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Index pairs into the scores of one ranking: the better first, and ties."""
+
+    strict: list[tuple[int, int]]
+    ties: list[tuple[int, int]]
+
+
+def pairs_of(ranks: Sequence[int]) -> Pairs:
+    """All pairs of a ranking; rank 1 is best, equal ranks tie."""
+    k = range(len(ranks))
+    strict = [(i, j) for i in k for j in k if ranks[i] < ranks[j]]
+    ties = [(i, j) for i in k for j in k if i < j and ranks[i] == ranks[j]]
+    return Pairs(strict, ties)
+
+
+def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple[Tensor, float]:
+    """Summed loss of one ranking's `scores` (k,), and the weight it counts with.
+
+    `weight: group`: pairs average within the ranking, which counts 1; `pair`: each pair counts 1.
+    """
+    if config.objective == "plackett_luce":
+        ranks = torch.tensor(row.ranks, device=scores.device)
+        return plackett_luce(scores, ranks), 1.0
+    pairs = pairs_of(row.ranks)
+    terms = [_strict_terms(scores, pairs.strict, row, config)]
+    if config.ties == "half" and pairs.ties:
+        left, right = torch.tensor(pairs.ties, device=scores.device).unbind(1)
+        terms.append(tie(scores[left], scores[right]))
+    losses = torch.cat(terms)
+    if config.weight == "pair":
+        return losses.sum(), float(len(losses))
+    return losses.mean(), 1.0
+
+
+def _strict_terms(
+    scores: Tensor, strict: list[tuple[int, int]], row: RankingRow, config: RewardConfig
+) -> Tensor:
+    if not strict:
+        return scores.new_zeros(0)
+    better, worse = torch.tensor(strict, device=scores.device).unbind(1)
+    losses = bradley_terry(
+        scores[better],
+        scores[worse],
+        margin=row.margin if config.margin else 0.0,
+        label_smoothing=config.label_smoothing,
+    )
+    if config.center_rewards_coefficient:
+        losses = losses + config.center_rewards_coefficient * (scores[better] + scores[worse]) ** 2
+    return losses
+
+
+class RankingTrainer(SealedCheckpoints, Trainer):
+    """transformers' loop over rankings."""
+
+    config: RewardConfig
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Weighted mean of the rankings' losses."""
+        del return_outputs, num_items_in_batch
+        rows = inputs["rows"]
+        scores = model([group_of(row) for row in rows])
+        parts = scores.split([len(row.completions) for row in rows])
+        terms = [
+            ranking_loss(part, row, self.config) for part, row in zip(parts, rows, strict=True)
+        ]
+        return torch.stack([loss for loss, _ in terms]).sum() / sum(w for _, w in terms)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Accuracy and calibration on the held-out rankings."""
+        metrics = {
+            f"eval_{name}": value
+            for name, value in held_out_quality(self.model, self.eval_dataset, self.config).items()
+            if isinstance(value, float)
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def restore_best(self) -> None:
+        """Weights of the best evaluation, when early stopping kept them."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, Best):
+                callback.restore(self.model)
+
+
+class Best(TrainerCallback, ExportableState):
+    """Keeps the weights with the best held-out accuracy; stops after `patience` without a better.
+
+    The weights are in a file, the numbers in the trainer's state: a resumed run finds both.
+    """
+
+    def __init__(self, file: str, patience: int) -> None:
+        self.file = Path(file)
+        self.patience = patience
+        self.accuracy = -math.inf
+        self.loss = math.inf
+        self.misses = 0
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        """Keep a better one; ask to stop when there was none for too long."""
+        del args, state
+        found = metrics or {}
+        if (found["eval_accuracy"], -found["eval_loss"]) > (self.accuracy, -self.loss):
+            self.accuracy, self.loss = found["eval_accuracy"], found["eval_loss"]
+            self.misses = 0
+            self._keep(model)
+            return
+        self.misses += 1
+        control.should_training_stop = control.should_training_stop or (
+            self.misses >= self.patience
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on judging."""
+        return {
+            "args": {"file": str(self.file), "patience": self.patience},
+            "attributes": {
+                "accuracy": self.accuracy,
+                "loss": self.loss,
+                "misses": self.misses,
+            },
+        }
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the kept weights back."""
+        if not self.file.exists():
+            return
+        kept = load_file(str(self.file))
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.data.copy_(kept[name])
+
+    def _keep(self, model: nn.Module) -> None:
+        weights = {
+            n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        save_file(weights, str(part))
+        part.replace(self.file)
+
+
+# --- held-out quality ------------------------------------------------------------------------
+
+
+def held_out_quality(
+    model: RewardModel, rows: Sequence[RankingRow], config: RewardConfig
+) -> dict[str, Any]:
+    """Accuracy and calibration on rankings, and accuracy against the candidates' own scores.
+
+    The second is there when every candidate carries a `score`: rankings made by a noisy judge
+    then tell how well the noise was seen through.
+    """
+    scores = iter(model.scores([group_of(r) for r in rows], config.per_device_eval_batch_size))
+    judged = [(row, [next(scores) for _ in row.completions]) for row in rows]
+    found = reward_accuracy([(row.ranks, given) for row, given in judged])
+    if all(row.own_scores for row in rows):
+        clean = [([-own for own in row.own_scores], given) for row, given in judged]
+        found["clean_accuracy"] = reward_accuracy(clean)["accuracy"]
+    return found
+
+
+def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int) -> Scale:
+    """Mean and standard deviation of scores on completions of the rankings.
+
+    Reward normalisation of arXiv:1909.08593: PPO then sees scores of mean 0 and variance 1.
+    """
+    found = torch.tensor(model.scores([group_of(row) for row in rows], batch_size))
+    return Scale(float(found.mean()), float(found.std()) or 1.0)
+
+
+def _need_strict_pairs(rows: Sequence[RankingRow]) -> None:
+    if any(len(set(row.ranks)) > 1 for row in rows):
+        return
+    raise DataError(
+        "every ranking ties all its completions: there is nothing to learn",
+        where=rows[0].where if rows else None,
+        hint="give the better completion the smaller rank",
+    )
+
+
+def _trainer(
+    config: RewardConfig,
+    context: StageContext,
+    model: RewardModel,
+    train: list[RankingRow],
+    held_out: list[RankingRow],
+) -> RankingTrainer:
+    arguments = trainer_arguments(TrainingArguments, config, context)
+    hooks = callbacks(context, "reward")
+    if config.early_stopping_patience and held_out:
+        file = context.checkpoints / "best.safetensors"
+        hooks.append(Best(str(file), config.early_stopping_patience))
+    trainer = RankingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held_out or None,
+        data_collator=lambda rows: {"rows": rows, "count": torch.tensor([len(rows)])},
+        callbacks=hooks,
+        optimizers=(_optimizer(model, context.backbone, config), None),
+    )
+    trainer.config = config
+    prepare(trainer, context.backbone, REWARD)
+    for parameter in model.head.parameters():
+        parameter.requires_grad_(True)
+    return trainer
+
+
+def _optimizer(model: RewardModel, backbone: Backbone, config: RewardConfig) -> torch.optim.AdamW:
+    """AdamW with a learning rate of its own for the head."""
+    return torch.optim.AdamW(
+        [
+            {"params": list(backbone.parameters_of(REWARD).values()), "lr": config.learning_rate},
+            {
+                "params": list(model.head.parameters()),
+                "lr": config.head_learning_rate or config.learning_rate,
+            },
+        ],
+        weight_decay=config.weight_decay,
+    )

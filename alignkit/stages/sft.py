@@ -1,0 +1,139 @@
+"""Supervised fine-tuning: TRL's trainer, our rows and our forward.
+
+rows <- conversations through the chat template once, targets marked
+each step: negative log-prob of the targets, mean over all of the batch's; one AdamW step
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from alignkit.backbone import POLICY
+from alignkit.checkpoints import SealedCheckpoints
+from alignkit.data.chat import Encoder
+from alignkit.data.read import load_demonstrations
+from alignkit.logps import sequence_logps
+from alignkit.recipe import SftConfig
+from alignkit.stages.context import StageContext
+from alignkit.stages.data import load_split
+from alignkit.stages.rows import SftRow, fit_to_length, sft_rows
+from alignkit.stages.training import (
+    callbacks,
+    finish,
+    fit,
+    forward_kept,
+    prepare,
+    start_adapter,
+    trainer_arguments,
+)
+
+
+def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
+    """Train an adapter on demonstrations; it and its metrics land in the stage's directory."""
+    backbone = context.backbone
+    encoder = Encoder(backbone.tokenizer)
+    train, held_out = (
+        fit_to_length(
+            sft_rows(part, encoder, config.train_on),
+            config.max_length,
+            config.on_overlong,
+            context.say,
+        )
+        for part in load_split(load_demonstrations, config, context)
+    )
+    targets = describe_targets(train, encoder.stop_token_ids)
+    context.say(
+        f"{targets['trained_share']:.1%} of {targets['tokens']:,} tokens are trained, "
+        f"{targets['eos_share']:.1%} of targets end in EOS"
+    )
+    start_adapter(backbone, POLICY, config, context)
+    trainer = _trainer(config, context, train, held_out)
+    metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+    return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
+
+
+def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str, float]:
+    """Share of tokens that are trained, and of rows whose last target is a stop token."""
+    tokens = sum(len(row.ids) for row in rows)
+    trained = sum(sum(row.trained) for row in rows)
+    ended = sum(row.trained[-1] and row.ids[-1] in stops for row in rows)
+    return {
+        "tokens": tokens,
+        "trained_share": trained / max(tokens, 1),
+        "eos_share": ended / max(len(rows), 1),
+    }
+
+
+class DemonstrationTrainer(SealedCheckpoints, SFTTrainer):
+    """TRL's SFT trainer with its loss computed on targets only, rows packed without padding."""
+
+    pad: int
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset  # rows are token ids already
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Summed negative log-prob over the targets of the whole optimizer step."""
+        del model, return_outputs
+        logps = sequence_logps(self.model, inputs["ids"], inputs["masks"], pad_token_id=self.pad)
+        targets = num_items_in_batch if num_items_in_batch is not None else logps.per_token.numel()
+        loss = -logps.per_token.sum() / torch.as_tensor(targets, device=logps.per_token.device)
+        store = self._metrics["train" if self.model.training else "eval"]
+        store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as lists; `labels` is there for the trainer to count targets across accumulation."""
+    width = max(len(row["input_ids"]) for row in rows)
+    labels = torch.full((len(rows), width), -100)
+    for i, row in enumerate(rows):
+        ids, trained = torch.tensor(row["input_ids"]), torch.tensor(row["trained"])
+        labels[i, : len(ids)] = torch.where(trained, ids, -100)
+    return {
+        "labels": labels,
+        "ids": [row["input_ids"] for row in rows],
+        "masks": [row["trained"] for row in rows],
+    }
+
+
+def _trainer(
+    config: SftConfig, context: StageContext, train: list[SftRow], held_out: list[SftRow]
+) -> DemonstrationTrainer:
+    backbone = context.backbone
+    arguments = trainer_arguments(TrlConfig, config, context, max_length=None, packing=False)
+    with warnings.catch_warnings(), forward_kept(backbone):
+        warnings.simplefilter("ignore")
+        trainer = DemonstrationTrainer(
+            model=backbone.model,
+            args=arguments,
+            train_dataset=_dataset(train, config),
+            eval_dataset=_dataset(held_out, config) if held_out else None,
+            processing_class=backbone.tokenizer,
+            data_collator=collate,
+            callbacks=callbacks(context, "sft"),
+        )
+    trainer.pad = Encoder(backbone.tokenizer).pad_token_id
+    prepare(trainer, backbone, POLICY)
+    return trainer
+
+
+def _dataset(rows: Sequence[SftRow], config: SftConfig) -> Dataset:
+    del config
+    return Dataset.from_list([{"input_ids": row.ids, "trained": row.trained} for row in rows])

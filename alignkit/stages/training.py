@@ -1,0 +1,290 @@
+"""What the trained stages share: starting adapters, trainer arguments, guards, and what is saved.
+
+The loop is transformers.Trainer's, by way of TRL for sft and dpo. What is ours: fp32 trainables
+on a quantized backbone, a forward over completions only, and checks that fail loudly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from alignkit.backbone import Backbone, as_fp32
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.heads import ScalarHead
+from alignkit.recipe import TrainingConfig
+from alignkit.stages.context import StageContext
+
+# Fields of TrainingConfig that the trainers underneath know by the same name.
+SHARED_ARGUMENTS = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "gradient_checkpointing",
+)
+
+
+def start_adapter(
+    backbone: Backbone, name: str, config: TrainingConfig, context: StageContext
+) -> bool:
+    """Give the stage its adapter; True when it continues a trained one, False when it is fresh.
+
+    In order: the stage or run that `policy` names, the run named as the model, a fresh LoRA.
+    """
+    backbone.delete_adapter(name)
+    start = context.artifact(config.policy) / "adapter" if config.policy else backbone.files.adapter
+    if start is None:
+        backbone.new_adapter(name, seed=context.seed)
+    else:
+        backbone.load_adapter(name, start)
+    return start is not None
+
+
+def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext, **own: Any) -> Any:
+    """The trainer's own settings object, made of ours; `trainer:` adds to it, never overrides."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in SHARED_ARGUMENTS}
+    cuda = context.backbone.device.type == "cuda"
+    dtype = context.backbone.dtype
+    values |= {
+        "output_dir": str(context.checkpoints),
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "use_cpu": not cuda,
+        "bf16": cuda and dtype == torch.bfloat16,
+        "fp16": cuda and dtype == torch.float16,
+        "report_to": list(config.report_to),
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "eval_on_start": False,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": cuda,
+        "push_to_hub": False,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    values |= own
+    taken = sorted(set(values) & set(config.trainer))
+    if taken:
+        raise RecipeError(
+            f"trainer.{taken[0]} is set by alignkit",
+            hint=f"use the stage's own {taken[0]!r}"
+            if taken[0] in SHARED_ARGUMENTS
+            else "leave it out",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return kind(**values, **config.trainer)
+
+
+class MetricsLog(TrainerCallback):
+    """Writes one JSON object a logged step, and stops at a loss that is not a number."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Append the step's numbers."""
+        del args, control
+        row = {"step": state.global_step, **_plain(logs or {})}
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        if not math.isfinite(row.get("loss", 0.0) or 0.0):
+            raise TrainingFailed(
+                f"the loss is {row['loss']} at step {state.global_step}",
+                hint="lower the learning rate; the last checkpoint is from before",
+            )
+
+
+class Progress(TrainerCallback):
+    """Moves a progress bar by one each optimizer step."""
+
+    def __init__(self, context: StageContext, label: str) -> None:
+        self.context = context
+        self.label = label
+        self.bar: Any = None
+        self.advance: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar, at the step a resumed run begins with."""
+        del args, control
+        self.bar = self.context.progress(state.max_steps, self.label)
+        self.advance = self.bar.__enter__()
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
+        del args, state, control
+        self.advance(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        del args, state, control
+        self.bar.__exit__(None, None, None)
+
+
+class GradientsAlive(TrainerCallback):
+    """Fails after the first backward when an adapter gets no gradient.
+
+    LoRA's B starts at zero and A random, so every B has a gradient at the first step unless
+    something cut the graph.
+    """
+
+    def __init__(self) -> None:
+        self.checked = False
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Look once at every trainable B."""
+        del args, control
+        if self.checked:
+            return
+        self.checked = True
+        dead = dead_gradients(model)
+        if dead:
+            raise TrainingFailed(
+                f"{len(dead)} adapter weights have no gradient at step {state.global_step + 1}, "
+                f"the first is {dead[0]}",
+                hint="alignkit doctor tells whether this machine's 4-bit kernels are guarded",
+            )
+
+
+def dead_gradients(model: nn.Module) -> list[str]:
+    """Names of trainable LoRA B weights whose gradient is missing or exactly zero."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and "lora_B" in name
+        and (parameter.grad is None or not bool(parameter.grad.any()))
+    ]
+
+
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Copies of weights, to compare with after training."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter]) -> float:
+    """Share of entries that differ. Raises TrainingFailed when none does."""
+    changed = sum(int((after[name].detach() != old).sum()) for name, old in before.items())
+    share = changed / max(sum(old.numel() for old in before.values()), 1)
+    if share == 0:
+        raise TrainingFailed(
+            "no trainable weight moved", hint="raise the learning rate or the number of steps"
+        )
+    return share
+
+
+def prepare(trainer: Any, backbone: Backbone, adapter: str) -> None:
+    """Undo what a trainer does to a quantized model: trainables back to fp32, one adapter live."""
+    backbone.activate(adapter)
+    as_fp32(backbone.parameters_of(adapter))
+    quiet_callbacks(trainer)
+
+
+@contextmanager
+def forward_kept(backbone: Backbone) -> Iterator[None]:
+    """TRL patches the base's forward for its fused head; we answer its loss, so it goes again."""
+    kept = backbone.base.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        backbone.base.__dict__.pop("forward", None)
+        if kept is not None:
+            backbone.base.forward = kept
+
+
+def fit(
+    trainer: Any, trainables: Mapping[str, nn.Parameter], context: StageContext
+) -> dict[str, Any]:
+    """Train, from the newest valid checkpoint when there is one; what moved and how it ended."""
+    before = snapshot(trainables)
+    outcome = trainer.train_sealed(
+        context.fingerprint, say=context.say, resume_anyway=context.resume_anyway
+    )
+    return {
+        "steps": trainer.state.global_step,
+        "train_loss": round(float(outcome.training_loss), 6),
+        "seconds": round(float(outcome.metrics.get("train_runtime", 0.0)), 2),
+        "moved_share": moved_share(before, trainables),
+    }
+
+
+def finish(
+    backbone: Backbone,
+    adapter: str,
+    context: StageContext,
+    metrics: dict[str, Any],
+    head: ScalarHead | None = None,
+) -> dict[str, Any]:
+    """Save the adapter as the stage's result, forget it on the backbone, and pass the metrics."""
+    backbone.save_adapter(adapter, context.directory / "adapter", head=head)
+    backbone.clear()
+    context.say(f"{metrics['moved_share']:.1%} of the trainable weights moved")
+    return metrics
+
+
+def quiet_callbacks(trainer: Any) -> None:
+    """Leave out the callbacks that print: stdout is for results."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+
+
+def callbacks(context: StageContext, label: str) -> list[TrainerCallback]:
+    """The callbacks every trained stage has."""
+    return [MetricsLog(context.metrics_file), Progress(context, label), GradientsAlive()]
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Every dropout probability zero inside, as before outside."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    before = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = 0.0
+    try:
+        yield
+    finally:
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p
+
+
+def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _number(value) for key, value in logs.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.item()
+    return round(value, 8) if isinstance(value, float) else value
+
+
+def batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    """Consecutive slices of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
