@@ -1,0 +1,450 @@
+"""Judgements of many origins read into one table of numbers.
+
+A format is one function from a row to judgements and one line in FORMATS. Texts are dropped as
+soon as their lengths are known, unless a report asks to keep them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkit.errors import DataError, did_you_mean, pick
+from alignkit.evaluation.intervals import Floats, Ints
+from alignkit.evaluation.json_rows import Row, RowFile
+
+TIE = 0.5
+SCORES = {"a": 1.0, "tie": TIE, "b": 0.0}
+
+
+class Judged(NamedTuple):
+    """One judgement of any format. `score` is P(a wins), None when the judge failed."""
+
+    prompt_id: str | None  # None: the row is a prompt of its own
+    a: str
+    b: str
+    score: float | None
+    first: str | None = None  # "a" or "b": the side shown first
+    judge: str = ""
+    prompt: str | None = None
+    output_a: str | None = None
+    output_b: str | None = None
+    len_a: int | None = None
+    len_b: int | None = None
+    error: str | None = None
+
+
+@dataclass
+class Texts:
+    """What a report shows of one prompt: its text and each model's completion."""
+
+    prompt: str | None = None
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Judgements:
+    """The table: one entry a judgement, indices into `prompts`, `models` and `judges`."""
+
+    prompts: list[str]
+    models: list[str]
+    judges: list[str]
+    prompt: Ints
+    left: Ints  # the row's a
+    right: Ints  # the row's b
+    score: Floats  # P(left wins), nan when the judge failed
+    first: NDArray[np.int8]  # 1: left was shown first, 0: right, -1: unknown
+    judge: Ints
+    left_length: Floats  # code points, nan when unknown
+    right_length: Floats
+    left_hash: Ints  # of the completion's text, 0 when unknown
+    right_hash: Ints
+    clusters: Ints | None  # (prompts,)
+    categories: list[str | None]  # (prompts,)
+    texts: list[Texts]  # (prompts,), or empty when not kept
+    inputs: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def where(self, mask: NDArray[np.bool_]) -> Judgements:
+        """The judgements of `mask`; prompts, models and judges keep their numbers."""
+        columns = {name: getattr(self, name)[mask] for name in _COLUMNS}
+        return Judgements(**{**self.__dict__, **columns})
+
+
+_COLUMNS = (
+    "prompt",
+    "left",
+    "right",
+    "score",
+    "first",
+    "judge",
+    "left_length",
+    "right_length",
+    "left_hash",
+    "right_hash",
+)
+
+
+# --- fields of a row -----------------------------------------------------------------------------
+
+
+def _need(row: Row, key: str) -> Any:
+    try:
+        return row[key]
+    except KeyError:
+        raise DataError(f"{key!r} is missing{did_you_mean(key, row)}") from None
+
+
+def _name(row: Row, key: str) -> str:
+    value = _need(row, key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{key!r} must be a non-empty text, not {value!r}")
+    return value
+
+
+def _text(row: Row, key: str) -> str | None:
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{key!r} must be a text or null, not {value!r}")
+    return value
+
+
+def _length(row: Row, key: str) -> int | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise DataError(f"{key!r} must be a whole number from 0 or null, not {value!r}")
+    return value
+
+
+def _number(value: Any, key: str, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise DataError(f"{key!r} must be a number from {low:g} to {high:g}, not {value!r}")
+    return float(value)
+
+
+def _choice(value: Any, key: str, table: dict[str, Any]) -> Any:
+    if not isinstance(value, str) or value not in table:
+        known = ", ".join(repr(name) for name in table)
+        near = did_you_mean(value, table) if isinstance(value, str) else ""
+        raise DataError(f"{key!r} is {value!r}{near}", hint=f"Known: {known} or null")
+    return table[value]
+
+
+def _judge(value: Any) -> str:
+    """A judge's name; MT-bench gives a list of model and template."""
+    if isinstance(value, list):
+        return "/".join(str(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _conversation(value: Any) -> str | None:
+    """The prompt's text: as it is, or the contents of its messages, one paragraph each."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return "\n\n".join(str(turn.get("content") or "") for turn in value)
+    raise DataError("'prompt' must be a text, a list of messages or null")
+
+
+# --- formats -------------------------------------------------------------------------------------
+
+
+def _read_judgement(row: Row) -> Iterator[Judged]:
+    if row.get("kind") != "judgement":
+        raise DataError(f"'kind' must be 'judgement', not {row.get('kind')!r}")
+    if "verdict" not in row and "score" not in row:
+        raise DataError("'verdict' and 'score' are both missing", hint="One of them is needed")
+    verdict, score, first = row.get("verdict"), row.get("score"), row.get("first")
+    decided = None if verdict is None else _choice(verdict, "verdict", SCORES)
+    if first is not None:
+        _choice(first, "first", {"a": 1, "b": 0})
+    yield Judged(
+        prompt_id=_name(row, "prompt_id"),
+        a=_name(row, "a"),
+        b=_name(row, "b"),
+        score=decided if score is None else _number(score, "score", 0, 1),
+        first=first,
+        judge=_judge(row.get("judge")),
+        prompt=_conversation(row.get("prompt")),
+        output_a=_text(row, "output_a"),
+        output_b=_text(row, "output_b"),
+        len_a=_length(row, "len_a"),
+        len_b=_length(row, "len_b"),
+        error=_text(row, "error"),
+    )
+
+
+def _read_alpacaeval(row: Row) -> Iterator[Judged]:
+    """`preference` is 1 for output_1, 2 for output_2, between for a soft verdict; 0 is a draw."""
+    preference = _need(row, "preference")
+    score: float | None = None
+    if preference is not None:
+        is_draw = preference == 0 and not isinstance(preference, bool)
+        score = TIE if is_draw else _number(preference, "preference", 1, 2) - 1.0
+    yield Judged(
+        prompt_id=None,
+        a=_name(row, "generator_2"),
+        b=_name(row, "generator_1"),
+        score=score,
+        judge=_judge(row.get("annotator")),
+        prompt=_text(row, "instruction"),
+        output_a=_text(row, "output_2"),
+        output_b=_text(row, "output_1"),
+    )
+
+
+MTBENCH_WINNERS = {"model_1": 1.0, "tie": TIE, "model_2": 0.0, "error": None}
+
+
+def _read_mtbench(row: Row) -> Iterator[Judged]:
+    question = _name(row, "question_id")
+    turn = row.get("turn")
+    prompt_id = question if turn is None else f"{question} turn {turn}"
+    a, b = _name(row, "model_1"), _name(row, "model_2")
+    for key, first in (("g1_winner", "a"), ("g2_winner", "b")):
+        winner = _need(row, key)
+        score = None if winner is None else _choice(winner, key, MTBENCH_WINNERS)
+        yield Judged(prompt_id, a, b, score, first, _judge(row.get("judge")))
+
+
+ARENA_WINNERS = {
+    "model_a": 1.0,
+    "model_b": 0.0,
+    "tie": TIE,
+    "tie (bothbad)": TIE,
+    "both_bad": TIE,
+}
+
+
+def _read_arena(row: Row) -> Iterator[Judged]:
+    winner = _need(row, "winner")
+    yield Judged(
+        prompt_id=_name(row, "question_id"),
+        a=_name(row, "model_a"),
+        b=_name(row, "model_b"),
+        score=None if winner is None else _choice(winner, "winner", ARENA_WINNERS),
+        judge=_judge(row.get("judge")),
+    )
+
+
+# P(A wins); a strong verdict counts once.
+GAME_SCORES = {
+    **dict.fromkeys(("A>>B", "A>B", "B<A", "B<<A"), 1.0),
+    **dict.fromkeys(("A=B", "B=A"), TIE),
+    **dict.fromkeys(("B>>A", "B>A", "A<B", "A<<B"), 0.0),
+}
+
+
+def _read_arenahard(row: Row) -> Iterator[Judged]:
+    """Two games; A is the baseline in the first and the model in the second, and shown first."""
+    uid, model, baseline = _name(row, "uid"), _name(row, "model"), _name(row, "baseline")
+    games = _need(row, "games")
+    if not isinstance(games, list) or len(games) != 2:
+        raise DataError("'games' must be a list of two games")
+    for game, first in zip(games, ("b", "a"), strict=True):
+        if game is not None and not isinstance(game, dict):
+            raise DataError("a game must be an object with 'score', or null")
+        given = None if game is None else _need(game, "score")
+        shown_wins = None if given is None else _choice(given, "score", GAME_SCORES)
+        score = shown_wins
+        if shown_wins is not None and first == "b":
+            score = 1.0 - shown_wins
+        yield Judged(uid, model, baseline, score, first, _judge(row.get("judge")))
+
+
+class Format(NamedTuple):
+    """How to know a format by a row's keys, and how to read the row."""
+
+    keys: frozenset[str]
+    read: Callable[[Row], Iterator[Judged]]
+
+
+FORMATS: dict[str, Format] = {
+    "judgement": Format(frozenset({"prompt_id", "a", "b"}), _read_judgement),
+    "alpacaeval": Format(frozenset({"generator_1", "generator_2", "preference"}), _read_alpacaeval),
+    "mtbench": Format(frozenset({"model_1", "model_2", "g1_winner"}), _read_mtbench),
+    "arena": Format(frozenset({"model_a", "model_b", "winner"}), _read_arena),
+    "arenahard": Format(frozenset({"model", "baseline", "games"}), _read_arenahard),
+}
+
+
+def recognise(row: Row) -> str:
+    """The name of the format whose keys the row has."""
+    for name, known in FORMATS.items():
+        if known.keys <= row.keys() or row.get("kind") == name:
+            return name
+    raise DataError(
+        f"no known format of judgements has these keys: {', '.join(sorted(row)) or 'none'}",
+        hint=f"Force one with --format {'|'.join(FORMATS)}",
+    )
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Collects judgements into columns."""
+
+    def __init__(self, cluster: str | None, keep_texts: bool) -> None:
+        self.cluster = cluster
+        self.keep_texts = keep_texts
+        self.prompts: dict[str, int] = {}
+        self.models: dict[str, int] = {}
+        self.judges: dict[str, int] = {}
+        self.clusters: list[str] = []
+        self.categories: list[str | None] = []
+        self.texts: list[Texts] = []
+        self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+
+    def add(self, judged: Judged, row: Row) -> None:
+        if judged.a == judged.b:
+            raise DataError(f"both sides are {judged.a!r}", hint="A model cannot meet itself")
+        prompt = self._prompt(judged, row)
+        known_first = -1 if judged.first is None else int(judged.first == "a")
+        score = math.nan if judged.score is None else judged.score
+        values = (
+            prompt,
+            self.models.setdefault(judged.a, len(self.models)),
+            self.models.setdefault(judged.b, len(self.models)),
+            score,
+            known_first,
+            self.judges.setdefault(judged.judge, len(self.judges)),
+            _measured(judged.output_a, judged.len_a),
+            _measured(judged.output_b, judged.len_b),
+            0 if judged.output_a is None else hash(judged.output_a),
+            0 if judged.output_b is None else hash(judged.output_b),
+        )
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+        if self.keep_texts:
+            self._keep(self.texts[prompt], judged)
+
+    def _prompt(self, judged: Judged, row: Row) -> int:
+        name = judged.prompt_id
+        if name is None:
+            name = f"row {len(self.prompts) + 1}"
+        index = self.prompts.setdefault(name, len(self.prompts))
+        is_new = index == len(self.categories)
+        if is_new:
+            category = _looked_up(row, "category") or _looked_up(row, "dataset")
+            self.categories.append(None if category is None else str(category))
+            self.texts.append(Texts())
+        if self.cluster is not None:
+            self._check_cluster(self.cluster, name, index, is_new, row)
+        return index
+
+    def _check_cluster(self, key: str, name: str, index: int, is_new: bool, row: Row) -> None:
+        value = _looked_up(row, key)
+        if value is None:
+            raise DataError(f"no {key!r} to cluster by, in the row or in its 'extra'")
+        if is_new:
+            self.clusters.append(str(value))
+        elif self.clusters[index] != str(value):
+            raise DataError(
+                f"prompt {name!r} is in cluster {value!r} here and {self.clusters[index]!r} above"
+            )
+
+    @staticmethod
+    def _keep(texts: Texts, judged: Judged) -> None:
+        texts.prompt = texts.prompt or judged.prompt
+        for model, output in ((judged.a, judged.output_a), (judged.b, judged.output_b)):
+            if output is not None:
+                texts.outputs.setdefault(model, output)
+
+    def finish(self, inputs: list[dict[str, Any]]) -> Judgements:
+        arrays = {name: np.array(self.columns[name], dtype=_TYPES[name]) for name in _COLUMNS}
+        clusters = None
+        if self.cluster is not None:
+            clusters = np.unique(self.clusters, return_inverse=True)[1].astype(np.int64)
+        return Judgements(
+            prompts=list(self.prompts),
+            models=list(self.models),
+            judges=list(self.judges),
+            clusters=clusters,
+            categories=self.categories,
+            texts=self.texts if self.keep_texts else [],
+            inputs=inputs,
+            **arrays,
+        )
+
+
+_FLOATS = {"score", "left_length", "right_length"}
+_TYPES: dict[str, type[np.generic]] = {
+    name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS
+} | {"first": np.int8}
+
+
+def _measured(output: str | None, given: int | None) -> float:
+    """A completion's length in code points; nan when nobody knows."""
+    if output is not None:
+        return float(len(output))
+    return math.nan if given is None else float(given)
+
+
+def _looked_up(row: Row, key: str) -> Any:
+    """A key of the row, else of its `extra`."""
+    if row.get(key) is not None:
+        return row[key]
+    extra = row.get("extra")
+    return extra.get(key) if isinstance(extra, dict) else None
+
+
+def judgements_in(
+    paths: Sequence[str | Path], *, format: str | None = None
+) -> Iterator[tuple[Judged, Row, str, RowFile]]:
+    """Every judgement of the files with its row, its place and its file, as they are read."""
+    for path in paths:
+        file = RowFile(path)
+        chosen = None if format is None else pick(FORMATS, format, what="format of judgements")
+        for line, row in file:
+            place = f"{file.path}:{line}"
+            try:
+                chosen = chosen or FORMATS[recognise(row)]
+                for judged in chosen.read(row):
+                    yield judged, row, place, file
+            except DataError as error:
+                raise error.at(place) from None
+        if not file.rows:
+            raise DataError("holds no judgement", where=file.path)
+
+
+def read_judgements(
+    paths: Sequence[str | Path],
+    *,
+    format: str | None = None,
+    cluster: str | None = None,
+    keep_texts: bool = False,
+) -> Judgements:
+    """Read files of judgements as one; a bad row raises DataError with FILE:LINE."""
+    if not paths:
+        raise DataError("no file of judgements given")
+    builder = _Builder(cluster, keep_texts)
+    files: dict[int, RowFile] = {}
+    for judged, row, place, file in judgements_in(paths, format=format):
+        files[id(file)] = file
+        try:
+            builder.add(judged, row)
+        except DataError as error:
+            raise error.at(place) from None
+    return builder.finish([file.as_dict() for file in files.values()])
+
+
+def known_models(judgements: Judgements, names: Iterable[str]) -> None:
+    """Refuse names that no judgement has, listing those there are."""
+    for name in names:
+        if name not in judgements.models:
+            known = ", ".join(sorted(judgements.models))
+            near = did_you_mean(name, judgements.models)
+            raise DataError(f"no judgement names {name!r}; the models are {known}{near}")

@@ -1,0 +1,133 @@
+"""Reports as a few lines for people; the numbers are those of the JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def winrate_lines(report: Report) -> list[str]:
+    """The win rate of two models on one screen, or the ratings of many."""
+    if report["a"] is None or report["b"] is None:
+        return [*_matrix_lines(report), *_warnings(report)]
+    lines = [_who(report), _headline(report), *_length(report), _position(report)]
+    return [line for line in [*lines, *_categories(report), *_warnings(report)] if line]
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "unknown" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _bracket(ci: Report | None) -> str:
+    if ci is None:
+        return "[no interval]"
+    return f"[{100 * ci['low']:.1f}, {100 * ci['high']:.1f}]"
+
+
+def _p(value: float | None) -> str:
+    """Two digits: 0.25, 0.031, and 1.0e-4 below a thousandth."""
+    if value is None:
+        return "unknown"
+    if 0 < value < 0.001:
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits}e{int(power)}"
+    return f"{value:.2g}"
+
+
+def _orders(report: Report) -> str:
+    position = report["position"]
+    if position["consistency"] is not None:
+        return "both orders"
+    return "order unknown" if position["first_rate"] is None else "one order"
+
+
+def _judges(report: Report) -> str:
+    names = [name for name in report["judges"] if name]
+    if not names:
+        return ""
+    return f", judge{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _who(report: Report) -> str:
+    return (
+        f"{report['a']} vs {report['b']}   {report['n_prompts']} prompts, "
+        f"{_orders(report)}{_judges(report)}"
+    )
+
+
+def _headline(report: Report) -> str:
+    ci, p = report["ci"], report["p_value"]
+    level = "" if ci is None else f" {100 * ci['level']:.0f} %"
+    counts = f"(W {report['wins']}  T {report['ties']}  L {report['losses']}, "
+    line = (
+        f"win rate {percent(report['win_rate'])}  {_bracket(ci)}{level}   "
+        f"{counts}failed {report['n_failed']})   "
+        f"p(=50 %) = {_p(None if p is None else p['value'])}"
+    )
+    bounds = report["failed_bounds"]
+    if bounds is None or bounds["low"] == bounds["high"]:
+        return line
+    return (
+        f"{line}\nprompts without a usable judgement could move it from "
+        f"{percent(bounds['low'])} to {percent(bounds['high'])}"
+    )
+
+
+def _length(report: Report) -> list[str]:
+    length = report["length"]
+    parts = []
+    if length["lc_win_rate"] is not None:
+        interval = "" if length["lc_ci"] is None else f" {_bracket(length['lc_ci'])}"
+        parts.append(f"length-controlled {percent(length['lc_win_rate'])}{interval}")
+    if length["ratio_median"] is not None:
+        ratio = length["ratio_median"]
+        than = "longer" if ratio >= 1 else "as long"
+        parts.append(f"{report['a']} answers are {ratio:.2f}x {than} (median)")
+    lines = ["   ".join(parts)] if parts else []
+    return [*lines, f"warning: {length['warning']}"] if length["warning"] else lines
+
+
+def _position(report: Report) -> str:
+    position, parts = report["position"], []
+    if position["consistency"] is not None:
+        parts.append(f"order consistency {percent(position['consistency'], 0)}")
+    if position["first_rate"] is not None:
+        first = percent(position["first_rate"], 0)
+        parts.append(f"first-shown wins {first} (p {_p(position['p']).removeprefix('0')})")
+    effect = report["mde_80"]
+    seen = "" if effect is None else f"smallest effect this run can see: {100 * effect:.1f} points"
+    return "   ".join(part for part in (", ".join(parts), seen) if part)
+
+
+def _categories(report: Report) -> list[str]:
+    rows = report["per_category"] or []
+    if len(rows) < 2:
+        return []
+    width = max(len(row["name"]) for row in rows)
+    return [
+        f"  {row['name']:<{width}}  {percent(row['win_rate']):>8}  {_bracket(row['ci']):<14}"
+        f"  n {row['n']}  p {_p(row['p_holm'])} (Holm)"
+        for row in rows
+    ]
+
+
+def _matrix_lines(report: Report) -> list[str]:
+    matrix = report["matrix"]
+    head = f"{report['n_prompts']} prompts, {report['n_judgements']} judgements"
+    head += f", failed {report['n_failed']}{_judges(report)}"
+    if matrix is None:
+        return [head, "no usable judgement"]
+    order = sorted(range(len(matrix["models"])), key=lambda i: -matrix["rating"][i])
+    width = max(len(name) for name in matrix["models"])
+    return [head, *(_rated(matrix, i, width) for i in order)]
+
+
+def _rated(matrix: Report, i: int, width: int) -> str:
+    ci = matrix["ci"][i]
+    interval = "" if ci is None else f"  [{ci['low']:.0f}, {ci['high']:.0f}]"
+    return f"  {matrix['models'][i]:<{width}}  {matrix['rating'][i]:6.0f}{interval}"
+
+
+def _warnings(report: Report) -> list[str]:
+    return [f"warning: {text}" for text in report["warnings"]]

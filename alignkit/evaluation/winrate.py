@@ -1,0 +1,499 @@
+"""A win rate with everything needed to believe it: interval, test, bounds, position, length.
+
+`winrate_report` reads files of judgements and returns the dictionary that `alignkit eval winrate`
+writes. Rates are fractions; what cannot be known is None. `a` is the policy under test, `b` what
+it is compared with, and the win rate is P(a beats b).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignkit import __version__
+from alignkit.errors import DataError, RecipeError, pick
+from alignkit.evaluation import length_control as lc
+from alignkit.evaluation.bradley_terry import Outcomes, ratings
+from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
+from alignkit.evaluation.intervals import (
+    INTERVALS,
+    Estimate,
+    Floats,
+    Interval,
+    Ints,
+    interval,
+    mean_estimate,
+)
+from alignkit.evaluation.judgements import Judgements, known_models, read_judgements
+
+SCHEMA_VERSION = 1
+POWER = 0.8
+LEVEL = 0.95
+# Scores are means of a few judgements: this far from 1/2 is rounding, not a verdict.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The judgements of a against b, all turned to a's side, and the score of each prompt."""
+
+    a: str
+    b: str
+    judgements: Judgements  # left is a throughout
+    prompts: Ints  # (n,) numbers of the prompts with a usable judgement
+    scores: Floats  # (n,) mean of each one's usable judgements
+    n_unusable: int  # prompts of which every judgement failed
+    clusters: Ints | None  # (n,)
+
+    @property
+    def decided(self) -> tuple[int, int, int]:
+        """Prompts won, tied and lost."""
+        wins = int(np.sum(self.scores > 0.5 + ROUNDING))
+        losses = int(np.sum(self.scores < 0.5 - ROUNDING))
+        return wins, len(self.scores) - wins - losses, losses
+
+
+def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
+    """The pair's judgements, whichever of the two each row named first."""
+    number = {model: index for index, model in enumerate(judgements.models)}
+    i, j = number[a], number[b]
+    straight = (judgements.left == i) & (judgements.right == j)
+    turned = (judgements.left == j) & (judgements.right == i)
+    own = judgements.where(straight | turned)
+    flip = own.left == j
+    for left, right in (
+        ("left", "right"),
+        ("left_length", "right_length"),
+        ("left_hash", "right_hash"),
+    ):
+        x, y = getattr(own, left), getattr(own, right)
+        setattr(own, left, np.where(flip, y, x))
+        setattr(own, right, np.where(flip, x, y))
+    own.score = np.where(flip, 1.0 - own.score, own.score)
+    own.first = np.where(flip & (own.first >= 0), 1 - own.first, own.first).astype(np.int8)
+    prompts, scores = _prompt_means(own.prompt, own.score, len(judgements.prompts))
+    asked = len(np.unique(own.prompt))
+    clusters = None if own.clusters is None else own.clusters[prompts]
+    return Pair(a, b, own, prompts, scores, asked - len(prompts), clusters)
+
+
+def _prompt_means(prompt: Ints, score: Floats, n_prompts: int) -> tuple[Ints, Floats]:
+    """Prompts with a known score, and the mean of each one's known scores."""
+    usable = ~np.isnan(score)
+    counts = np.bincount(prompt[usable], minlength=n_prompts)
+    sums = np.bincount(prompt[usable], weights=score[usable], minlength=n_prompts)
+    known = np.flatnonzero(counts)
+    return known, sums[known] / counts[known]
+
+
+# --- ties ----------------------------------------------------------------------------------------
+
+
+def _is_tie(scores: Floats) -> Any:
+    return np.abs(scores - 0.5) <= ROUNDING
+
+
+def _half(scores: Floats) -> tuple[Floats, Any]:
+    return scores, np.ones(len(scores), dtype=bool)
+
+
+def _drop(scores: Floats) -> tuple[Floats, Any]:
+    return scores, ~_is_tie(scores)
+
+
+def _count(scores: Floats) -> tuple[Floats, Any]:
+    return np.where(_is_tie(scores), 0.0, scores), np.ones(len(scores), dtype=bool)
+
+
+# Each gives the scores as they enter the win rate, and which prompts stay in it.
+TIES = {"half": _half, "drop": _drop, "count": _count}
+
+
+# --- parts of the report -------------------------------------------------------------------------
+
+
+def failed_bounds(scores: Floats, n_unusable: int) -> dict[str, float]:
+    """The win rate if every prompt without a usable judgement were lost, or won."""
+    total, n = float(scores.sum()), len(scores) + n_unusable
+    return {"low": total / n, "high": (total + n_unusable) / n}
+
+
+def p_against_half(pair: Pair, ties: str, estimate: Estimate | None) -> dict[str, Any] | None:
+    """Exact sign test on decided prompts; with clusters, which it cannot take, the t test."""
+    if estimate is None:
+        return None
+    if pair.clusters is not None:
+        return {"test": "t", "value": None if estimate.se is None else estimate.p_half}
+    wins, tied, losses = pair.decided
+    return {"test": "sign", "value": sign_test(wins, losses + (tied if ties == "count" else 0))}
+
+
+def position_of(judgements: Judgements) -> dict[str, float | None]:
+    """How much the verdict follows the place shown.
+
+    consistency: share of prompts judged in both orders whose verdicts agree. first_rate: mean score
+    of the side shown first. p: sign test over prompts between those that favoured the side shown
+    first and those that did not, which both orders and repeated judges leave exact.
+    """
+    known = (judgements.first >= 0) & ~np.isnan(judgements.score)
+    if not known.any():
+        return {"consistency": None, "first_rate": None, "p": None}
+    first, score = judgements.first[known], judgements.score[known]
+    # A prompt is judged once for each pair of models: several pairs are several comparisons.
+    models = len(judgements.models)
+    low = np.minimum(judgements.left, judgements.right)[known]
+    high = np.maximum(judgements.left, judgements.right)[known]
+    flip = judgements.left[known] != low
+    key = (judgements.prompt[known] * models + low) * models + high
+    _, comparison = np.unique(key, return_inverse=True)
+    n = int(comparison.max()) + 1
+    of_first = np.where(first == 1, score, 1.0 - score)
+    of_low = np.where(flip, 1.0 - score, score)
+    low_first = (first == 1) != flip
+    verdicts = [_verdicts_by(comparison[side], of_low[side], n) for side in (low_first, ~low_first)]
+    both = ~np.isnan(verdicts[0]) & ~np.isnan(verdicts[1])
+    lean = np.bincount(comparison, weights=of_first - 0.5, minlength=n)
+    p = sign_test(int(np.sum(lean > ROUNDING)), int(np.sum(lean < -ROUNDING)))
+    agree = verdicts[0][both] == verdicts[1][both]
+    return {
+        "consistency": float(agree.mean()) if both.any() else None,
+        "first_rate": float(of_first.mean()),
+        "p": p,
+    }
+
+
+def _verdicts_by(index: Ints, score: Floats, n: int) -> Floats:
+    """-1, 0 or 1 for each of `n` comparisons by its mean score; nan where there is none."""
+    counts = np.bincount(index, minlength=n)
+    sums = np.bincount(index, weights=score - 0.5, minlength=n)
+    verdict = np.where(np.abs(sums) <= ROUNDING, 0.0, np.sign(sums))
+    return np.where(counts > 0, verdict, np.nan)
+
+
+def lengths_of(pair: Pair) -> tuple[Floats, Floats]:
+    """Mean length of a's and of b's completion for each prompt of the pair, nan when unknown."""
+    own, n = pair.judgements, len(pair.judgements.prompts)
+    means = []
+    for column in (own.left_length, own.right_length):
+        prompts, values = _prompt_means(own.prompt, column, n)
+        full = np.full(n, np.nan)
+        full[prompts] = values
+        means.append(full[pair.prompts])
+    return means[0], means[1]
+
+
+def length_of(pair: Pair) -> dict[str, Any]:
+    """Mean lengths and their median ratio; the length-controlled keys are filled by the caller."""
+    a, b = lengths_of(pair)
+    both = ~np.isnan(a) & ~np.isnan(b)
+    comparable = both & (b > 0)
+    return {
+        "mean_a": float(a[both].mean()) if both.any() else None,
+        "mean_b": float(b[both].mean()) if both.any() else None,
+        "ratio_median": (
+            float(np.median(a[comparable] / b[comparable])) if comparable.any() else None
+        ),
+        "lc_win_rate": None,
+        "lc_ci": None,
+        "coef": None,
+        "identified": None,
+        "warning": None,
+    }
+
+
+def smallest_effect(
+    se: float | None, *, level: float = LEVEL, power: float = POWER
+) -> float | None:
+    """The distance from 1/2 that a run with this standard error finds with this power."""
+    if not se:
+        return None
+    return (normal_quantile(0.5 + level / 2) + normal_quantile(power)) * se
+
+
+def _as_dict(found: Interval | None) -> dict[str, Any] | None:
+    return None if found is None else found.as_dict()
+
+
+def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> list[dict[str, Any]]:
+    """The win rate of each category, its p-values corrected for their number by Holm's method."""
+    names = [pair.judgements.categories[prompt] for prompt in pair.prompts]
+    rows, p_values = [], []
+    for name in sorted({name for name in names if name is not None}):
+        mask = np.array([own == name for own in names])
+        clusters = None if pair.clusters is None else pair.clusters[mask]
+        part = Pair(
+            pair.a, pair.b, pair.judgements, pair.prompts[mask], pair.scores[mask], 0, clusters
+        )
+        headline = headline_of(part, ties, method, draws, seed)
+        test = headline["p_value"]
+        p_values.append(1.0 if test is None or test["value"] is None else test["value"])
+        rows.append(
+            {
+                "name": name,
+                "n": len(part.scores),
+                "win_rate": headline["win_rate"],
+                "ci": headline["ci"],
+            }
+        )
+    return [row | {"p_holm": p} for row, p in zip(rows, holm(p_values), strict=True)]
+
+
+def headline_of(pair: Pair, ties: str, method: str, draws: int, seed: int) -> dict[str, Any]:
+    """wins, ties, losses, win_rate, se, ci, p_value, failed_bounds and mde_80 of a pair."""
+    scores, stays = TIES[ties](pair.scores)
+    scores = scores[stays]
+    clusters = None if pair.clusters is None else pair.clusters[stays]
+    estimate = mean_estimate(scores, clusters) if len(scores) else None
+    wins, tied, losses = pair.decided
+    found = interval(method, scores, clusters, level=LEVEL, draws=draws, seed=seed)
+    known = len(scores) + pair.n_unusable > 0
+    return {
+        "wins": wins,
+        "ties": tied,
+        "losses": losses,
+        "win_rate": None if estimate is None else estimate.value,
+        "se": None if estimate is None else estimate.se,
+        "ci": _as_dict(found),
+        "p_value": p_against_half(pair, ties, estimate),
+        "failed_bounds": failed_bounds(scores, pair.n_unusable) if known else None,
+        "mde_80": None if estimate is None else smallest_effect(estimate.se),
+    }
+
+
+TWO_MODEL_KEYS = (
+    "wins",
+    "ties",
+    "losses",
+    "win_rate",
+    "se",
+    "ci",
+    "p_value",
+    "failed_bounds",
+    "length",
+    "mde_80",
+    "per_category",
+)
+
+
+def matrix_of(judgements: Judgements) -> tuple[dict[str, Any] | None, list[str]]:
+    """Bradley–Terry ratings of all models with their warnings; None without a usable judgement."""
+    usable = judgements.where(~np.isnan(judgements.score))
+    if not len(usable):
+        return None, []
+    group = usable.prompt if usable.clusters is None else usable.clusters[usable.prompt]
+    found = ratings(Outcomes(usable.models, usable.left, usable.right, usable.score, group))
+    return found.as_dict(), found.warnings
+
+
+# --- who meets whom ------------------------------------------------------------------------------
+
+
+def sides(
+    judgements: Judgements, a: str | None, b: str | None, baseline: str | None
+) -> tuple[str | None, str | None]:
+    """The pair to report; a None means that there are several and only the matrix is."""
+    if baseline is not None and b is not None and baseline != b:
+        raise RecipeError("--baseline and --b name different models", hint="Give one of them")
+    b = b or baseline
+    known_models(judgements, [name for name in (a, b) if name is not None])
+    if a is not None and a == b:
+        raise RecipeError(f"--a and --b are both {a!r}", hint="A model cannot meet itself")
+    if a is None and b is None:
+        if len(judgements.models) > 2:
+            return None, None
+        first = judgements.models
+        return first[int(judgements.left[0])], first[int(judgements.right[0])]
+    others = [name for name in judgements.models if name not in (a, b)]
+    if a is not None and b is not None:
+        return a, b
+    if len(others) == 1:
+        return (a, others[0]) if b is None else (others[0], b)
+    return a, b
+
+
+def _check_options(ties: str, ci: str, bootstrap: int) -> None:
+    pick(TIES, ties, what="treatment of ties")
+    pick(INTERVALS, ci, what="interval")
+    if bootstrap < 0:
+        raise RecipeError(f"--bootstrap is {bootstrap}", hint="Give a number from 0")
+    if ci == "bootstrap" and bootstrap < 100:
+        raise RecipeError(
+            f"--ci bootstrap needs at least 100 resamples, not {bootstrap}",
+            hint="Raise --bootstrap",
+        )
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of a report, as the command line and the function take them."""
+
+    a: str | None = None
+    b: str | None = None
+    baseline: str | None = None
+    cluster: str | None = None
+    ties: str = "half"
+    ci: str = "t"
+    length_control: str | None = None
+    difficulty: str | Path | None = None
+    reg_rows: str | Path | None = None
+    bootstrap: int = 2000
+    seed: int = 0
+    lc_slope: float | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_options(self.ties, self.ci, self.bootstrap)
+        lc.check_options(self.length_control, self.lc_slope, self.difficulty, self.reg_rows)
+
+    @property
+    def controls_length(self) -> bool:
+        return self.length_control is not None or self.lc_slope is not None
+
+    def command(self, paths: Sequence[str | Path]) -> str:
+        """The command line that makes the same report."""
+        words = ["alignkit", "eval", "winrate", *map(str, paths)]
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                words += [f"--{setting.name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
+
+
+def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
+    """The pair's length-controlled win rate; DataError when a length is unknown."""
+    scores, stays = TIES[options.ties](pair.scores)
+    a, b = lengths_of(pair)
+    unknown = np.isnan(a) | np.isnan(b)
+    if unknown.any():
+        name = pair.judgements.prompts[pair.prompts[int(np.argmax(unknown))]]
+        raise DataError(
+            f"prompt {name!r} has neither outputs nor len_a and len_b",
+            hint="Length control needs the length of both sides",
+        )
+    if not stays.any():
+        raise DataError("no prompt is left to control length on")
+    clusters = None if pair.clusters is None else pair.clusters[stays]
+    resampling = lc.Resampling(options.bootstrap, options.seed, clusters, LEVEL)
+    given = scores[stays], a[stays], b[stays]
+    if options.length_control != "alpacaeval":
+        mode = options.length_control or "prior"
+        return lc.control_length(*given, resampling, mode=mode, slope=options.lc_slope)
+    known = lc.read_difficulty(options.difficulty or "")
+    texts = [pair.judgements.texts[prompt].prompt for prompt in pair.prompts[stays]]
+    difficulty = lc.difficulties(texts, known, str(options.difficulty))
+    rows = lc.read_regulariser(options.reg_rows or "")
+    return lc.control_length_alpacaeval(*given, difficulty, rows, resampling)
+
+
+def _with_length_control(length: dict[str, Any], found: lc.LengthControlled) -> dict[str, Any]:
+    return length | {
+        "lc_win_rate": found.win_rate,
+        "lc_ci": _as_dict(found.ci),
+        "coef": found.coef,
+        "intercept": found.intercept,
+        "share_a_longer": found.share_a_longer,
+        "identified": found.identified,
+        "warning": found.warning,
+    }
+
+
+def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
+    """The keys of a report that need two models."""
+    settings = options.ties, options.ci, options.bootstrap, options.seed
+    length = length_of(pair)
+    if options.controls_length:
+        length = _with_length_control(length, length_controlled(pair, options))
+    return headline_of(pair, *settings) | {
+        "length": length,
+        "per_category": per_category(pair, *settings),
+    }
+
+
+def read_for(
+    paths: Sequence[str | Path], options: Options, *, keep_texts: bool = False
+) -> Judgements:
+    """The judgements a report with these options needs, with texts only where they are used."""
+    return read_judgements(
+        paths,
+        format=options.format,
+        cluster=options.cluster,
+        keep_texts=keep_texts or options.length_control == "alpacaeval",
+    )
+
+
+def report_of(
+    judgements: Judgements, options: Options, paths: Sequence[str | Path]
+) -> dict[str, Any]:
+    """The report on judgements that are already read."""
+    a, b = sides(judgements, options.a, options.b, options.baseline)
+    pair = None if a is None or b is None else pair_of(judgements, a, b)
+    own = judgements if pair is None else pair.judgements
+    usable = ~np.isnan(own.score)
+    two = dict.fromkeys(TWO_MODEL_KEYS) if pair is None else _pair_part(pair, options)
+    matrix, warnings = matrix_of(judgements)
+    judges = [judgements.judges[number] for number in np.unique(own.judge)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "a": a,
+        "b": b,
+        "n_prompts": len(np.unique(own.prompt[usable])),
+        "n_judgements": len(own),
+        "n_failed": int(np.sum(~usable)),
+        **two,
+        "position": position_of(own),
+        "judges": judges,
+        "agreement": None,
+        "matrix": matrix,
+        "cluster": options.cluster,
+        "tie_rule": options.ties,
+        "warnings": warnings,
+        "inputs": judgements.inputs,
+        "seed": options.seed,
+        "command": options.command(paths),
+        "version": __version__,
+    }
+
+
+def winrate_report(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    a: str | None = None,
+    b: str | None = None,
+    baseline: str | None = None,
+    cluster: str | None = None,
+    ties: str = "half",
+    ci: str = "t",
+    length_control: str | None = None,
+    difficulty: str | Path | None = None,
+    reg_rows: str | Path | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    lc_slope: float | None = None,
+    format: str | None = None,
+) -> dict[str, Any]:
+    """Read files of judgements and report the win rate of `a` against `b`, as JSON takes it."""
+    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = Options(
+        a=a,
+        b=b,
+        baseline=baseline,
+        cluster=cluster,
+        ties=ties,
+        ci=ci,
+        length_control=length_control,
+        difficulty=difficulty,
+        reg_rows=reg_rows,
+        bootstrap=bootstrap,
+        seed=seed,
+        lc_slope=lc_slope,
+        format=format,
+    )
+    return report_of(read_for(files, options), options, files)
