@@ -255,7 +255,7 @@ class Session:
 
         Sent twice it is stored once; another answer to a showing that has one is a Conflict.
         """
-        presentation = self._presentation(answer.ticket)
+        presentation = self.presentation(answer.ticket)
         showing = (presentation.item.id, presentation.showing)
         event = self._event(answer, presentation, ui, ts)
         standing = self._done.get(showing)
@@ -321,7 +321,8 @@ class Session:
         seed = self.collection.settings.seed
         return present(item, seed=seed, annotator=self.annotator, showing=showing[1])
 
-    def _presentation(self, ticket: str) -> Presentation:
+    def presentation(self, ticket: str) -> Presentation:
+        """The showing behind a ticket of this annotator."""
         if ticket not in self.tickets:
             raise DataError("this item is not one of yours", hint="Reload the page")
         return self._present(self.tickets[ticket])

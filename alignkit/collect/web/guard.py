@@ -1,0 +1,129 @@
+"""What a request must show before it reaches the page, and what every response says about itself.
+
+The threats are other pages in the same browser (CSRF, DNS rebinding), other people on the same
+machine or network, and text that would like to be a script.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY_LIMIT = 2**20
+TOKEN_BYTES = 24  # 192 bits
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+NO_TOKEN = (
+    "This page needs the link that `alignkit rank` printed when it started, token included.\n"
+    "The link changes with every start; answers that were not sent yet are kept in this browser.\n"
+)
+
+
+def new_token() -> str:
+    """A secret for one annotator's link."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+class Guard:
+    """ASGI middleware: host, token, origin, type and size of a request, in this order."""
+
+    def __init__(
+        self, app: ASGIApp, *, tokens: Mapping[str, str], hosts: Iterable[str], cookie: str
+    ) -> None:
+        self.app = app
+        self.tokens = dict(tokens)
+        self.hosts = {host.lower() for host in hosts}
+        self.cookie = cookie
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer it here."""
+        if scope["type"] != "http":
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, _with_headers(send))
+            return
+        await self.app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if headers.get("host", "").lower() not in self.hosts:
+            return PlainTextResponse("this server does not go by that name\n", 421)
+        link = self._from_link(scope)
+        if link is not None:
+            return link
+        annotator = self._annotator(_cookie(headers, self.cookie))
+        if annotator is None:
+            return PlainTextResponse(NO_TOKEN, 403)
+        scope.setdefault("state", {})["annotator"] = annotator
+        return self._refused_post(headers) if scope["method"] == "POST" else None
+
+    def _from_link(self, scope: Scope) -> Response | None:
+        """Turn the token of a link into a cookie and take it out of the address bar."""
+        if scope["path"] != "/" or scope["method"] != "GET":
+            return None
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token")
+        if not given:
+            return None
+        if self._annotator(given[0]) is None:
+            return PlainTextResponse(NO_TOKEN, 403)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(self.cookie, given[0], httponly=True, samesite="strict", path="/")
+        return response
+
+    def _annotator(self, token: str) -> str | None:
+        # Every token is compared, whichever matches, so that the time taken tells nothing.
+        given = token.encode("utf-8", "replace")
+        matches = [
+            name
+            for name, secret in self.tokens.items()
+            if secrets.compare_digest(secret.encode(), given)
+        ]
+        return matches[0] if matches else None
+
+    def _refused_post(self, headers: Headers) -> Response | None:
+        origin = headers.get("origin", "")
+        if origin.lower() != f"http://{headers['host'].lower()}":
+            return PlainTextResponse("answers are taken from this server's own page only\n", 403)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return PlainTextResponse("answers are JSON\n", 415)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:12]) > BODY_LIMIT:
+            return PlainTextResponse("the answer is too large\n", 413)
+        return None
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(HEADERS)
+        await send(message)
+
+    return sending

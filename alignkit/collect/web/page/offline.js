@@ -1,0 +1,82 @@
+"use strict";
+// Where items come from and answers go to when there is no server: this file, and a download.
+// The same three calls as the server's, answered from the items embedded in the page. Who voted
+// what is worked out again by `alignkit rank import`; here only what to show next matters.
+
+class Refused extends Error {
+  constructor(message, status) { super(message); this.status = status; }
+}
+class Unreachable extends Error {}
+
+const task = JSON.parse(document.getElementById("task").textContent);
+const STORE = `alignkit-answers:${task.id}`;
+const byTicket = new Map(task.items.map((item) => [item.ticket, item]));
+const acts = (() => {
+  try { return JSON.parse(window.localStorage.getItem(STORE)) ?? []; } catch { return []; }
+})();
+
+function remember() {
+  try { window.localStorage.setItem(STORE, JSON.stringify(acts)); return true; } catch { return false; }
+}
+
+function standing() {
+  const undone = new Set(acts.filter((act) => act.action === "undo").map((act) => act.target));
+  return acts.filter((act) => act.action !== "undo" && !undone.has(act.key));
+}
+
+function reopened() {
+  const answered = new Set(standing().map((act) => act.ticket));
+  const taken = acts.filter((act) => act.action === "undo").map((act) => acts.find((other) => other.key === act.target));
+  return taken.reverse().find((act) => act && !answered.has(act.ticket)) ?? null;
+}
+
+function following() {
+  const kept = standing();
+  const answered = new Set(kept.map((act) => act.ticket));
+  const voted = new Set(kept.filter((act) => act.action === "rank").map((act) => act.ticket));
+  // A repeat makes sense only for an item that was ranked the first time.
+  return task.items.find((item) => !answered.has(item.ticket) && (!item.repeats || voted.has(item.repeats))) ?? null;
+}
+
+function screen() {
+  const kept = standing();
+  const previous = reopened();
+  const item = previous ? byTicket.get(previous.ticket) : following();
+  return {
+    item: item ? { ticket: item.ticket, prompt: item.prompt, answers: item.answers } : null,
+    previous: previous && { order: previous.order, all_bad: previous.all_bad, strength: previous.strength, comment: previous.comment },
+    progress: { done: kept.length, total: task.items.length, mine: kept.filter((act) => act.action === "rank").length },
+    undo: kept.at(-1)?.key ?? null,
+    annotator: task.annotator,
+  };
+}
+
+function store(act) {
+  if (!acts.some((known) => known.key === act.key)) acts.push({ ...act, ts: new Date().toISOString() });
+  if (!remember()) document.getElementById("problem").textContent = "This browser keeps nothing: download your answers before you close the page.";
+}
+
+const source = {
+  offline: true,
+  next: async () => screen(),
+  vote: async (body) => {
+    const item = byTicket.get(body.ticket);
+    if (!item) throw new Refused("This item is not in this file.", 400);
+    const earlier = standing().find((act) => act.ticket === body.ticket && act.key !== body.key);
+    if (earlier) throw new Refused("This item is already answered.", 409);
+    store({ ...body, item_sha256: item.sha256 });
+    const lengths = item.answers.map((turns) => turns.reduce((sum, turn) => sum + Array.from(turn.text).length, 0));
+    return { saved: { id: body.key, stored: "saved", characters: lengths }, ...screen() };
+  },
+  undo: async (body) => {
+    store({ action: "undo", ...body });
+    return { undone: body.target, ...screen() };
+  },
+  download: () => {
+    const { items, ...head } = task;
+    const blob = new Blob([JSON.stringify({ ...head, acts }, null, 1)], { type: "application/json" });
+    const link = element("a", { href: URL.createObjectURL(blob), download: `answers-${task.annotator.replace(/[^\w.-]+/g, "_")}.json` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  },
+};

@@ -1,0 +1,146 @@
+"use strict";
+// Text of models as nodes. Nothing here ever parses HTML: every string goes in as text, and no
+// attribute that could load or link anywhere is set. The server has already spelled out control
+// and invisible characters as ⟨U+202E⟩; they are only given a look of their own here.
+
+const SPELLED = /(⟨U\+[0-9A-F]{4,6}⟩)/;
+
+function element(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function plainNodes(text) {
+  return text.split(SPELLED).filter(Boolean).map((part) =>
+    SPELLED.test(part)
+      ? element("span", { class: "unseen", title: "an invisible or acting character" }, part)
+      : document.createTextNode(part));
+}
+
+function rawText(text) {
+  return element("div", { class: "raw" }, ...plainNodes(text));
+}
+
+// One row a mark: what opens it, how its content becomes nodes. The first match in the text wins.
+const INLINE = [
+  [/`{2}([^\n]+?)`{2}|`([^`\n]+)`/, (m) => element("code", {}, ...plainNodes(m[1] ?? m[2]))],
+  [/!\[([^\]\n]{0,300})\]\(([^)\s]{1,2000})[^)\n]{0,300}\)/, (m) => linked(`image: ${m[1]}`, m[2])],
+  [/\[([^\]\n]{1,300})\]\(([^)\s]{1,2000})[^)\n]{0,300}\)/, (m) => linked(m[1], m[2])],
+  [/\*\*(?=\S)([^\n]*?\S)\*\*|__(?=\S)([^\n]*?\S)__/, (m) => element("strong", {}, ...inlineNodes(m[1] ?? m[2]))],
+  [/\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)/, (m) => element("em", {}, ...inlineNodes(m[1] ?? m[2]))],
+  [/~~(?=\S)([^\n]*?\S)~~/, (m) => element("s", {}, ...inlineNodes(m[1]))],
+];
+
+// A link shows where it leads and leads nowhere: a click must not leave the page or tell anybody.
+function linked(label, target) {
+  return element("span", { class: "linked" }, ...plainNodes(label),
+    element("span", { class: "target" }, " (", ...plainNodes(target), ")"));
+}
+
+function inlineNodes(text) {
+  const nodes = [];
+  for (let rest = text; rest;) {
+    let first = null;
+    for (const [pattern, build] of INLINE) {
+      const match = pattern.exec(rest);
+      if (match && (!first || match.index < first.match.index)) first = { match, build };
+    }
+    if (!first) return nodes.concat(plainNodes(rest));
+    nodes.push(...plainNodes(rest.slice(0, first.match.index)), first.build(first.match));
+    rest = rest.slice(first.match.index + first.match[0].length);
+  }
+  return nodes;
+}
+
+const LIST = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
+const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([^\s`]*)/;
+const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const LONGEST_RENDERED = 200000;
+
+// Markdown as people use it in answers: headings, lists, quotes, tables, code, emphasis.
+function renderedText(text) {
+  if (text.length > LONGEST_RENDERED) return rawText(text);
+  return element("div", { class: "rendered" }, ...blocks(text.split("\n")));
+}
+
+function blocks(lines) {
+  const nodes = [];
+  for (let at = 0; at < lines.length;) {
+    const [node, next] = block(lines, at);
+    if (node) nodes.push(node);
+    at = next;
+  }
+  return nodes;
+}
+
+function block(lines, at) {
+  const line = lines[at];
+  if (!line.trim()) return [null, at + 1];
+  if (FENCE.test(line)) return fenced(lines, at);
+  const heading = /^\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$/.exec(line);
+  // The page owns h1 and h2; a heading of an answer is below them for every reader.
+  if (heading) return [element(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inlineNodes(heading[2])), at + 1];
+  if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) return [element("hr"), at + 1];
+  if (/^\s{0,3}>/.test(line)) return quoted(lines, at);
+  if (LIST.test(line)) return listed(lines, at);
+  if (line.includes("|") && TABLE_RULE.test(lines[at + 1] ?? "") && lines[at + 1].includes("-")) return tabled(lines, at);
+  return paragraph(lines, at);
+}
+
+function fenced(lines, at) {
+  const [, marks, language] = FENCE.exec(line0(lines[at]));
+  let end = at + 1;
+  while (end < lines.length && !lines[end].trim().startsWith(marks)) end += 1;
+  const code = element("code", {}, ...plainNodes(lines.slice(at + 1, end).join("\n")));
+  const pre = element("pre", { tabindex: "0", "aria-label": language ? `code, ${language}` : "code" }, code);
+  return [pre, end + 1];
+}
+
+function line0(line) {
+  return line.replace(/^\s{0,3}/, "");
+}
+
+function quoted(lines, at) {
+  let end = at;
+  while (end < lines.length && /^\s{0,3}>/.test(lines[end])) end += 1;
+  const inner = lines.slice(at, end).map((line) => line.replace(/^\s{0,3}>\s?/, ""));
+  return [element("blockquote", {}, ...blocks(inner)), end];
+}
+
+function listed(lines, at) {
+  const [, indent, number] = LIST.exec(lines[at]);
+  const list = element(number ? "ol" : "ul", number ? { start: number } : {});
+  let end = at;
+  while (end < lines.length) {
+    const match = LIST.exec(lines[end]);
+    if (!match || match[1].length < indent.length || Boolean(match[2]) !== Boolean(number)) break;
+    let next = end + 1;
+    // What is indented deeper than the marker belongs to this entry, nested lists included.
+    while (next < lines.length && lines[next].trim() && /^\s*/.exec(lines[next])[0].length > indent.length) next += 1;
+    const inner = lines.slice(end + 1, next).map((line) => line.slice(indent.length + 2));
+    list.append(element("li", {}, ...inlineNodes(match[3]), ...blocks(inner)));
+    end = next;
+    if (!(lines[end] ?? "x").trim() && LIST.test(lines[end + 1] ?? "")) end += 1;
+  }
+  return [list, end];
+}
+
+function tabled(lines, at) {
+  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  const row = (line, name) => element("tr", {}, ...cells(line).map((cell) => element(name, {}, ...inlineNodes(cell))));
+  let end = at + 2;
+  while (end < lines.length && lines[end].includes("|") && lines[end].trim()) end += 1;
+  const body = lines.slice(at + 2, end).map((line) => row(line, "td"));
+  const table = element("table", {}, element("thead", {}, row(lines[at], "th")), element("tbody", {}, ...body));
+  return [element("div", { class: "wide", tabindex: "0" }, table), end];
+}
+
+function paragraph(lines, at) {
+  let end = at + 1;
+  const starts = (line) => FENCE.test(line) || LIST.test(line) || /^\s{0,3}(>|#{1,6}\s)/.test(line);
+  while (end < lines.length && lines[end].trim() && !starts(lines[end])) end += 1;
+  const nodes = lines.slice(at, end).flatMap((line, index) => index ? [element("br"), ...inlineNodes(line.trim())] : inlineNodes(line.trim()));
+  return [element("p", {}, ...nodes), end];
+}

@@ -1,0 +1,233 @@
+"""The server of the ranking page: three endpoints, a handful of files, one writer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from alignkit.collect.log import Conflict
+from alignkit.collect.session import Action, Answer, Collection, Session
+from alignkit.collect.web.guard import BODY_LIMIT, LOOPBACK, Guard
+from alignkit.errors import AlignkitError, DiskFull, UserError
+
+PAGE = Path(__file__).parent / "page"
+# Requests name these and nothing else; none of them takes a path from outside.
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/style.css": ("style.css", "text/css"),
+    "/text.js": ("text.js", "text/javascript"),
+    "/source.js": ("server.js", "text/javascript"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+class Vote(BaseModel):
+    """The body of /api/vote."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    key: str
+    ticket: str
+    action: Action = "rank"
+    order: str = Field("", max_length=100)
+    all_bad: bool = False
+    strength: int | None = None
+    comment: str = ""
+    reason: str | None = None
+    active_ms: int | None = None
+    wall_ms: int | None = None
+
+
+class Undo(BaseModel):
+    """The body of /api/undo; `target` is the event that the page saw as the last one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    key: str
+    target: str
+
+
+class Page:
+    """The endpoints; a save runs in the event loop, so votes are ordered and each is synced."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+
+    def routes(self) -> list[BaseRoute]:
+        files = [Route(path, _file(*file), methods=["GET"]) for path, file in FILES.items()]
+        return [
+            *files,
+            Route("/api/next", self.next, methods=["GET"]),
+            Route("/api/vote", self.vote, methods=["POST"]),
+            Route("/api/undo", self.undo, methods=["POST"]),
+        ]
+
+    async def next(self, request: Request) -> Response:
+        """What to show now."""
+        return _json(screen(self._session(request)))
+
+    async def vote(self, request: Request) -> Response:
+        """Store an answer; the response means that it is on the disk."""
+        vote = Vote.model_validate(await _body(request))
+        session = self._session(request)
+        receipt = session.submit(Answer(**vote.model_dump()), ui="web")
+        lengths = session.presentation(vote.ticket).characters()
+        saved = {"id": receipt.event_id, "stored": receipt.stored, "characters": lengths}
+        return _json({"saved": saved} | screen(session))
+
+    async def undo(self, request: Request) -> Response:
+        """Take back an answer and show its item again."""
+        undo = Undo.model_validate(await _body(request))
+        session = self._session(request)
+        receipt = session.undo(undo.key, undo.target, ui="web")
+        return _json({"undone": receipt.event_id if receipt else None} | screen(session))
+
+    def _session(self, request: Request) -> Session:
+        return self.collection.session(request.state.annotator)
+
+
+def screen(session: Session) -> dict[str, Any]:
+    """All that the page is told: text, places and progress; no model, score, gold or item id."""
+    shown = session.next()
+    previous = session.previous()
+    progress = session.progress()
+    return {
+        "item": shown.public() if shown else None,
+        "previous": None
+        if previous is None
+        else {
+            "order": previous.order,
+            "all_bad": previous.all_bad,
+            "strength": previous.strength,
+            "comment": previous.comment,
+        },
+        "progress": {"done": progress.done, "total": progress.total, "mine": progress.mine},
+        "undo": session.last(),
+        "annotator": session.annotator,
+    }
+
+
+def create_app(
+    collection: Collection,
+    tokens: Mapping[str, str],
+    *,
+    port: int,
+    hosts: tuple[str, ...] = LOOPBACK,
+) -> Starlette:
+    """The page for the annotators of `tokens` (name -> secret), under these host names only."""
+    names = {f"[{host}]" if ":" in host else host for host in hosts}
+    guard = Middleware(
+        Guard,
+        tokens={secret_holder: secret for secret_holder, secret in tokens.items()},
+        hosts={f"{name}:{port}" for name in names} | (names if port == 80 else set()),
+        # Cookies do not know ports: two collections on one machine must not share one.
+        cookie=f"alignkit-{port}",
+    )
+    return Starlette(
+        routes=Page(collection).routes(),
+        middleware=[guard],
+        exception_handlers={
+            HTTPException: _refused,
+            ValidationError: _malformed,
+            AlignkitError: _failed,
+        },
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; a busy port is an error that says what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror}",
+            hint="Use another with --port, or --port 0 for any that is free",
+        ) from None
+    return listener
+
+
+def serve(app: Starlette, listener: socket.socket) -> None:
+    """Answer requests until a signal comes."""
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,  # request lines would hold tokens
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        loop="asyncio",
+        http="h11",
+        h11_max_incomplete_event_size=2**16,
+        limit_concurrency=512,
+        timeout_graceful_shutdown=3,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _file(name: str, media_type: str) -> Any:
+    content = (PAGE / name).read_bytes()
+
+    async def endpoint(_request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return endpoint
+
+
+async def _body(request: Request) -> Any:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise HTTPException(413, "the answer is too large")
+    try:
+        return orjson.loads(bytes(body))
+    except orjson.JSONDecodeError:
+        raise HTTPException(400, "the body is not JSON") from None
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+async def _malformed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or "body"
+    return _json({"error": f"{place}: {first['msg']}"}, 400)
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, AlignkitError)
+    text = " ".join(filter(None, [error.message.rstrip(".") + ".", error.hint]))
+    return _json({"error": text}, next(code for kind, code in STATUS if isinstance(error, kind)))
+
+
+STATUS: list[tuple[type[AlignkitError], int]] = [
+    (Conflict, 409),
+    (DiskFull, 507),
+    (UserError, 400),
+    (AlignkitError, 500),
+]
