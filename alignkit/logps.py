@@ -1,36 +1,53 @@
 """Token log-probs and hidden states of completions: the one forward that every trainer shares.
 
 A `Group` is one prompt with its completions. What comes back covers completion tokens only, flat,
-in the order of groups, then completions, then tokens.
+in the order of groups, then completions, then tokens. Prompts are computed once, rows hold no
+padding, and only positions that count reach the LM head; models that do not allow it take padded
+rows, and the log says why once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alignkit.attention import keep_for_backward, obstacle, segment_attention
+from alignkit.errors import DataError, ModelError
+from alignkit.layout import Layout
+from alignkit.lm_head import LmHead, token_logps
+from alignkit.rows import (
+    Group,
+    PackedRow,
+    PaddedRows,
+    Which,
+    check_groups,
+    pack,
+    pack_sequences,
+    pad,
+    pad_sequences,
+)
+
+__all__ = ["CompletionLogps", "Group", "completion_logps", "completion_states", "sequence_logps"]
+
+logger = logging.getLogger(__name__)
 
 Path = Literal["auto", "shared", "padded"]
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt and its completions, as token ids; every completion holds at least one token."""
-
-    prompt: Sequence[int]
-    completions: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
 class CompletionLogps:
-    """Log-probs of completion tokens.
+    """Log-probs of completion tokens, in fp32.
 
     `per_token`: (tokens,) flat over all completions. `lengths`: (completions,) tokens in each.
-    `sums`: (completions,) summed log-probs. `entropy`: (tokens,) or None.
+    `sums`: (completions,) summed log-probs. `entropy`: (tokens,) without gradient, or None.
     """
 
     per_token: Tensor
@@ -49,22 +66,10 @@ def completion_logps(
     entropy: bool = False,
 ) -> CompletionLogps:
     """Log-probs of every completion token given its prompt, with gradients when enabled."""
-    del path
-    rows = list(_rows(groups))
-    hidden, positions = _padded_states(model, rows, pad_token_id)
-    logits = model.get_output_embeddings()(hidden).float() / temperature
-    targets = torch.tensor(
-        [token for _, completion in rows for token in completion], device=hidden.device
-    )
-    logps = F.log_softmax(logits, dim=-1)
-    per_token = logps.gather(1, targets[:, None]).squeeze(1)
-    lengths = torch.tensor([len(c) for _, c in rows], device=hidden.device)
-    owner = torch.repeat_interleave(torch.arange(len(rows), device=hidden.device), lengths)
-    sums = torch.zeros(len(rows), device=hidden.device).index_add(0, owner, per_token)
-    del positions
-    return CompletionLogps(
-        per_token, lengths, sums, -(logps.exp() * logps).sum(-1).detach() if entropy else None
-    )
+    base = causal_lm(model)
+    check_groups(groups)
+    rows = pack(groups) if _shares(base, _longest(groups), path) else pad(groups, pad_token_id)
+    return _logps(base, rows, temperature, entropy)
 
 
 def completion_states(
@@ -72,7 +77,7 @@ def completion_states(
     groups: Sequence[Group],
     *,
     pad_token_id: int,
-    which: Literal["last", "tokens"] = "last",
+    which: Which = "last",
     path: Path = "auto",
 ) -> Tensor:
     """Final hidden states.
@@ -81,37 +86,213 @@ def completion_states(
     reads). `tokens`: (tokens, hidden), the state *before* each completion token (what a value
     head reads).
     """
-    del path
-    rows = list(_rows(groups))
-    hidden, _ = _padded_states(model, rows, pad_token_id, last=which == "last")
-    return hidden
+    base = causal_lm(model)
+    check_groups(groups)
+    packs = _shares(base, _longest(groups), path)
+    rows = pack(groups, which) if packs else pad(groups, pad_token_id, which)
+    states, _ = _states(base, rows)
+    return states if rows.copies is None else states[_moved(rows.copies, states.device)]
 
 
-def _rows(groups: Sequence[Group]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    for group in groups:
-        for completion in group.completions:
-            yield group.prompt, completion
-
-
-def _padded_states(
+def sequence_logps(
     model: Any,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    ids: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[int]],
+    *,
     pad_token_id: int,
-    last: bool = False,
-) -> tuple[Tensor, None]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    device = next(base.parameters()).device
-    width = max(len(p) + len(c) for p, c in rows)
-    ids = torch.full((len(rows), width), pad_token_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, (prompt, completion) in enumerate(rows):
-        ids[i, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
-        mask[i, : len(prompt) + len(completion)] = 1
-    states = base.base_model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
-    picked = [
-        states[i, len(p) + len(c) - 1][None] if last else states[i, len(p) - 1 : len(p) + len(c) - 1]
-        for i, (p, c) in enumerate(rows)
+    temperature: float = 1.0,
+    path: Path = "auto",
+    entropy: bool = False,
+) -> CompletionLogps:
+    """Log-probs of the target tokens of independent sequences, `lengths` and `sums` per sequence.
+
+    `masks[i][j]` is true where token j of sequence i is a target; a first token never is, since
+    nothing predicts it.
+    """
+    if not any(any(mask[1:]) for mask in masks):
+        raise DataError("no token of this batch is trained", hint="Check `train_on` and the data.")
+    base = causal_lm(model)
+    packs = _shares(base, max(map(len, ids)), path)
+    rows = pack_sequences(ids, masks) if packs else pad_sequences(ids, masks, pad_token_id)
+    return _logps(base, rows, temperature, entropy)
+
+
+def causal_lm(model: Any) -> PreTrainedModel:
+    """The transformers model inside `model`, adapters in place."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return causal_lm(model.module)
+    if isinstance(model, PreTrainedModel):
+        return model
+    from peft import PeftModel  # already imported by whoever made one; slow for who did not
+
+    if isinstance(model, PeftModel):
+        return causal_lm(model.get_base_model())
+    raise ModelError(f"log-probs need a transformers or PEFT model, not {type(model).__name__}")
+
+
+def obstacle_to_sharing(model: Any, longest: int) -> str | None:
+    """Why `model` takes padded rows when sequences reach `longest` tokens, or None if it packs."""
+    base = causal_lm(model)
+    return obstacle(base, longest) or _verdict(base)
+
+
+def _shares(base: PreTrainedModel, longest: int, path: Path) -> bool:
+    if path == "padded":
+        return False
+    reason = obstacle_to_sharing(base, longest)
+    if reason and path == "shared":
+        raise ModelError(
+            f"{type(base).__name__} cannot share prompts: {reason}", hint="Use the padded path."
+        )
+    if reason and base not in _said:
+        _said[base] = reason
+        logger.warning("%s takes padded rows: %s", type(base).__name__, reason)
+    return reason is None
+
+
+def _longest(groups: Sequence[Group]) -> int:
+    return max(len(g.prompt) + max(map(len, g.completions), default=0) for g in groups)
+
+
+def _logps(
+    base: PreTrainedModel, rows: PackedRow | PaddedRows, temperature: float, entropy: bool
+) -> CompletionLogps:
+    states, device = _states(base, rows)
+    targets = rows.targets.to(device, non_blocking=True)
+    per_token, spread = token_logps(
+        LmHead.of(base), states, targets, temperature=temperature, entropy=entropy
+    )
+    if rows.copies is not None:
+        copies = rows.copies.to(device, non_blocking=True)
+        per_token, spread = per_token[copies], None if spread is None else spread[copies]
+    lengths = rows.lengths.to(device, non_blocking=True)
+    # output_size spares the device a round trip to the host for the sum of lengths.
+    owner = torch.repeat_interleave(lengths, output_size=len(per_token))
+    sums = per_token.new_zeros(len(rows.lengths)).index_add(0, owner, per_token)
+    return CompletionLogps(per_token, lengths, sums, spread)
+
+
+def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor, torch.device]:
+    """The picked final hidden states (picked, hidden), and the device they are on."""
+    device = _embedding(base).device
+    inputs = {"input_ids": _moved(rows.ids, device), "use_cache": False}
+    if isinstance(rows, PackedRow):
+        inputs |= {
+            "position_ids": _moved(rows.positions, device),
+            "segments": Layout(rows.segments),
+        }
+        with segment_attention(base):
+            states = base.base_model(**inputs).last_hidden_state
+        if states.requires_grad and base.is_gradient_checkpointing:
+            keep_for_backward(base, states)
+    else:
+        inputs["attention_mask"] = _moved(rows.mask, device)
+        states = base.base_model(**inputs).last_hidden_state
+    return states.flatten(0, 1)[_moved(rows.states, states.device)], states.device
+
+
+def _embedding(base: PreTrainedModel) -> Tensor:
+    weight = base.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+# What was found out about a model by trying, and what has been said about it.
+_verdicts: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_said: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+PROBE = [Group([1, 2, 3, 4, 5], [[6, 7, 8], [9, 10], [3]]), Group([4, 2], [[11, 12]])]
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+HALF_TOLERANCE = 5e-2
+
+
+def _verdict(base: PreTrainedModel) -> str | None:
+    """Whether packed rows give this model's own numbers, tried once on a dozen tokens.
+
+    A configuration can only be checked for what is known; an architecture that moves positions or
+    mixes tokens outside attention shows here.
+    """
+    if base not in _verdicts:
+        _refuse_repacking(base)
+        with _evaluating(base), torch.no_grad():
+            _verdicts[base] = _tried(base)
+    return _verdicts[base]
+
+
+def _tried(base: PreTrainedModel) -> str | None:
+    vocabulary = len(_embedding(base))
+    groups = [
+        Group(
+            [i % vocabulary for i in g.prompt], [[i % vocabulary for i in c] for c in g.completions]
+        )
+        for g in PROBE
     ]
-    return torch.cat(picked), None
+    padded, _ = _states(base, pad(groups, 0))
+    tolerance = _tolerance(padded)
+    _check_head(base, groups, padded, tolerance)
+    try:
+        packed, _ = _states(base, pack(groups))
+    except (TypeError, NotImplementedError, RuntimeError) as error:
+        return f"it does not run packed rows ({error})"
+    if _distance(packed, padded) > tolerance:
+        return "its states change when completions are packed"
+    return None
+
+
+def _check_head(
+    base: PreTrainedModel, groups: Sequence[Group], states: Tensor, tolerance: float
+) -> None:
+    """Our reading of the LM head gives the model's own log-probs, or the model is refused."""
+    rows = pad(groups, 0)
+    device = states.device
+    targets = rows.targets.to(device)
+    ours, _ = token_logps(LmHead.of(base), states, targets, temperature=1.0, entropy=False)
+    logits = base(
+        input_ids=rows.ids.to(device), attention_mask=rows.mask.to(device), use_cache=False
+    ).logits
+    own = logits.flatten(0, 1)[rows.states.to(device)].float().log_softmax(-1)
+    if _distance(ours, own.gather(1, targets[:, None]).squeeze(1)) > tolerance:
+        raise ModelError(
+            f"{type(base).__name__} changes its logits in a way that is not understood",
+            hint="Please report the architecture; its log-probs would be wrong.",
+        )
+
+
+def _tolerance(states: Tensor) -> float:
+    half = torch.is_autocast_enabled(states.device.type)
+    return HALF_TOLERANCE if half else TOLERANCE.get(states.dtype, HALF_TOLERANCE)
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
+    return float((left.float() - right.float()).norm() / right.float().norm())
+
+
+def _refuse_repacking(base: PreTrainedModel) -> None:
+    """4-bit layers whose weights an evaluation would repack lose their gradients in silence.
+
+    Remove when bitsandbytes' CPU kernel has a backward.
+    """
+    for name, module in base.named_modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            raise ModelError(
+                f"4-bit layer {name} repacks its weights when evaluated, which breaks training",
+                hint="Load the model with alignkit.backbone.Backbone.",
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout and checkpointing off; every module's own flag comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,192 @@
+"""Log-probs of given tokens from final hidden states, without keeping logits.
+
+While the head is frozen, d logp / d hidden is made in the forward, in the chunk of logits that is
+alive anyway: nothing is recomputed in the backward and at most `CHUNK_BYTES` of logits exist at a
+time. A trained or adapted head takes the plain way, checkpointed chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+CHUNK_BYTES = 32 * 2**20  # fp32 logits alive at a time; larger chunks leave the CPU's caches
+
+
+@dataclass(frozen=True)
+class LmHead:
+    """A model's output projection and what the model does to its logits.
+
+    logits = softcap * tanh(scale * module(hidden) / softcap); no tanh when softcap is None.
+    """
+
+    module: nn.Linear
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> LmHead:
+        settings = model.config.get_text_config().to_dict()
+        return cls(
+            model.get_output_embeddings(), _scale(settings), settings.get("final_logit_softcapping")
+        )
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no gradient is wanted for the head, so that its weights are constants.
+
+        A subclass of nn.Linear is quantized or adapted; both compute something else than x @ W.T.
+        """
+        return type(self.module) is nn.Linear and not any(
+            parameter.requires_grad for parameter in self.module.parameters()
+        )
+
+
+def token_logps(
+    head: LmHead, hidden: Tensor, targets: Tensor, *, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs (tokens,) of `targets` (tokens,) given `hidden` (tokens, hidden), in fp32.
+
+    Entropy (tokens,) comes without gradient, or None when it was not asked for.
+    """
+    if head.is_frozen:
+        linear = head.module
+        scale = head.scale / temperature
+        # softcap * tanh(x / softcap) / T == (softcap / T) * tanh((x / T) / (softcap / T))
+        softcap = None if head.softcap is None else head.softcap / temperature
+        frozen: Any = _FrozenHead.apply
+        logps, spread = frozen(hidden, linear.weight, linear.bias, targets, scale, softcap, entropy)
+        return logps, spread if entropy else None
+    return _trained_head(head, hidden, targets, temperature, entropy)
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of fp32 logits that fit in one chunk."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probs with d logp / d hidden computed beside them and kept as (tokens, hidden)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        compute = _compute_dtype(hidden, weight)
+        weight = weight.to(compute)
+        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        spread = torch.empty_like(logps) if entropy else logps.new_empty(0)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        rows = chunk_rows(len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows):
+                part = slice(start, start + rows)
+                logits = _logits(hidden[part].to(compute), weight, bias, scale)
+                slope = None if softcap is None else _cap(logits, softcap)
+                logps[part], weights = _fold(
+                    logits, targets[part, None], spread[part] if entropy else None
+                )
+                if gradient is not None:
+                    if slope is not None:
+                        weights.mul_(slope)
+                    gradient[part] = torch.mm(weights.to(compute), weight).mul_(scale)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(spread)
+        return logps, spread
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * incoming[0].to(gradient.dtype)[:, None], *[None] * 6
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """fp32 logits (rows, vocabulary); the only tensor of that size that lives long."""
+    logits = torch.mm(hidden, weight.t()).float()
+    if bias is not None:
+        logits.add_(bias)
+    return logits if scale == 1.0 else logits.mul_(scale)
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """Cap `logits` in place; what comes back is the slope 1 - tanh², same shape."""
+    logits.div_(softcap).tanh_()
+    slope = 1 - logits.square()
+    logits.mul_(softcap)
+    return slope
+
+
+def _fold(logits: Tensor, targets: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Log-probs (rows,) and onehot - softmax (rows, vocabulary), made inside `logits`.
+
+    The one-hot is subtracted in fp32, before any rounding: near p = 1 the two nearly cancel.
+    """
+    highest = logits.amax(1, keepdim=True)
+    chosen = logits.gather(1, targets)
+    shifted = logits.sub_(highest)
+    # H = log Z - E[z]; the product is the pass that is only paid for when entropy is wanted.
+    weighted = None if entropy is None else (shifted.exp() * shifted).sum(1, keepdim=True)
+    exponents = shifted.exp_()
+    total = exponents.sum(1, keepdim=True)
+    log_total = total.log()
+    if entropy is not None and weighted is not None:
+        entropy.copy_((log_total - weighted / total).squeeze(1))
+    logps = (chosen - highest - log_total).squeeze(1)
+    return logps, exponents.scatter_add_(1, targets, -total).div_(-total)
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _trained_head(
+    head: LmHead, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same by autograd, one checkpointed chunk at a time."""
+
+    def chunk(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head.module(states).float() * head.scale
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        logps = (logits / temperature).log_softmax(-1)
+        spread = -(logps.exp() * logps).sum(-1).detach() if entropy else logps.new_empty(0)
+        return logps.gather(1, chosen[:, None]).squeeze(1), spread
+
+    rows = chunk_rows(head.module.weight.shape[0])
+    recomputed: Any = checkpoint
+    parts = [
+        recomputed(chunk, states, chosen, use_reentrant=False)
+        for states, chosen in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    logps = torch.cat([part[0] for part in parts])
+    return logps, torch.cat([part[1] for part in parts]) if entropy else None
+
+
+def _scale(settings: dict[str, Any]) -> float:
+    """What the architecture multiplies its logits by, read from its configuration."""
+    for key, factor in LOGIT_SCALES.items():
+        value = settings.get(key)
+        if value is not None:
+            return factor(value)
+    return 1.0
+
+
+LOGIT_SCALES = {
+    "logit_scale": float,  # Cohere
+    "output_multiplier": float,
+    "lm_head_multiplier": float,  # Falcon-H1
+    "logits_scaling": lambda divisor: 1.0 / divisor,  # Granite
+}
