@@ -35,10 +35,10 @@ from alignkit.stages.training import (
     callbacks,
     finish,
     fit,
-    forward_kept,
     prepare,
     start_adapter,
     trainer_arguments,
+    undisturbed,
 )
 
 Batch = Mapping[str, Any]
@@ -205,7 +205,7 @@ def _trainer(
         max_length=None,
     )
     backbone = context.backbone
-    with warnings.catch_warnings(), forward_kept(backbone):
+    with warnings.catch_warnings(), undisturbed(backbone, POLICY):
         warnings.simplefilter("ignore")
         trainer = PairTrainer(
             model=backbone.model,

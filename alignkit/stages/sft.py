@@ -29,10 +29,10 @@ from alignkit.stages.training import (
     callbacks,
     finish,
     fit,
-    forward_kept,
     prepare,
     start_adapter,
     trainer_arguments,
+    undisturbed,
 )
 
 
@@ -118,7 +118,7 @@ def _trainer(
 ) -> DemonstrationTrainer:
     backbone = context.backbone
     arguments = trainer_arguments(TrlConfig, config, context, max_length=None, packing=False)
-    with warnings.catch_warnings(), forward_kept(backbone):
+    with warnings.catch_warnings(), undisturbed(backbone, POLICY):
         warnings.simplefilter("ignore")
         trainer = DemonstrationTrainer(
             model=backbone.model,

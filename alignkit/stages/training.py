@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from alignkit.backbone import Backbone, as_fp32
+from alignkit.backbone import Backbone
 from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.heads import ScalarHead
 from alignkit.recipe import TrainingConfig
@@ -81,7 +81,6 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": cuda,
         "push_to_hub": False,
-        "restore_callback_states_from_checkpoint": True,
     }
     values |= own
     taken = sorted(set(values) & set(config.trainer))
@@ -200,22 +199,28 @@ def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter])
 
 
 def prepare(trainer: Any, backbone: Backbone, adapter: str) -> None:
-    """Undo what a trainer does to a quantized model: trainables back to fp32, one adapter live."""
+    """Only this adapter requires gradients, and nothing prints: stdout is for results."""
     backbone.activate(adapter)
-    as_fp32(backbone.parameters_of(adapter))
     quiet_callbacks(trainer)
 
 
 @contextmanager
-def forward_kept(backbone: Backbone) -> Iterator[None]:
-    """TRL patches the base's forward for its fused head; we answer its loss, so it goes again."""
+def undisturbed(backbone: Backbone, adapter: str) -> Iterator[None]:
+    """Undo what TRL does to a model while it constructs a trainer.
+
+    It patches the base's forward for its fused head (we answer its loss ourselves) and, on a
+    quantized base, rounds the adapter to bfloat16, in which small updates vanish.
+    """
     kept = backbone.base.__dict__.get("forward")
+    weights = snapshot(backbone.parameters_of(adapter))
     try:
         yield
     finally:
         backbone.base.__dict__.pop("forward", None)
         if kept is not None:
             backbone.base.forward = kept
+        for name, parameter in backbone.parameters_of(adapter).items():
+            parameter.data = weights[name]
 
 
 def fit(
@@ -249,7 +254,7 @@ def finish(
 
 
 def quiet_callbacks(trainer: Any) -> None:
-    """Leave out the callbacks that print: stdout is for results."""
+    """Leave out the callbacks that print."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
