@@ -143,7 +143,7 @@ def _own_function(module: Any) -> Callable[..., tuple[Tensor, None]]:
 
 
 def by_segment(
-    query: Any, key: Any, value: Any, layout: Layout, dropout: float, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scale: float | None
 ) -> Tensor:
     """One attention call per branch, each on exactly the keys it may see.
 
@@ -151,9 +151,9 @@ def by_segment(
     gradient of the whole row.
     """
     repeats = query.shape[1] // key.shape[1]
-    queries = iter(query.split(layout.query_lengths, dim=2))
-    keys = iter(repeat_kv(key, repeats).split(layout.key_lengths, dim=2))
-    values = iter(repeat_kv(value, repeats).split(layout.key_lengths, dim=2))
+    queries = iter(torch.split(query, layout.query_lengths, dim=2))
+    keys = iter(torch.split(repeat_kv(key, repeats), layout.key_lengths, dim=2))
+    values = iter(torch.split(repeat_kv(value, repeats), layout.key_lengths, dim=2))
     outputs = []
     past: tuple[Tensor, Tensor]
     for branch in layout.branches:

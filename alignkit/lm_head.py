@@ -7,13 +7,13 @@ time. A trained or adapted head takes the plain way, checkpointed chunk by chunk
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 CHUNK_BYTES = 32 * 2**20  # fp32 logits alive at a time; larger chunks leave the CPU's caches
 
@@ -30,7 +30,7 @@ class LmHead:
     softcap: float | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> LmHead:
+    def of(cls, model: Any) -> LmHead:
         settings = model.config.get_text_config().to_dict()
         return cls(
             model.get_output_embeddings(), _scale(settings), settings.get("final_logit_softcapping")
@@ -166,11 +166,8 @@ def _trained_head(
         return logps.gather(1, chosen[:, None]).squeeze(1), spread
 
     rows = chunk_rows(head.module.weight.shape[0])
-    recomputed: Any = checkpoint
-    parts = [
-        recomputed(chunk, states, chosen, use_reentrant=False)
-        for states, chosen in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    parts = [checkpoint(chunk, states, chosen, use_reentrant=False) for states, chosen in chunks]
     logps = torch.cat([part[0] for part in parts])
     return logps, torch.cat([part[1] for part in parts]) if entropy else None
 
@@ -184,7 +181,7 @@ def _scale(settings: dict[str, Any]) -> float:
     return 1.0
 
 
-LOGIT_SCALES = {
+LOGIT_SCALES: dict[str, Callable[[float], float]] = {
     "logit_scale": float,  # Cohere
     "output_multiplier": float,
     "lm_head_multiplier": float,  # Falcon-H1
