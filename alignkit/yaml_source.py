@@ -185,10 +185,11 @@ class _Builder:
         self.out.values[path] = self.place(event)
         self.count(event, path)
         if isinstance(event, AliasEvent):
-            self.note(
-                event, f"aliases are not allowed (*{_inside(event.anchor)})", "Write the value out"
-            )
+            name = _inside(event.anchor or "")
+            self.note(event, f"aliases are not allowed (*{name})", "Write the value out")
             return None
+        if not isinstance(event, Node):
+            raise AssertionError(f"{event} cannot start a value")
         self.refuse_extras(event)
         if isinstance(event, ScalarEvent):
             return self.scalar(event)
