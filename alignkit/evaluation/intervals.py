@@ -170,12 +170,11 @@ def _bootstrap_by_index(sums: Floats, counts: Floats, draws: int, seed: int) -> 
     return means
 
 
-def bca_limits(
-    value: float, resampled: Floats, jackknife: Floats, level: float
-) -> tuple[float, float]:
+def bca_limits(value: float, resampled: Floats, jackknife: Floats, z: float) -> tuple[float, float]:
     """Bias-corrected and accelerated percentile limits (Efron, JASA 82, 1987).
 
-    `resampled` (draws,), `jackknife` (clusters,) the estimate without each cluster.
+    `resampled` (draws,), `jackknife` (clusters,) the estimate without each cluster, `z` how many
+    standard errors an interval of a normal estimate would reach to either side.
     """
     below = np.mean(resampled < value) + 0.5 * np.mean(resampled == value)
     share = min(max(float(below), 1 / (2 * len(resampled))), 1 - 1 / (2 * len(resampled)))
@@ -183,12 +182,20 @@ def bca_limits(
     pull = jackknife.mean() - jackknife
     spread = float((pull**2).sum()) ** 1.5
     acceleration = float((pull**3).sum()) / (6 * spread) if spread > 0 else 0.0
-    limits = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
-        z = bias + normal_quantile(tail)
-        limits.append(NORMAL.cdf(bias + z / (1 - acceleration * z)))
+    limits = [
+        NORMAL.cdf(bias + (bias + side) / (1 - acceleration * (bias + side))) for side in (-z, z)
+    ]
     low, high = np.quantile(resampled, limits)
     return float(low), float(high)
+
+
+def _expanded(level: float, clusters: int) -> float:
+    """Reach of an interval that allows for the spread being estimated from few clusters.
+
+    Resamples spread sqrt((n-1)/n) too little, and normal tails are too thin (Hesterberg, Amer.
+    Stat. 69, 2015, section 3.3): without this, 95 % intervals of 30 prompts hold the truth in 92 %.
+    """
+    return t_quantile(0.5 + level / 2, clusters - 1) * math.sqrt(clusters / (clusters - 1))
 
 
 def _cluster_totals(scores: Floats, clusters: Ints | None) -> tuple[Floats, Floats]:
@@ -226,7 +233,8 @@ def _bootstrap(
         return None
     resampled = bootstrap_means(sums, counts, draws, seed)
     jackknife = (sums.sum() - sums) / (counts.sum() - counts)
-    return bca_limits(float(scores.mean()), resampled, jackknife, level)
+    reach = _expanded(level, len(sums))
+    return bca_limits(float(scores.mean()), resampled, jackknife, reach)
 
 
 def interval(
