@@ -236,6 +236,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
     from transformers.utils import logging as noise
 
     noise.set_verbosity_error()
+    noise.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             files.path, trust_remote_code=False, padding_side="left"
@@ -293,6 +294,7 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
             where=str(directory / "adapter_config.json"),
         ) from None
     config.inference_mode = False
+    config.base_model_name_or_path = None  # the probe compares bases by content, not by path
     return config, load_file(str(weights))
 
 

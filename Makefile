@@ -1,0 +1,45 @@
+# make demo   the whole chain on the embedded model, in an environment of its own
+# make test   every test; make check: format, lint, types, tests, wheel, demo
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SEED ?= 0
+
+.PHONY: demo test check lint wheel bench clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(READY)
+	$(BIN)/alignkit demo --seed $(SEED)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+check: lint test wheel demo
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.short
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "alignkit needs Python 3.11 or newer: make demo PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+	  { echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' .ci/constraints.txt)"
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e '.[test,check]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) dist runs
