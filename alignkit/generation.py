@@ -50,18 +50,21 @@ def generate(
     pad_token_id: int,
     capture_logps: bool = False,
     merge: bool | None = None,
+    first_row: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """One completion per prompt (token ids), in the order given.
 
     `temperature` 0 is greedy. `capture_logps` adds each token's log-prob under the model's full
     distribution at that temperature (at 1 when greedy); `top_p` does not enter it. `merge` is
-    that of `decoder_for`. `on_progress` is told how many more completions are done.
+    that of `decoder_for`. `first_row` numbers the first prompt for sampling, so that parts of a
+    list get what the whole would. `on_progress` is told how many more completions are done.
     """
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {row + 1} of {len(prompts)} has no tokens")
-    draws = _Draws(seed, len(prompts), max_new_tokens, temperature, top_p, capture_logps)
+    numbers = range(first_row, first_row + len(prompts))
+    draws = _Draws(seed, numbers, max_new_tokens, temperature, top_p, capture_logps)
     done: list[Completion | None] = [None] * len(prompts)
     with torch.no_grad():
         complete = _completer(model, merge)
@@ -92,7 +95,7 @@ class _Draws:
     def __init__(
         self,
         seed: int,
-        rows: int,
+        rows: Sequence[int],
         steps: int,
         temperature: float,
         top_p: float,
@@ -100,11 +103,11 @@ class _Draws:
     ) -> None:
         self.steps = steps
         self.temperature, self.top_p, self.capture_logps = temperature, top_p, capture_logps
-        self.uniforms = torch.zeros(rows, steps)
+        self.uniforms = torch.zeros(len(rows), steps)
         if temperature > 0:
-            for row in range(rows):
+            for place, row in enumerate(rows):
                 drawn = np.random.default_rng((seed, row)).random(steps, dtype=np.float32)
-                self.uniforms[row] = torch.from_numpy(drawn)
+                self.uniforms[place] = torch.from_numpy(drawn)
 
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Tokens (rows,) and their log-probs (rows,), NaN unless asked for."""

@@ -5,10 +5,17 @@ One process is the case of one rank; nothing else in the package asks how many t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, distributed, nn
+
+
+def join_ranks() -> None:
+    """Under a launcher that started several processes, become one of them; else do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def rank() -> int:

@@ -9,7 +9,7 @@ from alignkit.data.read import Loaded
 from alignkit.data.records import Record
 from alignkit.data.split import split_by_prompt
 from alignkit.errors import DataError
-from alignkit.recipe import TrainingConfig
+from alignkit.recipe import OnlineConfig, TrainingConfig
 from alignkit.stages.context import StageContext
 
 R = TypeVar("R", bound=Record)
@@ -31,7 +31,7 @@ def load_split(
 def load_all(
     load: Callable[..., Loaded[R]],
     sources: Sequence[str],
-    config: TrainingConfig,
+    config: TrainingConfig | OnlineConfig,
     context: StageContext,
 ) -> list[R]:
     """The records of all files. Raises DataError when nothing is left."""

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from alignkit.backbone import Backbone
 from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.heads import ScalarHead
-from alignkit.recipe import TrainingConfig
+from alignkit.recipe import OnlineConfig, TrainingConfig
 from alignkit.stages.context import StageContext
 
 # Fields of TrainingConfig that the trainers underneath know by the same name.
@@ -46,7 +46,7 @@ SHARED_ARGUMENTS = (
 
 
 def start_adapter(
-    backbone: Backbone, name: str, config: TrainingConfig, context: StageContext
+    backbone: Backbone, name: str, config: TrainingConfig | OnlineConfig, context: StageContext
 ) -> bool:
     """Give the stage its adapter; True when it continues a trained one, False when it is fresh.
 
@@ -229,7 +229,10 @@ def fit(
     """Train, from the newest valid checkpoint when there is one; what moved and how it ended."""
     before = snapshot(trainables)
     outcome = trainer.train_sealed(
-        context.fingerprint, say=context.say, resume_anyway=context.resume_anyway
+        context.fingerprint,
+        say=context.say,
+        resume_anyway=context.resume_anyway,
+        log=context.metrics_file,
     )
     return {
         "steps": trainer.state.global_step,

@@ -1,0 +1,289 @@
+"""The two things an iteration trains, each with its own adapter and optimizer: policy and value.
+
+They share no trainable weight, so each runs all its passes in one go: the policy's epochs, then
+the value's. Losses are sums divided by the global count of real tokens in the mini-batch, so
+micro-batches and ranks change nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from alignkit.backbone import POLICY, VALUE, Backbone
+from alignkit.data.chat import Encoder
+from alignkit.errors import TrainingFailed
+from alignkit.heads import ScalarHead
+from alignkit.logps import completion_logps, completion_states
+from alignkit.ppo.objective import policy_terms, value_terms
+from alignkit.ppo.ranks import all_sum, sum_gradients
+from alignkit.ppo.rewards import Sample
+from alignkit.ppo.rollout import Rollout, grouped, in_parts, mask_of, to_rows
+from alignkit.recipe import OnlineConfig, PpoConfig
+
+# Largest |ratio − 1| before the first step: the update must see the log-probs of the rollout.
+RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.1}
+
+
+class Averages:
+    """Means of logged numbers, weighted by how many tokens stand behind each."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, total: float, count: float = 1.0) -> None:
+        """Count a sum over `count` things in."""
+        self.sums[name] += total
+        self.counts[name] += count
+
+    def means(self) -> dict[str, float]:
+        """The mean of each name."""
+        return {name: self.sums[name] / max(self.counts[name], 1e-9) for name in self.sums}
+
+
+class PolicyLearner:
+    """Clipped policy updates of the adapter `default`."""
+
+    def __init__(self, backbone: Backbone, config: OnlineConfig, seed: int, iterations: int):
+        self.backbone, self.config, self.seed = backbone, config, seed
+        self.pad = Encoder(backbone.tokenizer).pad_token_id
+        self.parameters = list(backbone.parameters_of(POLICY).values())
+        self.optimizer = adamw([(self.parameters, config.learning_rate)])
+        self.scheduler = schedule(self.optimizer, config, iterations)
+
+    def update(self, rollout: Rollout, advantages: Tensor, iteration: int) -> dict[str, float]:
+        """All passes over one rollout; what is logged."""
+        noted = Averages()
+        with trainable(self.backbone, POLICY, self.config.gradient_checkpointing) as model:
+            for epoch in range(self.config.num_ppo_epochs):
+                for number, rows in enumerate(
+                    mini_batches(rollout, self.config, (self.seed, iteration, epoch))
+                ):
+                    kl = self._step(model, rollout, rows, advantages, noted, (epoch, number))
+                    if self.config.early_stop_kl is not None and kl > self.config.early_stop_kl:
+                        noted.add("policy/stopped_early", 1.0)
+                        return noted.means()
+        return noted.means()
+
+    def _step(
+        self,
+        model: Any,
+        rollout: Rollout,
+        rows: Sequence[int],
+        advantages: Tensor,
+        noted: Averages,
+        place: tuple[int, int],
+    ) -> float:
+        """One optimizer step on some rows of the rollout; their approximate KL."""
+        count = float(all_sum(rollout.mask[rows].sum().double()))
+        sums = torch.zeros(6, dtype=torch.float64)
+        for part in sorted_parts(rows, self.config.per_device_train_batch_size):
+            mask = rollout.mask[part]
+            found = completion_logps(
+                model,
+                grouped([rollout.samples[row] for row in part]),
+                pad_token_id=self.pad,
+                temperature=self.config.temperature,
+                entropy=place == (0, 0),
+            )
+            old = rollout.logps[part][mask]
+            terms = policy_terms(
+                found.per_token,
+                old,
+                advantages[part][mask],
+                cliprange=self.config.cliprange,
+                dual_clip=self.config.dual_clip,
+                entropy_coef=self.config.entropy_coef,
+            )
+            if place == (0, 0):
+                self._check_first(terms.ratio)
+                noted.add("policy/entropy_avg", float(found.entropy.sum()), len(old))  # type: ignore[union-attr]
+            (terms.loss / count).backward()  # type: ignore[no-untyped-call]
+            ratio = terms.ratio.double()
+            sums += torch.stack(
+                [
+                    terms.loss.detach().double(),
+                    ratio.sum(),
+                    ratio.square().sum(),
+                    terms.clipped.double().sum(),
+                    terms.approx_kl.double().sum(),
+                    ratio.new_tensor(len(old)),
+                ]
+            ).cpu()
+        return self._finish_step(all_sum(sums).tolist(), noted)
+
+    def _finish_step(self, sums: list[float], noted: Averages) -> float:
+        loss, ratio, squares, clipped, approx_kl, count = sums
+        if ratio / count > self.config.max_ratio:
+            raise TrainingFailed(
+                f"the mean probability ratio is {ratio / count:.3g} "
+                f"(max_ratio {self.config.max_ratio:g})",
+                hint="lower learning_rate or num_ppo_epochs, or raise kl_coef",
+            )
+        norm = step(self.optimizer, self.parameters, self.config.max_grad_norm, loss)
+        noted.add("loss/policy_avg", loss, count)
+        noted.add("val/ratio", ratio, count)
+        noted.add("val/ratio_var", squares - ratio * ratio / count, count)
+        noted.add("policy/clipfrac_avg", clipped, count)
+        noted.add("policy/approxkl_avg", approx_kl, count)
+        noted.add("policy/grad_norm", norm)
+        return approx_kl / count
+
+    def _check_first(self, ratio: Tensor) -> None:
+        """Before the first step the update's log-probs are the rollout's. Raises TrainingFailed."""
+        gap = float((ratio - 1).abs().max())
+        limit = RATIO_TOLERANCE[self.backbone.dtype]
+        if not gap <= limit:
+            raise TrainingFailed(
+                f"log-probs changed between rollout and update: |ratio - 1| is {gap:.3g} "
+                f"(at most {limit:g}) before any step",
+                hint="the model that samples is not the one that is trained; "
+                "alignkit doctor looks at this machine's kernels",
+            )
+
+
+class ValueLearner:
+    """Clipped value updates of the adapter `value` and its head; it never touches the policy."""
+
+    def __init__(
+        self, backbone: Backbone, config: PpoConfig, head: ScalarHead, seed: int, iterations: int
+    ):
+        self.backbone, self.config, self.head, self.seed = backbone, config, head, seed
+        self.pad = Encoder(backbone.tokenizer).pad_token_id
+        adapter = list(backbone.parameters_of(VALUE).values())
+        self.parameters = [*adapter, *head.parameters()]
+        rate = config.value_learning_rate or config.learning_rate
+        self.optimizer = adamw([(self.parameters, rate)])
+        self.scheduler = schedule(self.optimizer, config, iterations)
+
+    @torch.no_grad()
+    def values(self, samples: Sequence[Sample]) -> Tensor:
+        """(completions, tokens): the value of the state before each token, zero behind the end."""
+        with self.backbone.role(VALUE) as model:
+            parts = [
+                self._values(model, part)
+                for part in in_parts(samples, self.config.rollout_forward_batch_size)
+            ]
+        return to_rows(torch.cat(parts), mask_of(samples).to(parts[0].device))
+
+    def update(self, rollout: Rollout, returns: Tensor, iteration: int) -> dict[str, float]:
+        """All passes over one rollout; what is logged."""
+        noted = Averages()
+        self.head.requires_grad_(True)
+        with trainable(self.backbone, VALUE, self.config.gradient_checkpointing) as model:
+            for epoch in range(self.config.num_ppo_epochs):
+                for rows in mini_batches(rollout, self.config, (self.seed, iteration, epoch, 3)):
+                    self._step(model, rollout, rows, returns, noted)
+        return noted.means()
+
+    def _step(
+        self,
+        model: Any,
+        rollout: Rollout,
+        rows: Sequence[int],
+        returns: Tensor,
+        noted: Averages,
+    ) -> None:
+        count = float(all_sum(rollout.mask[rows].sum().double()))
+        sums = torch.zeros(2, dtype=torch.float64)
+        for part in sorted_parts(rows, self.config.per_device_train_batch_size):
+            mask = rollout.mask[part]
+            terms = value_terms(
+                self._values(model, [rollout.samples[row] for row in part]),
+                rollout.values[part][mask],
+                returns[part][mask],
+                cliprange_value=self.config.cliprange_value,
+            )
+            (self.config.vf_coef * terms.loss / count).backward()  # type: ignore[no-untyped-call]
+            sums += torch.stack([terms.loss.detach().double(), terms.clipped.double().sum()]).cpu()
+        loss, clipped = all_sum(sums).tolist()
+        norm = step(self.optimizer, self.parameters, self.config.max_grad_norm, loss)
+        noted.add("loss/value_avg", loss, count)
+        noted.add("val/clipfrac_avg", clipped, count)
+        noted.add("val/grad_norm", norm)
+
+    def _values(self, model: Any, samples: Sequence[Sample]) -> Tensor:
+        """(tokens,): values of some completions, flat."""
+        states = completion_states(model, grouped(samples), pad_token_id=self.pad, which="tokens")
+        values: Tensor = self.head(states)
+        return self.head.scale.normalise(values)
+
+
+def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.AdamW:
+    """AdamW as PPO wants it: epsilon 1e-5 (arXiv:2403.17031, detail 22), no weight decay."""
+    return torch.optim.AdamW(
+        [{"params": list(parameters), "lr": rate} for parameters, rate in groups],
+        eps=1e-5,
+        weight_decay=0.0,
+    )
+
+
+def schedule(optimizer: torch.optim.Optimizer, config: OnlineConfig, iterations: int) -> Any:
+    """The learning rate over iterations: one scheduler step each."""
+    return get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, iterations)
+
+
+def step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    max_grad_norm: float,
+    loss: float,
+) -> float:
+    """Sum gradients over ranks, clip, step, clear; the norm. Raises TrainingFailed on NaN."""
+    sum_gradients(parameters)
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
+    if not math.isfinite(norm) or not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the loss is {loss:.3g} and its gradient's length {norm:.3g}",
+            hint="lower learning_rate; on fp16 use dtype bfloat16 or float32",
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def mini_batches(
+    rollout: Rollout, config: OnlineConfig, seed: tuple[int, ...]
+) -> Iterator[list[int]]:
+    """Rows of each optimizer step of one epoch: a fresh permutation, cut in equal parts."""
+    order = np.random.default_rng(seed).permutation(len(rollout.samples))
+    size = len(rollout.samples) // config.num_mini_batches
+    for start in range(0, len(order), size):
+        yield order[start : start + size].tolist()
+
+
+def sorted_parts(rows: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Micro-batches of a mini-batch; rows in order, so completions of one prompt share a group."""
+    ordered = sorted(rows)
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+@contextmanager
+def trainable(backbone: Backbone, adapter: str, checkpointing: bool) -> Iterator[Any]:
+    """The model with gradients for one adapter and no dropout anywhere.
+
+    Evaluation mode: PPO's ratio is only meaningful when sampling, scoring and training compute
+    the same function. Gradient checkpointing alone reads the training flag of its layers.
+    """
+    with backbone.training(adapter) as model:
+        model.eval()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+        try:
+            yield model
+        finally:
+            if checkpointing:
+                model.gradient_checkpointing_disable()

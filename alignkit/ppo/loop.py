@@ -1,0 +1,476 @@
+"""The loop of PPO and RLOO: sample, score, advantages, update; watched, sealed, resumable.
+
+Nothing outside the checkpoint decides how a run goes on: prompts, sampling and mini-batches
+depend on (seed, iteration) alone, and weights, optimizers, schedules, kl_coef, score scales and
+random states are saved. 2N iterations equal N, a stop and N more, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.backbone import POLICY, VALUE, Backbone
+from alignkit.checkpoints import (
+    load_tree,
+    newest_valid,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    save_tree,
+    stop_requests,
+)
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.heads import Scale
+from alignkit.ppo.advantages import (
+    k3,
+    kl_per_token,
+    masked_mean,
+    next_kl_coef,
+    penalize_missing_stop,
+)
+from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
+from alignkit.ppo.learners import PolicyLearner, ValueLearner
+from alignkit.ppo.objective import explained_variance
+from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
+from alignkit.ppo.rewards import PracticePrompt, Rewards
+from alignkit.ppo.rollout import (
+    Rollout,
+    Sampler,
+    local_share,
+    mask_of,
+    practice_order,
+    sampling_seed,
+)
+from alignkit.ppo.validation import Look, Validation, write_samples
+from alignkit.recipe import OnlineConfig
+from alignkit.stages.context import StageContext
+
+START_SAMPLES = 256  # completions of the starting policy that fix the score scales
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the update pulls toward: advantages and returns, both (completions, tokens)."""
+
+    advantages: Tensor
+    returns: Tensor | None
+
+
+Advantages = Callable[[Rollout, Tensor, float], Targets]
+
+
+@dataclass
+class State:
+    """Everything about a run's past that its future depends on, weights aside."""
+
+    iteration: int = 0
+    kl_coef: float = 0.0
+    start: Start = field(default_factory=lambda: Start(0.0, 0.0))
+    best_objective: float = float("-inf")
+    best_iteration: int = 0
+    history: list[Evaluation] = field(default_factory=list)
+
+
+class OnlineTrainer:
+    """One run. `advantages` is what sets PPO and RLOO apart; `critic` is None for RLOO."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: OnlineConfig,
+        context: StageContext,
+        prompts: list[PracticePrompt],
+        sampler: Sampler,
+        rewards: Rewards,
+        validation: Validation | None,
+        critic: ValueLearner | None,
+        advantages: Advantages,
+        completions_per_prompt: int,
+    ) -> None:
+        self.backbone, self.config, self.context = backbone, config, context
+        self.prompts, self.sampler, self.rewards = prompts, sampler, rewards
+        self.validation, self.critic, self.advantages = validation, critic, advantages
+        self.k = completions_per_prompt
+        self.iterations = max(1, config.total_episodes // config.rollout_batch_size)
+        self.policy = PolicyLearner(backbone, config, context.seed, self.iterations)
+        self.state = State(kl_coef=config.kl_coef)
+        self.best: dict[str, Tensor] = {}
+        self.seconds: dict[str, float] = {}
+
+    # --- the run -------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or to the alarm; the policy is then the best one seen."""
+        self._resume_or_start()
+        alarm: str | None = None
+        with (
+            stop_requests(self.context.say) as stop,
+            self.context.progress(self.iterations, self.config.kind) as advance,
+        ):
+            advance(self.state.iteration)
+            while self.state.iteration < self.iterations and alarm is None:
+                row = self._iterate()
+                alarm = self._evaluate(row) if self._evaluation_is_due() else None
+                self._write(row)
+                advance(1)
+                stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
+                if self._checkpoint_is_due() or stopping:
+                    self._save()
+                if stopping and self.state.iteration < self.iterations:
+                    raise stop.interrupted(f"checkpoint-{self.state.iteration} is saved")
+        if alarm is not None:
+            self.context.say(f"stopped at iteration {self.state.iteration}: {alarm}")
+        return self._summary(alarm)
+
+    def restore_best(self) -> None:
+        """Put the weights of the best evaluation back; without evaluations, the last ones stay."""
+        if self.best:
+            copy_into(self.backbone.parameters_of(POLICY), self.best)
+
+    def _iterate(self) -> dict[str, float]:
+        """One iteration: rollout, scores, advantages, update. Its numbers, by their usual names."""
+        self.seconds = {}
+        iteration = self.state.iteration
+        rollout = self.collect(iteration)
+        kl = self._penalty(rollout)
+        targets = self.advantages(rollout, kl, self.state.kl_coef)
+        row: dict[str, float] = {"episode": (iteration + 1) * self.config.rollout_batch_size}
+        row |= self._describe(rollout, kl, targets)
+        check_iteration(row, self.state.start, self.config)
+        with self._timed("update"):
+            if iteration >= self._value_warmup:
+                row |= self.policy.update(rollout, targets.advantages, iteration)
+            if self.critic is not None and targets.returns is not None:
+                row |= self.critic.update(rollout, targets.returns, iteration)
+        row["lr"] = self.policy.scheduler.get_last_lr()[0]
+        self.policy.scheduler.step()
+        if self.critic is not None:
+            self.critic.scheduler.step()
+        self.state.kl_coef = next_kl_coef(
+            self.state.kl_coef,
+            row["objective/kl"],
+            target=self.config.kl_target,
+            horizon=self.config.kl_horizon,
+            episodes=self.config.rollout_batch_size,
+        )
+        self.state.iteration += 1
+        return row | {f"seconds/{part}": round(spent, 3) for part, spent in self.seconds.items()}
+
+    @property
+    def _value_warmup(self) -> int:
+        return self.critic.config.value_warmup if self.critic is not None else 0
+
+    # --- rollout -------------------------------------------------------------------------------
+
+    def collect(self, iteration: int) -> Rollout:
+        """Sample this iteration's completions and measure them."""
+        wanted = self.config.rollout_batch_size // self.k
+        order = practice_order(len(self.prompts), wanted, self.context.seed, iteration)
+        prompts = [self.prompts[number] for number in order for _ in range(self.k)]
+        mine, first_row = local_share(prompts)
+        with self._timed("rollout"):
+            samples, completions = self.sampler.sample(
+                mine,
+                seed=sampling_seed(self.context.seed, iteration),
+                temperature=self.config.temperature,
+                first_row=first_row,
+            )
+        with self._timed("score"):
+            device = self.backbone.device
+            raw = self.rewards.raw(samples)
+            stopped = torch.tensor([sample.stopped for sample in samples])
+            scores = penalize_missing_stop(
+                self.rewards.combine(raw), stopped, self.config.missing_eos_penalty
+            )
+            logps = self.sampler.own_logps(samples, completions)
+            return Rollout(
+                samples=samples,
+                mask=mask_of(samples).to(device),
+                logps=logps,
+                ref_logps=self.sampler.logps(samples, self.sampler.reference),
+                values=self.critic.values(samples) if self.critic else torch.zeros_like(logps),
+                raw_scores=raw.to(device),
+                scores=scores.to(device),
+                stopped=stopped.to(device),
+            )
+
+    def _penalty(self, rollout: Rollout) -> Tensor:
+        """(completions, tokens): the KL estimate that the reward is charged for."""
+        return kl_per_token(
+            rollout.logps, rollout.ref_logps, rollout.mask, self.config.kl_estimator
+        )
+
+    def _describe(self, rollout: Rollout, penalty: Tensor, targets: Targets) -> dict[str, float]:
+        mask = rollout.mask
+        log_ratio = (rollout.logps - rollout.ref_logps) * mask
+        scores = all_rows(rollout.scores)
+        charged = float(all_rows(penalty.sum(1)).mean()) * self.state.kl_coef
+        row = {
+            "objective/kl": float(all_rows(log_ratio.sum(1)).mean()),
+            "objective/kl_k3": float(all_rows((k3(log_ratio)).sum(1)).mean()),
+            "objective/entropy": float(all_rows(-(rollout.logps * mask).sum(1)).mean()),
+            "objective/scores": float(scores.mean()),
+            "objective/scores_std": float(scores.std(unbiased=False)),
+            "objective/non_score_reward": -charged,
+            "objective/rlhf_reward": float(scores.mean()) - charged,
+            "objective/kl_coef": self.state.kl_coef,
+            "rollout/length": float(all_rows(rollout.lengths.double()).mean()),
+            "rollout/eos_rate": float(all_rows(rollout.stopped.double()).mean()),
+            "val/num_eos_tokens": float(all_sum(rollout.stopped.sum())),
+        }
+        for number, raw in enumerate(rollout.raw_scores):
+            row[f"rewards/{self.rewards.sources[number].label}"] = float(all_rows(raw).mean())
+        if targets.returns is not None:
+            row["val/values"] = float(masked_mean(rollout.values, mask))
+            row["val/explained_variance"] = explained_variance(
+                rollout.values[mask], targets.returns[mask]
+            )
+        return row
+
+    # --- start, evaluation ---------------------------------------------------------------------
+
+    def _resume_or_start(self) -> None:
+        found = newest_valid(
+            self.context.checkpoints,
+            self._fingerprint,
+            resume_anyway=self.context.resume_anyway,
+            say=self.context.say,
+        )
+        if found is not None:
+            self.context.say(f"going on from {found.name}")
+            self._load(found)
+            return
+        for file in (self.context.metrics_file, self._samples_file):
+            if rank() == 0:
+                file.unlink(missing_ok=True)
+        self._measure_start()
+
+    def _measure_start(self) -> None:
+        """Fix score scales on the starting policy, and see that policy and reference agree."""
+        prompts = self.prompts[:START_SAMPLES]
+        seed = sampling_seed(self.context.seed, 2**31 + 1)
+        samples, _ = self.sampler.sample(prompts, seed=seed, temperature=self.config.temperature)
+        if self.config.normalize_rewards:
+            self.rewards.fix_scales(self.rewards.raw(samples))
+        if self.critic is not None:
+            self.critic.head.scale = self._value_scale()
+        self.state.start = Start(
+            length=sum(len(sample.ids) for sample in samples) / len(samples),
+            eos_rate=sum(sample.stopped for sample in samples) / len(samples),
+        )
+        self._check_reference(samples[: self.config.rollout_forward_batch_size])
+        if self.validation is not None:
+            self._keep_if_best(self.validation.look(self.state.kl_coef), note=False)
+
+    def _value_scale(self) -> Scale:
+        """A value head that starts as a reward head speaks in the units of the normalised score."""
+        scale, weight = self.rewards.scales[0], self.rewards.weights[0]
+        starts_as_reward = bool(self.config.reward_model) and self.config.reward_model[0] != "gold"
+        return Scale(scale.mean, scale.std / weight) if starts_as_reward and weight else Scale()
+
+    def _check_reference(self, samples: list[Any]) -> None:
+        """With reference `start`, KL is exactly 0 before the first step."""
+        if self.sampler.reference is None:
+            return
+        gap = self.sampler.logps(samples, POLICY) - self.sampler.logps(
+            samples, self.sampler.reference
+        )
+        if float(gap.abs().max()) > 0:
+            raise TrainingFailed(
+                f"the policy differs from its reference by {float(gap.abs().max()):.3g} nats "
+                "before the first step",
+                hint="the reference must be a copy of the adapter the policy starts from",
+            )
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.config.eval_steps or max(1, self.iterations // 10)
+        done = self.state.iteration
+        return self.validation is not None and (done % every == 0 or done == self.iterations)
+
+    def _evaluate(self, row: dict[str, float]) -> str | None:
+        assert self.validation is not None
+        with self._timed("evaluation"):
+            look = self.validation.look(self.state.kl_coef)
+        row |= look.metrics
+        self._keep_if_best(look, note=True)
+        self.state.history.append(
+            Evaluation(
+                self.state.iteration,
+                look.metrics["eval/score"],
+                look.metrics["eval/win_rate"],
+                len(look.samples),
+            )
+        )
+        return reward_hacking(self.state.history)
+
+    def _keep_if_best(self, look: Look, *, note: bool) -> None:
+        if rank() == 0:
+            write_samples(self._samples_file, self.state.iteration, look)
+        if not note and rank() == 0:
+            self._append({"step": 0, **look.metrics})
+        if look.metrics["eval/objective"] > self.state.best_objective:
+            self.state.best_objective = look.metrics["eval/objective"]
+            self.state.best_iteration = self.state.iteration
+            self.best = copies(self.backbone.parameters_of(POLICY))
+
+    # --- files ---------------------------------------------------------------------------------
+
+    @property
+    def _samples_file(self) -> Path:
+        return self.context.directory / "samples.jsonl"
+
+    @property
+    def _fingerprint(self) -> dict[str, Any]:
+        return {**self.context.fingerprint, "world_size": world_size()}
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        due = self.state.iteration % self.config.logging_steps == 0
+        if rank() == 0 and (due or self.state.iteration == self.iterations or "eval/score" in row):
+            self._append({"step": self.state.iteration, **row})
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        plain = {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
+        with self.context.metrics_file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(plain) + "\n")
+
+    def _checkpoint_is_due(self) -> bool:
+        return self.state.iteration % self.config.save_steps == 0
+
+    def _save(self) -> None:
+        if rank() == 0:
+            save_checkpoint(
+                self.context.checkpoints,
+                self.state.iteration,
+                self._fingerprint,
+                self._write_all,
+                keep=self.config.save_total_limit,
+            )
+        wait_for_all()
+
+    def _write_all(self, directory: Path) -> None:
+        save_tree(directory / "policy.safetensors", copies(self.backbone.parameters_of(POLICY)))
+        save_tree(directory / "best.safetensors", self.best)
+        for name, part in self._stateful().items():
+            save_tree(directory / f"{name}.safetensors", part.state_dict())
+        if self.critic is not None:
+            save_tree(directory / "value.safetensors", copies(self.backbone.parameters_of(VALUE)))
+        save_tree(directory / "state.safetensors", self._state_tree())
+
+    def _stateful(self) -> dict[str, Any]:
+        """Everything with a state_dict of its own."""
+        parts = {"optimizer": self.policy.optimizer, "scheduler": self.policy.scheduler}
+        if self.critic is not None:
+            parts |= {
+                "value_optimizer": self.critic.optimizer,
+                "value_scheduler": self.critic.scheduler,
+                "value_head": self.critic.head,
+            }
+        return parts
+
+    def _state_tree(self) -> dict[str, Any]:
+        critic_scale = asdict(self.critic.head.scale) if self.critic is not None else None
+        start_scores = self.validation.start_scores if self.validation is not None else None
+        return {
+            "state": asdict(self.state),
+            "scales": [asdict(scale) for scale in self.rewards.scales],
+            "value_scale": critic_scale,
+            "start_scores": start_scores,
+            "random": random_state(),
+        }
+
+    def _load(self, checkpoint: Path) -> None:
+        copy_into(self.backbone.parameters_of(POLICY), load_tree(checkpoint / "policy.safetensors"))
+        self.best = load_tree(checkpoint / "best.safetensors")
+        if self.critic is not None:
+            copy_into(
+                self.backbone.parameters_of(VALUE), load_tree(checkpoint / "value.safetensors")
+            )
+        for name, part in self._stateful().items():
+            part.load_state_dict(load_tree(checkpoint / f"{name}.safetensors"))
+        tree = load_tree(checkpoint / "state.safetensors")
+        saved = tree["state"]
+        saved["start"] = Start(**saved["start"])
+        saved["history"] = [Evaluation(**seen) for seen in saved["history"]]
+        self.state = State(**saved)
+        self.rewards.scales = [Scale(**scale) for scale in tree["scales"]]
+        if self.critic is not None:
+            self.critic.head.scale = Scale(**tree["value_scale"])
+        if self.validation is not None:
+            self.validation.start_scores = tree["start_scores"]
+        restore_random_state(tree["random"])
+        if rank() == 0:
+            for file in (self.context.metrics_file, self._samples_file):
+                forget_after(file, self.state.iteration)
+
+    def _summary(self, alarm: str | None) -> dict[str, Any]:
+        metrics: dict[str, Any] = {
+            "iterations": self.state.iteration,
+            "episodes": self.state.iteration * self.config.rollout_batch_size,
+            "kl_coef": self.state.kl_coef,
+            "score_scales": [asdict(scale) for scale in self.rewards.scales],
+        }
+        if self.validation is not None:
+            metrics |= {
+                "best_iteration": self.state.best_iteration,
+                "best_objective": self.state.best_objective,
+            }
+        if alarm is not None:
+            metrics["alarm"] = alarm
+        return metrics
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+
+def check_ranks(config: OnlineConfig, completions_per_prompt: int) -> None:
+    """Refuse a batch that cannot be shared out evenly. Raises RecipeError."""
+    share = world_size() * max(config.num_mini_batches, 1)
+    whole = world_size() * completions_per_prompt
+    if config.rollout_batch_size % share or config.rollout_batch_size % whole:
+        raise RecipeError(
+            f"rollout_batch_size {config.rollout_batch_size} cannot be shared evenly by "
+            f"{world_size()} processes with {config.num_mini_batches} mini-batches each"
+        )
+
+
+def copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The weights as they are now, on the CPU, by name."""
+    return {name: weight.detach().cpu().clone() for name, weight in parameters.items()}
+
+
+def copy_into(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
+    """Give parameters the saved weights."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+
+
+def forget_after(file: Path, iteration: int) -> None:
+    """Drop the rows of a JSONL file that iterations after this one wrote: they are run again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= iteration:
+                kept.append(line)
+        except ValueError:
+            # Half a line: the machine died while writing it, and its iteration is run again.
+            continue
+    part = file.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(file)

@@ -1,0 +1,338 @@
+"""What a completion is worth: reward models, Python functions, HTTP services, or the gold score.
+
+Each source is one class with `scores(samples)`; a new one is a class and a line in `open_rewards`.
+Scores are normalised by a mean and deviation fixed on samples of the starting policy, clipped,
+weighted and summed. A failure names the prompt it happened on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import torch
+from torch import Tensor
+
+from alignkit.backbone import REWARD, Backbone
+from alignkit.errors import DataError, RecipeError, TrainingFailed
+from alignkit.heads import Scale
+from alignkit.logps import Group
+from alignkit.recipe import OnlineConfig
+from alignkit.reward_model import RewardModel
+from alignkit.stages.context import StageContext
+from alignkit.tiny import gold
+
+RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+RETRIES = 5
+
+
+@dataclass(frozen=True)
+class PracticePrompt:
+    """A prompt to practise on: its messages, its token ids, and where it came from."""
+
+    where: str
+    messages: tuple[Mapping[str, str], ...]
+    ids: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with one sampled completion; `ids` end in the stop token if it `stopped`."""
+
+    prompt: PracticePrompt
+    ids: tuple[int, ...]
+    text: str
+    stopped: bool
+
+
+class Reward(Protocol):
+    """A source of scores. `label` names it in logs and errors."""
+
+    label: str
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        """One score a sample."""
+        ...
+
+
+class ModelReward:
+    """A reward-model run on the shared backbone.
+
+    The model reads prompt + completion + stop token, as it was trained to; a completion that was
+    cut off gets the stop token here, and pays for it through missing_eos_penalty.
+    """
+
+    def __init__(self, label: str, model: RewardModel, stop_token_id: int, batch_size: int) -> None:
+        self.label, self.model = label, model
+        self.stop_token_id, self.batch_size = stop_token_id, batch_size
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        groups = [
+            Group(s.prompt.ids, [s.ids if s.stopped else (*s.ids, self.stop_token_id)])
+            for s in samples
+        ]
+        return self.model.scores(groups, self.batch_size)
+
+
+class FunctionReward:
+    """A Python function of (prompt: list of {role, content}, completion: str)."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.function = load_function(label)
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        return [self._score(sample) for sample in samples]
+
+    def _score(self, sample: Sample) -> float:
+        try:
+            return float(
+                self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
+            )
+        except Exception as error:
+            # Foreign code raises what it likes; the run stops with the prompt that did it.
+            raise TrainingFailed(
+                f"reward {self.label} failed with {type(error).__name__}: {error}",
+                where=sample.prompt.where,
+                hint=f"the completion was {sample.text[:80]!r}",
+            ) from error
+
+
+class GoldReward:
+    """The embedded task's own scoring."""
+
+    label = "gold"
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        return [gold.score(sample.prompt.text, sample.text) for sample in samples]
+
+
+class UrlReward:
+    """An HTTP service: POST of JSON, answered with one score a completion.
+
+    `{"prompts": [[{role, content}…]…], "completions": [text…]}` is answered with
+    `{"scores": [number…]}`. A URL that ends in `/score` speaks the scoring call of
+    OpenAI-compatible servers instead (`text_1`, `text_2`; its `?model=` names the model). A key
+    in the environment variable ALIGNKIT_REWARD_API_KEY is sent as a bearer token.
+    """
+
+    def __init__(self, url: str, *, timeout: float, batch_size: int, wait: float = 0.5) -> None:
+        self.label, self.timeout, self.batch_size, self.wait = url, timeout, batch_size, wait
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise RecipeError(
+                f"reward_url {url!r} is no http address", hint="such as http://localhost:8000/score"
+            )
+        self.model = parse_qs(parts.query).get("model", [None])[0]
+        self.speaks = "score" if parts.path.endswith("/score") else "plain"
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(samples), self.batch_size):
+            part = samples[start : start + self.batch_size]
+            ask, read = PROTOCOLS[self.speaks]
+            answer = self._post(ask(part, self.model), part[0].prompt.where)
+            found += self._checked(read, answer, part)
+        return found
+
+    def _post(self, body: Mapping[str, Any], where: str) -> Any:
+        import httpx
+
+        key = os.environ.get("ALIGNKIT_REWARD_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        trouble = ""
+        for attempt in range(RETRIES):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                answer = httpx.post(self.label, json=body, headers=headers, timeout=self.timeout)
+            except httpx.HTTPError as error:
+                trouble = f"{type(error).__name__}: {error}"
+                continue
+            if answer.status_code not in RETRY_STATUS:
+                return self._content(answer, where)
+            trouble = f"HTTP {answer.status_code}"
+        raise TrainingFailed(
+            f"reward_url {self.label} gave no answer in {RETRIES} tries ({trouble})",
+            where=where,
+            hint="check the service, then run the same command again: it goes on from the "
+            "last checkpoint",
+        )
+
+    def _content(self, answer: Any, where: str) -> Any:
+        if answer.status_code >= 400:
+            raise TrainingFailed(
+                f"reward_url {self.label} answered HTTP {answer.status_code}: {answer.text[:200]}",
+                where=where,
+            )
+        try:
+            return answer.json()
+        except ValueError:
+            raise TrainingFailed(
+                f"reward_url {self.label} did not answer in JSON: {answer.text[:80]!r}", where=where
+            ) from None
+
+    def _checked(
+        self, read: Callable[[Any], list[Any]], answer: Any, part: Sequence[Sample]
+    ) -> list[float]:
+        try:
+            scores = [float(score) for score in read(answer)]
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise TrainingFailed(
+                f"reward_url {self.label} answered without scores: {str(answer)[:120]}",
+                where=part[0].prompt.where,
+                hint='expected {"scores": [one number a completion]}',
+            ) from None
+        if len(scores) != len(part):
+            raise TrainingFailed(
+                f"reward_url {self.label} gave {len(scores)} scores for {len(part)} completions",
+                where=part[0].prompt.where,
+            )
+        return scores
+
+
+def _ask_plain(samples: Sequence[Sample], _model: str | None) -> dict[str, Any]:
+    return {
+        "prompts": [[dict(turn) for turn in sample.prompt.messages] for sample in samples],
+        "completions": [sample.text for sample in samples],
+    }
+
+
+def _ask_score(samples: Sequence[Sample], model: str | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        "text_1": [sample.prompt.text for sample in samples],
+        "text_2": [sample.text for sample in samples],
+    }
+
+
+def _read_score(answer: Any) -> list[Any]:
+    return [row["score"] for row in sorted(answer["data"], key=lambda row: row["index"])]
+
+
+# How a service is spoken to: what to send for samples, and where the scores are in its answer.
+PROTOCOLS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[Any], list[Any]]]] = {
+    "plain": (_ask_plain, lambda answer: list(answer["scores"])),
+    "score": (_ask_score, _read_score),
+}
+
+
+class Rewards:
+    """All sources of a run, and how their scores become one number a completion.
+
+    total = Σ weight · clip(normalise(score)); `scales` is fixed before the first step.
+    """
+
+    def __init__(
+        self, sources: Sequence[Reward], weights: Sequence[float], clip: float | None
+    ) -> None:
+        self.sources, self.weights, self.clip = sources, weights, clip
+        self.scales = [Scale() for _ in sources]
+
+    def raw(self, samples: Sequence[Sample]) -> Tensor:
+        """(sources, samples): scores as they came, all of them finite."""
+        return torch.tensor([self._finite(source, samples) for source in self.sources])
+
+    def combine(self, raw: Tensor) -> Tensor:
+        """(samples,): normalised, clipped, weighted and summed."""
+        total = torch.zeros(raw.shape[1])
+        for scores, scale, weight in zip(raw, self.scales, self.weights, strict=True):
+            normal = scale.normalise(scores)
+            if self.clip is not None:
+                normal = normal.clamp(-self.clip, self.clip)
+            total += weight * normal
+        return total
+
+    def fix_scales(self, raw: Tensor) -> None:
+        """Normalise so that these samples, of the starting policy, have mean 0 and deviation 1."""
+        self.scales = [
+            Scale(float(scores.mean()), float(scores.std(unbiased=False)) or 1.0) for scores in raw
+        ]
+
+    def _finite(self, source: Reward, samples: Sequence[Sample]) -> list[float]:
+        scores = source.scores(samples)
+        for sample, score in zip(samples, scores, strict=True):
+            if not math.isfinite(score):
+                raise TrainingFailed(
+                    f"reward {source.label} is {score}",
+                    where=sample.prompt.where,
+                    hint=f"the completion was {sample.text[:80]!r}",
+                )
+        return scores
+
+
+def open_rewards(
+    config: OnlineConfig, context: StageContext, backbone: Backbone, stop_token_id: int
+) -> Rewards:
+    """The sources that the settings name, reward models loaded on the backbone."""
+    batch_size = config.rollout_forward_batch_size
+    sources: list[Reward] = []
+    for number, name in enumerate(config.reward_model):
+        if name == "gold":
+            sources.append(GoldReward())
+            continue
+        adapter = REWARD if number == 0 else f"{REWARD}_{number}"
+        model = RewardModel.load(backbone, context.artifact(name), adapter)
+        sources.append(ModelReward(name, model, stop_token_id, batch_size))
+    sources += [FunctionReward(name) for name in config.reward]
+    sources += [
+        UrlReward(url, timeout=config.reward_timeout, batch_size=batch_size)
+        for url in config.reward_url
+    ]
+    weights = config.reward_weights or (1.0,) * len(sources)
+    return Rewards(sources, weights, config.reward_clip)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names; modules of the working directory are found."""
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not module_name or not function_name:
+        raise RecipeError(f"reward {name!r} is not of the form module:function")
+    with _working_directory_first():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise RecipeError(
+                f"reward {name!r}: {module_name} cannot be imported "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    function = vars(module).get(function_name)
+    if not callable(function):
+        known = ", ".join(key for key, value in vars(module).items() if callable(value))
+        raise RecipeError(
+            f"reward {name!r}: {module_name} has no function {function_name!r}",
+            hint=f"It has: {known[:200] or 'none'}",
+        )
+    return function
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def gold_applies(prompts: Sequence[PracticePrompt]) -> bool:
+    """Whether these are prompts of the embedded task, whose true score is known."""
+    try:
+        for prompt in prompts:
+            gold.facts_of(prompt.text)
+    except DataError:
+        return False
+    return bool(prompts)

@@ -1,0 +1,84 @@
+"""From settings to a trained policy: what PPO and RLOO do before and after their loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from alignkit.backbone import POLICY, REFERENCE, VALUE, Backbone
+from alignkit.data.chat import Encoder
+from alignkit.ppo.learners import ValueLearner
+from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
+from alignkit.ppo.prompts import practice_prompts, stop_ids
+from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
+from alignkit.ppo.rewards import open_rewards
+from alignkit.ppo.rollout import Sampler
+from alignkit.ppo.validation import Validation
+from alignkit.recipe import OnlineConfig
+from alignkit.stages.context import StageContext
+from alignkit.stages.training import finish, moved_share, snapshot, start_adapter
+
+NewCritic = Callable[[Backbone, int], ValueLearner]
+
+
+def practise(
+    config: OnlineConfig,
+    context: StageContext,
+    advantages: Advantages,
+    *,
+    critic: NewCritic | None = None,
+    completions_per_prompt: int = 1,
+) -> dict[str, Any]:
+    """Set the roles up, run the loop, and leave the best policy in the stage's directory."""
+    join_ranks()
+    check_ranks(config, completions_per_prompt)
+    backbone = context.backbone
+    encoder = Encoder(backbone.tokenizer)
+    prompts, held_out = practice_prompts(config, context, encoder)
+    backbone.clear()
+    start_adapter(backbone, POLICY, config, context)
+    before = snapshot(backbone.parameters_of(POLICY))
+    stops = stop_ids(config, encoder)
+    sampler = Sampler(backbone, config, stops, start_reference(backbone, config))
+    rewards = open_rewards(config, context, backbone, stops[0])
+    validation = Validation(sampler, rewards, held_out, config, context.seed) if held_out else None
+    iterations = max(1, config.total_episodes // config.rollout_batch_size)
+    trainer = OnlineTrainer(
+        backbone,
+        config,
+        context,
+        prompts,
+        sampler,
+        rewards,
+        validation,
+        critic(backbone, iterations) if critic is not None else None,
+        advantages,
+        completions_per_prompt,
+    )
+    metrics = trainer.run()
+    metrics["moved_share"] = moved_share(before, backbone.parameters_of(POLICY))
+    trainer.restore_best()
+    return leave(trainer, metrics)
+
+
+def start_reference(backbone: Backbone, config: OnlineConfig) -> str | None:
+    """The role KL is measured to: a frozen copy of the starting adapter, or the bare backbone."""
+    if config.reference == "backbone":
+        return None
+    backbone.copy_adapter(POLICY, REFERENCE)
+    return REFERENCE
+
+
+def leave(trainer: OnlineTrainer, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write value, score scales and policy; rank 0 does, the others wait."""
+    backbone, context = trainer.backbone, trainer.context
+    if rank() == 0:
+        if trainer.critic is not None:
+            backbone.save_adapter(VALUE, context.directory / "value", head=trainer.critic.head)
+        scales = orjson.dumps(metrics["score_scales"], option=orjson.OPT_APPEND_NEWLINE)
+        (context.directory / "score_scales.json").write_bytes(scales)
+        metrics = finish(backbone, POLICY, context, metrics)
+    wait_for_all()
+    return metrics

@@ -1,0 +1,109 @@
+"""Held-out prompts: how good the policy is now, and which iteration was the best.
+
+Every look draws with the same seed, so two looks differ by the policy alone. What is compared is
+score − kl_coef·KL, the objective itself on prompts it was not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alignkit.ppo.advantages import k3, kl_per_token, penalize_missing_stop
+from alignkit.ppo.rewards import GoldReward, PracticePrompt, Rewards, Sample, gold_applies
+from alignkit.ppo.rollout import Sampler, mask_of, sampling_seed
+from alignkit.recipe import OnlineConfig
+
+SHOWN_SAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Look:
+    """Numbers of one evaluation, and the scores (prompts,) behind them."""
+
+    metrics: dict[str, float]
+    scores: Tensor
+    samples: list[Sample]
+
+
+class Validation:
+    """Measures the policy on held-out prompts, against what it said at the start."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        rewards: Rewards,
+        prompts: Sequence[PracticePrompt],
+        config: OnlineConfig,
+        seed: int,
+    ) -> None:
+        self.sampler, self.rewards, self.prompts = sampler, rewards, prompts
+        self.config, self.seed = config, seed
+        self.gold = GoldReward() if gold_applies(prompts) else None
+        self.start_scores: Tensor | None = None
+
+    def look(self, kl_coef: float) -> Look:
+        """Sample once per prompt and measure; the first look is what later ones must beat."""
+        seed = sampling_seed(self.seed, 2**31)
+        samples, completions = self.sampler.sample(
+            self.prompts, seed=seed, temperature=self.config.temperature
+        )
+        mask = mask_of(samples).to(self.sampler.backbone.device)
+        logps = self.sampler.own_logps(samples, completions)
+        ref_logps = self.sampler.logps(samples, self.sampler.reference)
+        scores = self._scores(samples)
+        kl = float(kl_per_token(logps, ref_logps, mask).sum(1).mean())
+        if self.start_scores is None:
+            self.start_scores = scores
+        greedy, _ = self.sampler.sample(self.prompts, seed=seed, temperature=0.0)
+        metrics = {
+            "eval/score": float(scores.mean()),
+            "eval/greedy_score": float(self._scores(greedy).mean()),
+            "eval/kl": kl,
+            "eval/kl_k3": float((k3((logps - ref_logps) * mask)).sum(1).mean()),
+            "eval/objective": float(scores.mean()) - kl_coef * kl,
+            "eval/win_rate": win_rate(scores, self.start_scores),
+            "eval/length": float(mask.sum(1).double().mean()),
+            "eval/eos_rate": sum(sample.stopped for sample in samples) / len(samples),
+            "eval/distinct": len({sample.ids for sample in samples}) / len(samples),
+        }
+        if self.gold is not None:
+            metrics["eval/gold"] = _mean(self.gold.scores(samples))
+            metrics["eval/greedy_gold"] = _mean(self.gold.scores(greedy))
+        return Look(metrics, scores, samples)
+
+    def _scores(self, samples: Sequence[Sample]) -> Tensor:
+        scores = self.rewards.combine(self.rewards.raw(samples))
+        stopped = torch.tensor([sample.stopped for sample in samples])
+        return penalize_missing_stop(scores, stopped, self.config.missing_eos_penalty)
+
+
+def win_rate(scores: Tensor, start_scores: Tensor) -> float:
+    """Share of prompts whose completion now scores above the one at the start, ties as half."""
+    wins = (scores > start_scores).double() + (scores == start_scores).double() / 2
+    return float(wins.mean())
+
+
+def write_samples(path: Path, iteration: int, look: Look) -> None:
+    """Append some completions of this look, for people to read."""
+    with path.open("a", encoding="utf-8") as stream:
+        for sample, score in list(zip(look.samples, look.scores.tolist(), strict=True))[
+            :SHOWN_SAMPLES
+        ]:
+            row = {
+                "step": iteration,
+                "prompt": sample.prompt.text,
+                "completion": sample.text,
+                "score": round(score, 4),
+                "stopped": sample.stopped,
+            }
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)

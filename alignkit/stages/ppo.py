@@ -1,0 +1,64 @@
+"""PPO: the policy learns from a reward, held near its start, on one backbone with four roles.
+
+policy <- the starting adapter     reference <- its frozen copy, or the bare backbone
+reward <- a reward-model run       value     <- a copy of the reward model, head and all
+each iteration:  sample completions with the policy; score them
+                 r_t = -kl_coef * KL_t, plus the score on the last token
+                 advantages by GAE, whitened; some epochs of clipped updates, policy then value
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from alignkit.backbone import POLICY, VALUE, Backbone
+from alignkit.heads import ScalarHead
+from alignkit.ppo.advantages import gae, token_rewards, whiten
+from alignkit.ppo.learners import ValueLearner
+from alignkit.ppo.loop import Targets
+from alignkit.ppo.rollout import Rollout
+from alignkit.ppo.session import practise
+from alignkit.recipe import PpoConfig
+from alignkit.stages.context import StageContext
+
+
+def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
+    """Train a policy with PPO; adapter, value and metrics land in the stage's directory."""
+
+    def advantages(rollout: Rollout, kl: Tensor, kl_coef: float) -> Targets:
+        return ppo_targets(rollout, kl, kl_coef, config)
+
+    def critic(backbone: Backbone, iterations: int) -> ValueLearner:
+        head = start_value(backbone, config, context)
+        return ValueLearner(backbone, config, head, context.seed, iterations)
+
+    return practise(config, context, advantages, critic=critic)
+
+
+def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig) -> Targets:
+    """Advantages (whitened) and returns (not) of a rollout, both (completions, tokens)."""
+    rewards = token_rewards(kl, rollout.scores, rollout.mask, kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, rollout.mask, shift_mean=False)
+    advantages, returns = gae(
+        rewards, rollout.values, rollout.mask, gamma=config.gamma, lam=config.lam
+    )
+    return Targets(whiten(advantages, rollout.mask), returns)
+
+
+def start_value(backbone: Backbone, config: PpoConfig, context: StageContext) -> ScalarHead:
+    """Adapter and head of the value: those of the first reward model, or the policy's with zeros.
+
+    A copy, never the policy's own adapter: what the value learns must not move the policy.
+    """
+    backbone.delete_adapter(VALUE)
+    models = [name for name in config.reward_model if name != "gold"]
+    if not models or config.reward_model[0] == "gold":
+        backbone.copy_adapter(POLICY, VALUE)
+        hidden = backbone.base.config.get_text_config().hidden_size
+        return ScalarHead(hidden, zero=True).to(backbone.device)
+    head = ScalarHead.load(context.artifact(models[0]) / "adapter").to(backbone.device)
+    backbone.load_adapter(VALUE, context.artifact(models[0]) / "adapter", head=head)
+    return head
