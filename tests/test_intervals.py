@@ -169,25 +169,37 @@ def two_orders(generator: np.random.Generator, rate: float, tie: float, n: int) 
 
 @pytest.mark.parametrize("n", [30, 100, 500])
 @pytest.mark.parametrize(("rate", "tie"), CASES)
-@pytest.mark.parametrize("method", ["t", "wilson", "bootstrap"])
+@pytest.mark.parametrize("method", ["t", "bootstrap"])
 def test_coverage_of_prompt_scores(n: int, rate: float, tie: float, method: str) -> None:
     """Between 93 and 97 % of 95 % intervals hold the truth, whatever the ties."""
-    generator = np.random.default_rng(n)
-    orders = 1 if method == "wilson" else 2
-    if orders == 1 and tie:
-        pytest.skip("Wilson's interval is for scores of 0 and 1; with ties it is too wide")
-    repeats = 1000 if method == "bootstrap" else REPEATS
-    if orders == 1:
-        scores = (generator.uniform(size=(REPEATS, n)) < rate).astype(float)
-    else:
-        scores = two_orders(generator, rate, tie, n)
+    scores = two_orders(np.random.default_rng(n), rate, tie, n)
     truth = (1 - tie) * rate + tie / 2
+    repeats = 1000 if method == "bootstrap" else REPEATS
     hits = 0
-    for row in scores[:repeats]:
-        found = interval(method, row, draws=500, seed=1)
+    for seed, row in enumerate(scores[:repeats]):
+        found = interval(method, row, draws=500, seed=seed)
         assert found is not None
         hits += found.low <= truth <= found.high
     assert 0.93 <= hits / repeats <= 0.97
+
+
+@pytest.mark.parametrize("n", [30, 100, 500])
+@pytest.mark.parametrize("rate", [0.5, 0.6, 0.8])
+def test_coverage_of_wilson(n: int, rate: float) -> None:
+    """Exact: the binomial probability of the counts whose interval holds the rate."""
+    counts = np.arange(n + 1)
+    limits = np.array([wilson(count / n, n) for count in counts])
+    held = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
+    assert 0.93 <= scipy.stats.binom.pmf(counts[held], n, rate).sum() <= 0.97
+
+
+@pytest.mark.parametrize("n", [30, 100, 500])
+@pytest.mark.parametrize("rate", [0.5, 0.6, 0.8, 0.99])
+def test_clopper_pearson_never_covers_less(n: int, rate: float) -> None:
+    counts = np.arange(n + 1)
+    limits = np.array([clopper_pearson(count / n, n) for count in counts])
+    held = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
+    assert scipy.stats.binom.pmf(counts[held], n, rate).sum() >= 0.95
 
 
 @pytest.mark.parametrize("groups", [30, 100, 500])
@@ -197,11 +209,11 @@ def test_coverage_with_clusters(groups: int, method: str) -> None:
     generator = np.random.default_rng(groups)
     repeats = 1000 if method == "t" else 600
     hits = naive_hits = 0
-    for _ in range(repeats):
+    for i in range(repeats):
         clusters = np.repeat(np.arange(groups), generator.integers(1, 7, groups))
         chance = generator.beta(1.0, 1.0, groups)[clusters]
         scores = (generator.uniform(size=len(clusters)) < chance).astype(float)
-        found, naive = (interval(method, scores, c, draws=300, seed=2) for c in (clusters, None))
+        found, naive = (interval(method, scores, c, draws=300, seed=i) for c in (clusters, None))
         assert found is not None
         assert naive is not None
         hits += found.low <= 0.5 <= found.high

@@ -189,15 +189,6 @@ def bca_limits(value: float, resampled: Floats, jackknife: Floats, z: float) -> 
     return float(low), float(high)
 
 
-def _expanded(level: float, clusters: int) -> float:
-    """Reach of an interval that allows for the spread being estimated from few clusters.
-
-    Resamples spread sqrt((n-1)/n) too little, and normal tails are too thin (Hesterberg, Amer.
-    Stat. 69, 2015, section 3.3): without this, 95 % intervals of 30 prompts hold the truth in 92 %.
-    """
-    return t_quantile(0.5 + level / 2, clusters - 1) * math.sqrt(clusters / (clusters - 1))
-
-
 def _cluster_totals(scores: Floats, clusters: Ints | None) -> tuple[Floats, Floats]:
     """Sum and count of scores of each cluster; every score is its own without clusters."""
     if clusters is None:
@@ -233,7 +224,9 @@ def _bootstrap(
         return None
     resampled = bootstrap_means(sums, counts, draws, seed)
     jackknife = (sums.sum() - sums) / (counts.sum() - counts)
-    reach = _expanded(level, len(sums))
+    # Student's reach rather than the normal one: the spread is estimated from these clusters, and
+    # normal tails would hold the truth in 93 to 94 % for thirty of them.
+    reach = t_quantile(0.5 + level / 2, len(sums) - 1)
     return bca_limits(float(scores.mean()), resampled, jackknife, reach)
 
 
