@@ -1,0 +1,68 @@
+"""The table of formats. To add one: a reader, a writer, and one line in its module's list.
+
+Order matters where keys overlap: the first format that fits a row wins, so the one that asks for
+more stands before the one that asks for less.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from alignkit.data.formats import chat, compared, exports, instruct, own
+from alignkit.data.formats.shape import Fields, Format, missing
+from alignkit.data.problems import RowError
+from alignkit.errors import pick
+
+__all__ = ["FORMATS", "Fields", "Format", "detect", "format_named"]
+
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        *own.FORMATS,
+        *chat.CONVERSATIONS,
+        *compared.FORMATS,
+        *instruct.FORMATS,
+        *exports.FORMATS,
+        *chat.PLAIN,
+    )
+}
+
+
+def format_named(name: str) -> Format:
+    """The format of that name, or a RecipeError with the nearest one."""
+    return pick(FORMATS, name, what="format")
+
+
+def detect(rows: Iterable[Mapping[str, Any]]) -> Format:
+    """The format most of these rows have; RowError about the first row when none fits any."""
+    listed = list(rows)
+    votes = Counter(each.name for row in listed if (each := _first_fit(row)) is not None)
+    if votes:
+        return FORMATS[votes.most_common(1)[0][0]]
+    if not listed:
+        raise RowError("empty", "no records", "one JSON object per line")
+    first = listed[0]
+    raise missing(first, _nearest(first).keys)
+
+
+def _first_fit(row: Mapping[str, Any]) -> Format | None:
+    return next((each for each in FORMATS.values() if each.fits(row)), None)
+
+
+def _nearest(row: Mapping[str, Any]) -> Format:
+    """The format whose keys are closest to the row's, misspelt keys counting in part."""
+
+    def closeness(each: Format) -> float:
+        best = [
+            max((SequenceMatcher(None, key, found).ratio() for found in row), default=0.0)
+            for key in each.keys
+        ]
+        understood = len((each.keys | each.also) & row.keys())
+        return sum(score for score in best if score > 0.6) / len(best) + 0.25 * understood
+
+    # Preferences are what most users of an unknown file mean: they win ties.
+    ordered = sorted(FORMATS.values(), key=lambda each: each.name != "preference")
+    return max(ordered, key=closeness)

@@ -1,0 +1,567 @@
+"""Formats of whole conversations: TRL and OpenAI messages, ShareGPT, LLaMA-Factory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignkit.data.formats.shape import (
+    Fields,
+    Format,
+    Row,
+    Turn,
+    assistant,
+    boolean,
+    either,
+    expected,
+    is_number,
+    keys,
+    message_rows,
+    missing,
+    not_text,
+    only_text,
+    optional_text,
+    sides_of,
+    split_completion,
+    split_sides,
+    system_turn,
+    text,
+    text_or_rows,
+    turns,
+    unknown_role,
+)
+from alignkit.data.problems import RowError
+from alignkit.data.records import Demonstration, Label, Message, Preference, Prompt
+
+# --- TRL ----------------------------------------------------------------------------------------
+
+
+def read_messages(row: Row) -> Fields:
+    """`messages` as a demonstration."""
+    return {"messages": turns(row["messages"], "messages")}
+
+
+def write_messages(record: Demonstration) -> Fields:
+    """`messages`; which turns are trained is lost."""
+    return {"messages": message_rows(record.messages)}
+
+
+def write_openai(record: Demonstration) -> Fields:
+    """`messages` with OpenAI's `weight` for what is trained and what is not."""
+    rows = message_rows(record.messages)
+    for row, message in zip(rows, record.messages, strict=True):
+        if message.train is not None:
+            row["weight"] = int(message.train)
+    return {"messages": rows}
+
+
+def read_text(row: Row) -> Fields:
+    """Bare text to imitate, whole."""
+    return {"messages": [assistant(text(row, "text"))]}
+
+
+def write_text(record: Demonstration) -> Fields:
+    """The one text there is."""
+    return {"text": only_text(record.messages, "messages")}
+
+
+def demonstration_of(prompt: list[Turn], completion: list[Turn]) -> Fields:
+    """A demonstration whose earlier assistant turns are context, not targets."""
+    context = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
+    return {"messages": [*context, *completion]}
+
+
+def split_messages(record: Demonstration) -> tuple[list[Message], list[Message]]:
+    """(prompt, completion) of a demonstration: completion is all after the last user turn."""
+    end = len(record.messages)
+    while end and record.messages[end - 1].role in ("assistant", "tool"):
+        end -= 1
+    start = min(end, len(record.messages))
+    return record.messages[:start], record.messages[start:]
+
+
+def pair_format(name: str, prompt_key: str, completion_key: str, about: str) -> Format:
+    """A demonstration in two columns, each text or messages."""
+
+    def read(row: Row) -> Fields:
+        return demonstration_of(
+            either(row[prompt_key], prompt_key, "user"),
+            either(row[completion_key], completion_key, "assistant"),
+        )
+
+    def write(record: Demonstration) -> Fields:
+        prompt, completion = split_messages(record)
+        return _in_one_shape(
+            {prompt_key: (prompt, "user"), completion_key: (completion, "assistant")}
+        )
+
+    wanted = keys(prompt_key, completion_key)
+    return Format(name, "demonstration", wanted, read, write, sample=prompt_key, about=about)
+
+
+def _in_one_shape(sides: Mapping[str, tuple[Sequence[Message], str]]) -> Fields:
+    """All sides as text when all can be, otherwise all as messages: rows must not mix the two."""
+    as_text = {key: text_or_rows(messages, role) for key, (messages, role) in sides.items()}
+    if all(isinstance(value, str) for value in as_text.values()):
+        return as_text
+    return {key: message_rows(messages) for key, (messages, _) in sides.items()}
+
+
+def read_preference(row: Row) -> Fields:
+    """`chosen` and `rejected` with a `prompt`, or as conversations that begin alike."""
+    fields: Fields = {
+        name: row[name]
+        for name in ("margin", "weight", "group", "tie")
+        if row.get(name) is not None
+    }
+    chosen = either(row["chosen"], "chosen", "assistant")
+    rejected = either(row["rejected"], "rejected", "assistant")
+    if row.get("prompt") is not None:
+        prompt = either(row["prompt"], "prompt", "user")
+        if isinstance(row["prompt"], str) and isinstance(row["chosen"], list) and len(chosen) > 1:
+            return fields | split_sides(chosen, rejected)
+        return fields | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
+        return fields | {"prompt": [], "chosen": chosen, "rejected": rejected}
+    return fields | split_sides(chosen, rejected)
+
+
+def write_preference(record: Preference) -> Fields:
+    """Explicit prompt, chosen and rejected; weight, group and margin where they say something."""
+    sides: dict[str, tuple[Sequence[Message], str]] = {
+        "prompt": (record.prompt, "user"),
+        "chosen": (record.chosen, "assistant"),
+        "rejected": (record.rejected, "assistant"),
+    }
+    if record.prompt_chosen is not None or record.prompt_rejected is not None:
+        chosen, rejected = sides_of(record)
+        row: Fields = {"chosen": message_rows(chosen), "rejected": message_rows(rejected)}
+    else:
+        if not record.prompt:
+            del sides["prompt"]
+        row = _in_one_shape(sides)
+    if record.margin is not None:
+        row["margin"] = record.margin
+    if record.weight != 1.0:
+        row["weight"] = record.weight
+    if record.group is not None:
+        row["group"] = record.group
+    if record.tie:
+        row["tie"] = True
+    return row
+
+
+def read_binarized(row: Row) -> Fields:
+    """UltraFeedback binarized: both sides hold the whole chat, the scores give the margin."""
+    fields = split_sides(turns(row["chosen"], "chosen"), turns(row["rejected"], "rejected"))
+    better, worse = row.get("score_chosen"), row.get("score_rejected")
+    if is_number(better) and is_number(worse):
+        fields["margin"] = float(better - worse)
+    return fields
+
+
+def write_binarized(record: Preference) -> Fields:
+    """Both sides as whole chats; the prompt is the last user text."""
+    chosen, rejected = sides_of(record)
+    asked = [message.content for message in record.prompt if message.role == "user"]
+    row: Fields = {
+        "prompt": asked[0] if asked else "",
+        "chosen": message_rows(chosen),
+        "rejected": message_rows(rejected),
+        "messages": message_rows(chosen),
+    }
+    if "score_chosen" not in record.extra:
+        row["score_chosen"], row["score_rejected"] = record.margin, 0.0
+    return row
+
+
+def read_label(row: Row) -> Fields:
+    """A prompt, a completion and whether it is good."""
+    prompt = [] if row.get("prompt") is None else either(row["prompt"], "prompt", "user")
+    return {
+        "prompt": prompt,
+        "completion": either(row["completion"], "completion", "assistant"),
+        "label": boolean(row, "label"),
+    }
+
+
+def write_label(record: Label) -> Fields:
+    """`prompt`, `completion`, `label`."""
+    sides: dict[str, tuple[Sequence[Message], str]] = {
+        "prompt": (record.prompt, "user"),
+        "completion": (record.completion, "assistant"),
+    }
+    if not record.prompt:
+        del sides["prompt"]
+    return {**_in_one_shape(sides), "label": record.label}
+
+
+def read_labelled_text(row: Row) -> Fields:
+    """Text somebody called good or bad, no prompt."""
+    return {
+        "prompt": [],
+        "completion": [assistant(text(row, "text"))],
+        "label": boolean(row, "label"),
+    }
+
+
+def write_labelled_text(record: Label) -> Fields:
+    """`text` and `label`, which leaves no place for a prompt."""
+    return {"text": only_text(record.completion, "completion"), "label": record.label}
+
+
+def read_prompt(row: Row) -> Fields:
+    """A prompt alone."""
+    return {"prompt": either(row["prompt"], "prompt", "user")}
+
+
+def write_prompt(record: Prompt) -> Fields:
+    """`prompt`, text or messages."""
+    return {"prompt": text_or_rows(record.prompt, "user")}
+
+
+def read_turns(row: Row) -> Fields:
+    """MT-bench: the first turn is the prompt; later ones follow the answers."""
+    asked = row["turns"]
+    if type(asked) is not list or not asked:
+        raise expected(asked, "an array of texts", "turns")
+    if type(asked[0]) is not str:
+        raise not_text(asked[0], "turns[0]")
+    return {"prompt": [{"role": "user", "content": asked[0]}]}
+
+
+def write_turns(record: Prompt) -> Fields:
+    """`turns` with the one prompt."""
+    return {"turns": [only_text(record.prompt, "prompt")]}
+
+
+# --- OpenAI preference fine-tuning --------------------------------------------------------------
+
+
+def read_openai_preference(row: Row) -> Fields:
+    """`input.messages`, `preferred_output`, `non_preferred_output`."""
+    asked = row["input"]
+    if type(asked) is not dict:
+        raise expected(asked, "an object with messages", "input")
+    if "messages" not in asked:
+        raise missing(asked, keys("messages")).within("input")
+    fields: Fields = {
+        "prompt": turns(asked["messages"], "input.messages"),
+        "chosen": turns(row["preferred_output"], "preferred_output"),
+        "rejected": turns(row["non_preferred_output"], "non_preferred_output"),
+    }
+    rest = {key: value for key, value in asked.items() if key != "messages"}
+    return fields | ({"extra": {"input": rest}} if rest else {})
+
+
+def write_openai_preference(record: Preference) -> Fields:
+    """OpenAI's three columns; the tools travel inside `input`."""
+    carried = record.extra.get("input")
+    rest = carried if isinstance(carried, dict) else {}
+    return {
+        "input": {"messages": message_rows(record.prompt), **rest},
+        "preferred_output": message_rows(record.chosen),
+        "non_preferred_output": message_rows(record.rejected),
+    }
+
+
+# --- ShareGPT -----------------------------------------------------------------------------------
+
+FROM = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "user": "user",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "tool": "tool",
+    "function_response": "tool",
+}
+TO = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
+
+def shared(item: Any, key: str) -> Turn:
+    """One ShareGPT turn {from, value}; a tag we would not write ourselves is kept."""
+    if type(item) is not dict:
+        raise expected(item, "a turn {from, value}", key)
+    if "from" not in item or "value" not in item:
+        if "role" in item:
+            return turns([item], key)[0]
+        raise missing(item, keys("from", "value")).within(key)
+    tag = item["from"]
+    role = FROM.get(tag) if isinstance(tag, str) else None
+    if role is None:
+        raise unknown_role(tag, FROM, f"{key}.from")
+    if type(item["value"]) is not str:
+        raise not_text(item["value"], f"{key}.value")
+    turn: Turn = {"role": role, "content": item["value"]}
+    extra = {name: item[name] for name in item if name not in ("from", "value")}
+    if TO[role] != tag:
+        extra["from"] = tag
+    if extra:
+        turn["extra"] = extra
+    return turn
+
+
+def shared_turns(row: Row) -> list[Turn]:
+    """The conversation of a ShareGPT row, its `system` column first."""
+    value = row["conversations"]
+    if type(value) is not list:
+        raise expected(value, "an array of turns", "conversations")
+    conversation = [shared(item, f"conversations[{i}]") for i, item in enumerate(value)]
+    return system_turn(optional_text(row, "system")) + conversation
+
+
+def shared_rows(messages: Sequence[Message]) -> list[Turn]:
+    """Messages as ShareGPT turns."""
+    rows = []
+    for message in messages:
+        extra = dict(message.extra)
+        tag = extra.pop("from", TO[message.role])
+        rows.append({"from": tag, "value": message.content, **extra})
+    return rows
+
+
+def read_sharegpt(row: Row) -> Fields:
+    """`conversations` as a demonstration."""
+    return {"messages": shared_turns(row)}
+
+
+def write_sharegpt(record: Demonstration) -> Fields:
+    """`conversations`."""
+    return {"conversations": shared_rows(record.messages)}
+
+
+def read_sharegpt_preference(row: Row) -> Fields:
+    """`conversations` up to the question, and two answers."""
+    return {
+        "prompt": shared_turns(row),
+        "chosen": [shared(row["chosen"], "chosen")],
+        "rejected": [shared(row["rejected"], "rejected")],
+    }
+
+
+def write_sharegpt_preference(record: Preference) -> Fields:
+    """`conversations`, `chosen`, `rejected`."""
+    only_text(record.chosen, "chosen")
+    only_text(record.rejected, "rejected")
+    return {
+        "conversations": shared_rows(record.prompt),
+        "chosen": shared_rows(record.chosen)[0],
+        "rejected": shared_rows(record.rejected)[0],
+    }
+
+
+def read_sharegpt_label(row: Row) -> Fields:
+    """`conversations` whose last answer is good (`kto_tag`) or bad."""
+    prompt, completion = split_completion(shared_turns(row), "conversations")
+    return {"prompt": prompt, "completion": completion, "label": boolean(row, "kto_tag")}
+
+
+def write_sharegpt_label(record: Label) -> Fields:
+    """`conversations` and `kto_tag`."""
+    conversation = shared_rows([*record.prompt, *record.completion])
+    return {"conversations": conversation, "kto_tag": record.label}
+
+
+# --- LLaMA-Factory ------------------------------------------------------------------------------
+
+
+def read_messages_label(row: Row) -> Fields:
+    """`messages` whose last answer is good or bad."""
+    prompt, completion = split_completion(turns(row["messages"], "messages"), "messages")
+    return {"prompt": prompt, "completion": completion, "label": boolean(row, "label")}
+
+
+def write_messages_label(record: Label) -> Fields:
+    """`messages` and `label`."""
+    return {
+        "messages": message_rows([*record.prompt, *record.completion]),
+        "label": record.label,
+    }
+
+
+def _parts(messages: Sequence[Message]) -> list[Turn]:
+    """Messages of LLaMA-Factory v1: typed parts, and loss_weight for what is trained."""
+    rows = []
+    for row, message in zip(message_rows(messages), messages, strict=True):
+        row["content"] = [{"type": "text", "value": message.content}]
+        trained = message.role == "assistant" if message.train is None else message.train
+        row.setdefault("loss_weight", float(trained))
+        rows.append(row)
+    return rows
+
+
+def _weighed(value: Any, key: str) -> list[Turn]:
+    """v1 messages; a loss_weight of 0 or 1 on a turn says whether it is trained."""
+    conversation = turns(value, key)
+    for turn in conversation:
+        extra = turn.get("extra", {})
+        default = float(turn["role"] == "assistant")
+        if extra.get("loss_weight") in (0.0, 1.0):
+            weight = extra.pop("loss_weight")
+            if weight != default:
+                turn["train"] = bool(weight)
+        if not extra:
+            turn.pop("extra", None)
+    return conversation
+
+
+def read_v1(row: Row) -> Fields:
+    """LLaMA-Factory v1 `messages` with parts."""
+    return {"messages": _weighed(row["messages"], "messages")}
+
+
+def write_v1(record: Demonstration) -> Fields:
+    """`messages` with parts and loss weights."""
+    return {"messages": _parts(record.messages)}
+
+
+def read_v1_preference(row: Row) -> Fields:
+    """`chosen_messages` and `rejected_messages`, two conversations that begin alike."""
+    return split_sides(
+        _weighed(row["chosen_messages"], "chosen_messages"),
+        _weighed(row["rejected_messages"], "rejected_messages"),
+    )
+
+
+def write_v1_preference(record: Preference) -> Fields:
+    """Two whole conversations with parts."""
+    chosen, rejected = sides_of(record)
+    return {"chosen_messages": _parts(chosen), "rejected_messages": _parts(rejected)}
+
+
+# --- HH-RLHF ------------------------------------------------------------------------------------
+
+_TURN_START = re.compile(r"\n\n(Human|Assistant): ?")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+MARKS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
+
+
+def is_transcript(value: object) -> bool:
+    """Whether a text is a transcript of Human and Assistant turns."""
+    return isinstance(value, str) and value.startswith(("\n\nHuman:", "\n\nAssistant:"))
+
+
+def transcript(value: str, key: str) -> list[Turn]:
+    """The turns of a transcript; only a marker after a blank line starts one."""
+    pieces = _TURN_START.split(value)
+    if pieces[0]:
+        raise RowError(
+            "transcript",
+            f'"{key}" does not begin with "\\n\\nHuman:"',
+            'write turns as "\\n\\nHuman: …\\n\\nAssistant: …"',
+            field=key,
+        )
+    return [
+        {"role": SPEAKERS[speaker], "content": content}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def read_transcripts(row: Row) -> Fields:
+    """Two whole transcripts, split where the last answer begins, never inside a turn."""
+    return split_sides(
+        transcript(text(row, "chosen"), "chosen"), transcript(text(row, "rejected"), "rejected")
+    )
+
+
+def write_transcript(messages: Sequence[Message]) -> str:
+    """Messages as one transcript; it has no place for other roles."""
+    for message in messages:
+        if message.role not in MARKS:
+            raise RowError(
+                "role",
+                f'a transcript has no place for a "{message.role}" turn',
+                "choose a format that holds messages",
+            )
+    return "".join(MARKS[message.role] + message.content for message in messages)
+
+
+def write_transcripts(record: Preference) -> Fields:
+    """`chosen` and `rejected` as whole transcripts."""
+    chosen, rejected = sides_of(record)
+    return {"chosen": write_transcript(chosen), "rejected": write_transcript(rejected)}
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def _has_parts(row: Row) -> bool:
+    value = row["messages"]
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and ("loss_weight" in item or _typed_value(item.get("content")))
+        for item in value
+    )
+
+
+def _typed_value(content: object) -> bool:
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and "value" in part for part in content
+    )
+
+
+def _is_openai(row: Row) -> bool:
+    value = row["messages"]
+    return "parallel_tool_calls" in row or (
+        isinstance(value, list) and any(isinstance(i, dict) and "weight" in i for i in value)
+    )
+
+
+def _both_transcripts(row: Row) -> bool:
+    return "prompt" not in row and (is_transcript(row["chosen"]) or is_transcript(row["rejected"]))
+
+
+def _is_binarized(row: Row) -> bool:
+    return isinstance(row["chosen"], list) and "score_chosen" in row and "score_rejected" in row
+
+
+CONVERSATIONS = [
+    Format("hh-rlhf", "preference", keys("chosen", "rejected"), read_transcripts, write_transcripts,
+           when=_both_transcripts, about="Human/Assistant transcripts"),
+    Format("sharegpt-preference", "preference", keys("conversations", "chosen", "rejected"),
+           read_sharegpt_preference, write_sharegpt_preference, also=keys("system"),
+           about="ShareGPT turns and two answers (LLaMA-Factory)"),
+    Format("sharegpt-kto", "label", keys("conversations", "kto_tag"), read_sharegpt_label,
+           write_sharegpt_label, also=keys("system"), about="ShareGPT turns and kto_tag"),
+    Format("sharegpt", "demonstration", keys("conversations"), read_sharegpt, write_sharegpt,
+           also=keys("system"), about="conversations of {from, value}"),
+    Format("llamafactory-v1-preference", "preference", keys("chosen_messages", "rejected_messages"),
+           read_v1_preference, write_v1_preference, about="LLaMA-Factory v1, two conversations"),
+    Format("llamafactory-v1", "demonstration", keys("messages"), read_v1, write_v1,
+           when=_has_parts, about="LLaMA-Factory v1: typed parts, loss_weight"),
+    Format("openai-preference", "preference",
+           keys("input", "preferred_output", "non_preferred_output"), read_openai_preference,
+           write_openai_preference, about="OpenAI preference fine-tuning"),
+]  # fmt: skip
+
+PLAIN = [
+    Format("kto", "label", keys("completion", "label"), read_label, write_label,
+           also=keys("prompt"), sample="completion", about="TRL unpaired preference"),
+    Format("messages-kto", "label", keys("messages", "label"), read_messages_label,
+           write_messages_label, about="messages whose last answer is good or bad"),
+    Format("openai-chat", "demonstration", keys("messages"), read_messages, write_openai,
+           when=_is_openai, about="OpenAI fine-tuning: messages with weight and tools"),
+    Format("ultrafeedback-binarized", "preference",
+           keys("chosen", "rejected"), read_binarized, write_binarized,
+           also=keys("prompt", "messages"), when=_is_binarized, about="two whole chats and scores"),
+    Format("preference", "preference", keys("chosen", "rejected"), read_preference,
+           write_preference, also=keys("prompt", "margin", "weight", "group", "tie"),
+           sample="chosen", about="TRL: [prompt,] chosen, rejected; text or messages"),
+    Format("messages", "demonstration", keys("messages"), read_messages, write_messages,
+           about="messages of {role, content} (TRL, OpenAI, Hugging Face)"),
+    pair_format("prompt-completion", "prompt", "completion", "TRL: prompt and completion"),
+    pair_format("prompt-response", "prompt", "response", "prompt and response"),
+    pair_format("question-answer", "question", "answer", "question and answer"),
+    pair_format("instruction-response", "instruction", "response", "instruction and response"),
+    Format("labelled-text", "label", keys("text", "label"), read_labelled_text,
+           write_labelled_text, about="text and 0/1, no prompt"),
+    Format("text", "demonstration", keys("text"), read_text, write_text, about="bare text"),
+    Format("mt-bench", "prompt", keys("turns"), read_turns, write_turns,
+           when=lambda row: "question_id" in row, about="MT-bench questions"),
+    Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, sample="prompt",
+           about="prompts alone"),
+]  # fmt: skip

@@ -1,0 +1,202 @@
+"""Formats of instructions: Alpaca and its preference forms, Self-Instruct, AlpacaEval outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit.data.formats.chat import demonstration_of, split_messages
+from alignkit.data.formats.shape import (
+    Fields,
+    Format,
+    Row,
+    Turn,
+    assistant,
+    expected,
+    keys,
+    missing,
+    only_text,
+    optional_text,
+    system_turn,
+    text,
+    texts,
+    user,
+)
+from alignkit.data.problems import RowError
+from alignkit.data.records import Candidates, Demonstration, Message, Preference
+
+ALSO = keys("input", "system", "history")
+
+
+def asked(row: Row) -> list[Turn]:
+    """System, history, then the instruction with its input on the next line."""
+    instruction, given = text(row, "instruction"), optional_text(row, "input")
+    question = f"{instruction}\n{given}" if instruction and given else instruction or given
+    return [*system_turn(optional_text(row, "system")), *_history(row), user(question)]
+
+
+def _history(row: Row) -> list[Turn]:
+    past = row.get("history") or []
+    if type(past) is not list:
+        raise expected(past, "an array of [question, answer]", "history")
+    conversation: list[Turn] = []
+    for position, exchange in enumerate(past):
+        if type(exchange) is not list or [type(side) for side in exchange] != [str, str]:
+            raise expected(exchange, "[question, answer]", f"history[{position}]")
+        conversation += [user(exchange[0]), assistant(exchange[1])]
+    return conversation
+
+
+def asking(prompt: list[Message]) -> Fields:
+    """A prompt as instruction, system and history; input is empty, the instruction holds all."""
+    rest = list(prompt)
+    row: Fields = {}
+    if rest and rest[0].role == "system":
+        row["system"] = rest.pop(0).content
+    if not rest or rest[-1].role != "user":
+        raise RowError(
+            "shape", "Alpaca needs a prompt that ends with a user turn", "choose another format"
+        )
+    question = rest.pop()
+    row = {"instruction": question.content, "input": "", **row}
+    if rest:
+        row["history"] = _exchanges(rest)
+    return row
+
+
+def _exchanges(rest: list[Message]) -> list[list[str]]:
+    pairs = list(zip(rest[0::2], rest[1::2], strict=False))
+    if len(rest) % 2 or any((a.role, b.role) != ("user", "assistant") for a, b in pairs):
+        raise RowError(
+            "shape",
+            "Alpaca's history holds user and assistant turns in turn only",
+            "choose a format that holds messages",
+        )
+    return [[question.content, answer.content] for question, answer in pairs]
+
+
+def read_alpaca(row: Row) -> Fields:
+    """instruction, input, output."""
+    return demonstration_of(asked(row), [assistant(text(row, "output"))])
+
+
+def write_alpaca(record: Demonstration) -> Fields:
+    """instruction, input, output."""
+    prompt, completion = split_messages(record)
+    return asking(prompt) | {"output": only_text(completion, "messages")}
+
+
+def read_alpaca_preference(row: Row) -> Fields:
+    """instruction, input, chosen, rejected."""
+    return {
+        "prompt": asked(row),
+        "chosen": [assistant(text(row, "chosen"))],
+        "rejected": [assistant(text(row, "rejected"))],
+    }
+
+
+def write_alpaca_preference(record: Preference) -> Fields:
+    """instruction, input, chosen, rejected."""
+    return asking(record.prompt) | {
+        "chosen": only_text(record.chosen, "chosen"),
+        "rejected": only_text(record.rejected, "rejected"),
+    }
+
+
+def read_alpaca_outputs(row: Row) -> Fields:
+    """The old preference form: output is [chosen, rejected]."""
+    outputs = texts(row, "output")
+    if len(outputs) != 2:
+        raise expected(outputs, "[chosen, rejected]", "output")
+    return {
+        "prompt": asked(row),
+        "chosen": [assistant(outputs[0])],
+        "rejected": [assistant(outputs[1])],
+    }
+
+
+def write_alpaca_outputs(record: Preference) -> Fields:
+    """instruction, input, output: [chosen, rejected]."""
+    sides = [only_text(record.chosen, "chosen"), only_text(record.rejected, "rejected")]
+    return asking(record.prompt) | {"output": sides}
+
+
+def read_self_instruct(row: Row) -> Fields:
+    """An instruction with one instance {input, output}."""
+    instances = row["instances"]
+    if type(instances) is not list or len(instances) != 1 or type(instances[0]) is not dict:
+        raise expected(instances, "an array of one instance {input, output}", "instances")
+    instance = instances[0]
+    if "output" not in instance:
+        raise missing(instance, keys("output")).within("instances[0]")
+    try:
+        given, output = optional_text(instance, "input"), text(instance, "output")
+    except RowError as error:
+        raise error.within("instances[0]") from None
+    question = asked({"instruction": row["instruction"], "input": given})
+    return demonstration_of(question, [assistant(output)])
+
+
+def write_self_instruct(record: Demonstration) -> Fields:
+    """An instruction with one instance."""
+    row = write_alpaca(record)
+    row["instances"] = [{"input": row.pop("input"), "output": row.pop("output")}]
+    return row
+
+
+def read_predictions(row: Row) -> Fields:
+    """Self-Instruct's predictions: a prompt, what a model wrote and what a person wrote."""
+    sides = [("response", text(row, "response")), ("target", text(row, "target"))]
+    return {
+        "prompt": [user(text(row, "prompt"))],
+        "candidates": [{"cid": cid, "messages": [assistant(side)]} for cid, side in sides],
+    }
+
+
+def write_predictions(record: Candidates) -> Fields:
+    """prompt, response, target."""
+    sides = {c.cid: only_text(c.messages, c.cid) for c in record.candidates}
+    if sides.keys() != {"response", "target"}:
+        raise RowError(
+            "shape", "needs candidates named response and target", "choose another format"
+        )
+    return {"prompt": only_text(record.prompt, "prompt"), **sides}
+
+
+def read_eval_output(row: Row) -> Fields:
+    """AlpacaEval: one model's output for an instruction."""
+    candidate: dict[str, Any] = {
+        "cid": "c0",
+        "messages": [assistant(text(row, "output"))],
+        "model": text(row, "generator"),
+    }
+    return {"prompt": asked(row), "candidates": [candidate]}
+
+
+def write_eval_output(record: Candidates) -> Fields:
+    """instruction, output, generator."""
+    if len(record.candidates) != 1:
+        raise RowError("shape", "this format holds one candidate a row", "choose another format")
+    candidate = record.candidates[0]
+    row = {
+        "instruction": only_text(record.prompt, "prompt"),
+        "output": only_text(candidate.messages, candidate.cid),
+    }
+    return row | ({} if candidate.model is None else {"generator": candidate.model})
+
+
+FORMATS = [
+    Format("alpaca-preference", "preference", keys("instruction", "chosen", "rejected"),
+           read_alpaca_preference, write_alpaca_preference, also=ALSO,
+           about="Alpaca with chosen and rejected"),
+    Format("alpaca-outputs", "preference", keys("instruction", "output"), read_alpaca_outputs,
+           write_alpaca_outputs, also=ALSO, when=lambda row: isinstance(row["output"], list),
+           about="Alpaca with output: [chosen, rejected]"),
+    Format("alpacaeval-outputs", "candidates", keys("instruction", "output", "generator"),
+           read_eval_output, write_eval_output, about="AlpacaEval model outputs"),
+    Format("alpaca", "demonstration", keys("instruction", "output"), read_alpaca, write_alpaca,
+           also=ALSO, about="instruction, input, output"),
+    Format("self-instruct", "demonstration", keys("instruction", "instances"), read_self_instruct,
+           write_self_instruct, about="Self-Instruct tasks with one instance"),
+    Format("self-instruct-predictions", "candidates", keys("prompt", "response", "target"),
+           read_predictions, write_predictions, about="Self-Instruct predictions"),
+]  # fmt: skip

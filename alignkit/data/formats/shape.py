@@ -1,0 +1,445 @@
+"""What the readers and writers of all formats are made of: fields, messages, roles, prompts.
+
+A reader turns a row into the fields of a record (plain dictionaries; the record types validate
+them in one place), a writer turns a record into a row. Both raise RowError and know no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from alignkit.data.json_text import type_name
+from alignkit.data.problems import RowError
+from alignkit.data.records import Message, Record
+from alignkit.errors import did_you_mean
+
+Row = Mapping[str, Any]
+Fields = dict[str, Any]
+Turn = dict[str, Any]
+Reader = Callable[[Row], Fields | list[Fields]]
+Writer = Callable[[Any], Fields]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write rows: the keys it needs, the keys it understands, how to read and write it.
+
+    `sample` names a field that may be text or messages; a file must not mix the two. `merge` makes
+    one row of the rows written for the records that one row gave (several annotators, say).
+    """
+
+    name: str
+    kind: str
+    keys: frozenset[str]
+    read: Reader
+    write: Writer
+    also: frozenset[str] = frozenset()
+    when: Callable[[Row], bool] | None = field(default=None, repr=False)
+    sample: str | None = None
+    about: str = ""
+    merge: Callable[[Sequence[Fields]], Fields] | None = field(default=None, repr=False)
+
+    def fits(self, row: Row) -> bool:
+        """Whether the row looks like this format."""
+        return self.keys <= row.keys() and (self.when is None or self.when(row))
+
+
+def keys(*names: str) -> frozenset[str]:
+    """The set of these keys."""
+    return frozenset(names)
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def missing(row: Row, wanted: frozenset[str]) -> RowError:
+    """`no "rejected". Found: prompt, choosen. Did you mean "chosen"?`"""
+    absent = sorted(wanted - row.keys())
+    message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
+    guess = next((key for name in absent for key in row if did_you_mean(key, [name])), None)
+    if guess:
+        meant = next(name for name in absent if did_you_mean(guess, [name]))
+        message += f'. Did you mean "{meant}"?'.removesuffix("?") + "?"
+    return RowError(
+        "missing-key",
+        message,
+        "name the column with --map, e.g. --map chosen=answer_a",
+        field=absent[0],
+    )
+
+
+def text(row: Row, key: str) -> str:
+    """The text under `key`; anything but text is an error that names the key."""
+    value = row[key]
+    if type(value) is not str:
+        raise not_text(value, key)
+    return value
+
+
+def optional_text(row: Row, key: str) -> str:
+    """The text under `key`, empty when it is absent or null."""
+    return "" if row.get(key) is None else text(row, key)
+
+
+def not_text(value: object, key: str) -> RowError:
+    """`"chosen" is null, expected text`."""
+    return RowError(
+        "type",
+        f'"{key}" is {_with_article(value)}, expected text',
+        "write text, or remove the row",
+        field=key,
+    )
+
+
+def expected(value: object, what: str, key: str) -> RowError:
+    """`"turns" is text, expected an array of texts`."""
+    return RowError(
+        "type",
+        f'"{key}" is {_with_article(value)}, expected {what}',
+        "correct or remove the row",
+        field=key,
+    )
+
+
+def _with_article(value: object) -> str:
+    name = type_name(value)
+    return {
+        "object": "an object",
+        "array": "an array",
+        "number": "a number",
+        "boolean": "a boolean",
+    }.get(name, name)
+
+
+def objects(row: Row, key: str) -> list[dict[str, Any]]:
+    """The list of objects under `key`."""
+    value = row[key]
+    if type(value) is not list or any(type(item) is not dict for item in value):
+        raise expected(value, "an array of objects", key)
+    return value
+
+
+def texts(row: Row, key: str) -> list[str]:
+    """The list of texts under `key`."""
+    value = row[key]
+    if type(value) is not list:
+        raise expected(value, "an array of texts", key)
+    for position, item in enumerate(value):
+        if type(item) is not str:
+            raise not_text(item, f"{key}[{position}]")
+    return value
+
+
+def boolean(row: Row, key: str) -> bool:
+    """true or false, also as tables write it: 1, 0, "1", "0", "true", "false"."""
+    value = row[key]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | str) and str(value).strip().lower() in BOOLEANS:
+        return BOOLEANS[str(value).strip().lower()]
+    raise expected(value, "true or false", key)
+
+
+BOOLEANS = {"1": True, "0": False, "true": True, "false": False}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def one_of(row: Row, key: str, choices: Mapping[Any, Any]) -> Any:
+    """The choice that the value under `key` stands for."""
+    value = row[key]
+    if (value is None or isinstance(value, str | int | float)) and value in choices:
+        return choices[value]
+    known = ", ".join(str(choice) for choice in choices)
+    raise RowError(
+        "value",
+        f'"{key}" is {value!r:.40}, expected one of {known}',
+        "correct or remove the row",
+        field=key,
+    )
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+ROLES = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "developer": "system",
+    "function": "tool",
+}
+
+_PLAIN = frozenset(("role", "content"))
+_TOOL_FIELDS = ("name", "tool_calls", "tool_call_id")
+
+
+def user(content: str) -> Turn:
+    """A user turn."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Turn:
+    """An assistant turn."""
+    return {"role": "assistant", "content": content}
+
+
+def system_turn(content: str) -> list[Turn]:
+    """A system turn, or none when there is nothing to say."""
+    return [{"role": "system", "content": content}] if content else []
+
+
+def turns(value: Any, key: str) -> list[Turn]:
+    """Messages `{role, content}` as our messages; unknown roles and wrong types are errors."""
+    if type(value) is not list:
+        raise expected(value, "an array of messages", key)
+    return [
+        item
+        if type(item) is dict
+        and item.keys() == _PLAIN
+        and item["role"] in _OURS
+        and type(item["content"]) is str
+        else _turn(item, f"{key}[{position}]")
+        for position, item in enumerate(value)
+    ]
+
+
+_OURS = ("user", "assistant", "system", "tool")
+
+
+def _turn(item: Any, key: str) -> Turn:
+    """One message of OpenAI's shape: content may be parts, or null beside tool calls."""
+    if type(item) is not dict:
+        raise expected(item, "a message {role, content}", key)
+    if "role" not in item:
+        raise missing(item, _PLAIN).within(key)
+    known = ROLES.get(item["role"]) if isinstance(item["role"], str) else None
+    if known is None:
+        raise unknown_role(item["role"], ROLES, f"{key}.role")
+    turn: Turn = {"role": known, "content": _content(item, key)}
+    extra = {name: item[name] for name in item.keys() - _PLAIN}
+    for name in _TOOL_FIELDS:
+        if extra.get(name) is not None:
+            turn[name] = extra.pop(name)
+    if extra.get("weight") in (0, 1):
+        turn["train"] = bool(extra.pop("weight"))
+    elif isinstance(extra.get("train"), bool):
+        turn["train"] = extra.pop("train")
+    if known != item["role"]:
+        extra["role"] = item["role"]
+    if extra:
+        turn["extra"] = extra
+    return turn
+
+
+def unknown_role(role: object, roles: Mapping[str, str], key: str) -> RowError:
+    """`unknown role "bot"`, with the roles that are known."""
+    guess = did_you_mean(role, roles) if isinstance(role, str) else ""
+    return RowError(
+        "role",
+        f"unknown role {role!r:.40}{guess}".replace("'", '"'),
+        f"use one of {', '.join(roles)}",
+        field=key,
+    )
+
+
+def _content(item: Row, key: str) -> str:
+    content = item.get("content")
+    if type(content) is str:
+        return content
+    if content is None and item.get("tool_calls"):
+        return ""
+    if type(content) is list:
+        return "".join(_part(part, f"{key}.content[{i}]") for i, part in enumerate(content))
+    if "content" not in item:
+        raise missing(item, _PLAIN).within(key)
+    raise not_text(content, f"{key}.content")
+
+
+def _part(part: Any, key: str) -> str:
+    """The text of a content part: OpenAI's {type: text, text}, LLaMA-Factory's {type, value}."""
+    if type(part) is dict and part.get("type") == "text":
+        for name in ("text", "value"):
+            if type(part.get(name)) is str:
+                return str(part[name])
+    raise RowError("type", f'"{key}" is no text part', "keep text only", field=key)
+
+
+def either(value: Any, key: str, role: str) -> list[Turn]:
+    """Text as one turn of `role`, or messages as they are."""
+    return [{"role": role, "content": value}] if type(value) is str else turns(value, key)
+
+
+def split_completion(conversation: list[Turn], key: str) -> tuple[list[Turn], list[Turn]]:
+    """(prompt, completion): the completion is the last assistant turn, which must end the chat."""
+    if not conversation or conversation[-1]["role"] != "assistant":
+        raise RowError(
+            "ends-with-user",
+            f'"{key}" does not end with an assistant turn',
+            "end the conversation with an answer, or remove the row",
+            field=key,
+        )
+    return conversation[:-1], conversation[-1:]
+
+
+def split_sides(chosen: list[Turn], rejected: list[Turn]) -> Fields:
+    """The preference between two conversations that begin alike.
+
+    The prompt is what both share, cut back to a turn boundary before an answer; when the two were
+    not written for one prompt, each side's own is kept.
+    """
+    before_chosen, answer = split_completion(chosen, "chosen")
+    before_rejected, other = split_completion(rejected, "rejected")
+    if before_chosen == before_rejected:
+        return {"prompt": before_chosen, "chosen": answer, "rejected": other}
+    shared = 0
+    while (
+        shared < min(len(before_chosen), len(before_rejected))
+        and before_chosen[shared] == before_rejected[shared]
+    ):
+        shared += 1
+    if _answers(chosen[shared:]) and _answers(rejected[shared:]):
+        return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    while shared and before_chosen[shared - 1]["role"] == "assistant":
+        shared -= 1
+    return {
+        "prompt": before_chosen[:shared],
+        "chosen": answer,
+        "rejected": other,
+        "prompt_chosen": before_chosen,
+        "prompt_rejected": before_rejected,
+    }
+
+
+def _answers(rest: Sequence[Turn]) -> bool:
+    """Whether these turns are one answer: an assistant's turn, further ones only after tools."""
+    before = "user"
+    for turn in rest:
+        role = turn["role"]
+        if role not in ("assistant", "tool") or (role == "assistant") == (before == "assistant"):
+            return False
+        before = role
+    return bool(rest) and before == "assistant"
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def message_row(message: Message) -> Turn:
+    """A message as {role, content} with its tool fields and what it carried."""
+    extra = dict(message.extra)
+    row: Turn = {"role": extra.pop("role", message.role), "content": message.content}
+    for name in _TOOL_FIELDS:
+        value = getattr(message, name)
+        if value is not None:
+            row[name] = value
+    return row | extra
+
+
+def message_rows(messages: Sequence[Message]) -> list[Turn]:
+    """Messages as {role, content} objects."""
+    return [message_row(message) for message in messages]
+
+
+def only_text(messages: Sequence[Message], key: str) -> str:
+    """The text of a side that must be a single turn; several turns are more than text holds."""
+    if len(messages) != 1:
+        raise RowError(
+            "shape",
+            f'"{key}" has {len(messages)} turns, this format holds one text',
+            "choose a format that holds messages",
+            field=key,
+        )
+    return messages[0].content
+
+
+def text_or_rows(messages: Sequence[Message], role: str) -> str | list[Turn]:
+    """Text when one plain turn of `role` says it all, messages otherwise."""
+    if len(messages) == 1 and messages[0].role == role and _is_plain(messages[0]):
+        return messages[0].content
+    return message_rows(messages)
+
+
+def _is_plain(message: Message) -> bool:
+    return message.model_fields_set <= _PLAIN or message == Message(
+        role=message.role, content=message.content
+    )
+
+
+def sides_of(record: Record) -> tuple[list[Message], list[Message]]:
+    """(prompt + chosen, prompt + rejected) of a preference, each with the prompt it answered."""
+    from alignkit.data.records import Preference
+
+    assert isinstance(record, Preference)
+    before_chosen = record.prompt if record.prompt_chosen is None else record.prompt_chosen
+    before_rejected = record.prompt if record.prompt_rejected is None else record.prompt_rejected
+    return [*before_chosen, *record.chosen], [*before_rejected, *record.rejected]
+
+
+# --- rankings -----------------------------------------------------------------------------------
+
+
+def ranking(
+    prompt: list[Turn],
+    completions: Sequence[str],
+    ranks: Sequence[int | None],
+    *,
+    cids: Sequence[str] | None = None,
+    models: Sequence[str | None] | None = None,
+    scores: Sequence[float | None] | None = None,
+) -> Fields:
+    """The fields of a ranking; a null rank leaves its completion unranked."""
+    names = cids or [f"c{position}" for position in range(len(completions))]
+    candidates = [
+        {
+            "cid": cid,
+            "messages": [assistant(completion)],
+            "model": models[position] if models else None,
+            "score": scores[position] if scores else None,
+        }
+        for position, (cid, completion) in enumerate(zip(names, completions, strict=True))
+    ]
+    ranked = {cid: rank for cid, rank in zip(names, ranks, strict=True) if rank is not None}
+    return {"prompt": prompt, "candidates": candidates, "ranks": ranked}
+
+
+def ranks_by_score(scores: Sequence[float | None]) -> list[int | None]:
+    """Rank 1 for the highest score, equal scores tie, no score stays unranked."""
+    order = sorted({score for score in scores if score is not None}, reverse=True)
+    return [None if score is None else order.index(score) + 1 for score in scores]
+
+
+def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
+    """(first text, second text, `first`|`second`|`tie`|`none`) of a ranking of two."""
+    if len(record.candidates) != 2:
+        raise RowError(
+            "shape",
+            f"{len(record.candidates)} candidates, {what} holds two",
+            "alignkit data pairs cuts rankings into pairs",
+        )
+    left, right = record.candidates
+    first, second = record.ranks.get(left.cid), record.ranks.get(right.cid)
+    order = "none" if first is None or second is None else _order(first, second)
+    return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
+
+
+def _order(first: int, second: int) -> str:
+    return "tie" if first == second else "first" if first < second else "second"
+
+
+PAIR_RANKS: dict[str, tuple[int | None, int | None]] = {
+    "first": (1, 2),
+    "second": (2, 1),
+    "tie": (1, 1),
+    "none": (None, None),
+}
+
+
+def prompt_text(record: Any) -> str:
+    """The prompt as the one user text that a plain format holds."""
+    return only_text(record.prompt, "prompt")

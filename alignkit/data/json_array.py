@@ -1,0 +1,130 @@
+"""The items of one big JSON array, read in chunks, each with the line it starts on.
+
+Only the outline is read here (brackets, strings, commas); each item's bytes go to the JSON decoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from alignkit.data.problems import RowError
+
+CHUNK = 1 << 20
+
+_STRUCTURE = re.compile(rb'["\[\]{}]')
+_STRING_REST = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SCALAR_END = re.compile(rb"[,\]]")
+
+
+class ArrayReader:
+    """A cursor over a stream that holds one JSON array; memory is one item and one chunk."""
+
+    def __init__(self, stream: BinaryIO, max_item: int) -> None:
+        self.stream = stream
+        self.max_item = max_item
+        self.buffer = b""
+        self.position = 0
+        self.line = 1
+
+    def items(self) -> Iterator[tuple[int, bytes]]:
+        """(line, bytes) of each item; RowError when the array itself is broken."""
+        self._expect_start()
+        while self._next_byte() != b"]":
+            start_line = self.line
+            yield start_line, self._take(self._item_end())
+            if not self._after_item():
+                break
+        self._drop(1)
+        if self._next_byte(optional=True):
+            raise self._broken("text after the end of the array")
+
+    def _expect_start(self) -> None:
+        if self._next_byte() != b"[":
+            raise self._broken("expected an array")
+        self._drop(1)
+
+    def _after_item(self) -> bool:
+        """True when a comma announces another item, False at the closing bracket."""
+        byte = self._next_byte()
+        if byte == b"]":
+            return False
+        if byte != b",":
+            raise self._broken("a comma is missing before this item")
+        self._drop(1)
+        if self._next_byte() == b"]":
+            raise self._broken("trailing comma")
+        return True
+
+    def _item_end(self) -> int:
+        """The offset just behind the item that starts at the cursor."""
+        opening = self.buffer[self.position : self.position + 1]
+        if opening not in (b"{", b"["):
+            return self._scalar_end(opening)
+        depth, at = 0, self.position
+        while True:
+            match = _STRUCTURE.search(self.buffer, at)
+            if match is None:
+                at = self._more(len(self.buffer))
+                continue
+            at = match.end()
+            token = match[0]
+            if token == b'"':
+                at = self._string_end(at)
+                continue
+            depth += 1 if token in b"[{" else -1
+            if depth == 0:
+                return at
+
+    def _scalar_end(self, opening: bytes) -> int:
+        if opening == b'"':
+            return self._string_end(self.position + 1)
+        at = self.position
+        while (match := _SCALAR_END.search(self.buffer, at)) is None:
+            at = self._more(len(self.buffer))
+        return match.start()
+
+    def _string_end(self, at: int) -> int:
+        while (match := _STRING_REST.match(self.buffer, at)) is None:
+            at = self._more(at)
+        return match.end()
+
+    def _next_byte(self, *, optional: bool = False) -> bytes:
+        """The next byte that is no white space, left unread; empty at the end if `optional`."""
+        while True:
+            match = _SPACE.match(self.buffer, self.position)
+            self._drop(match.end() - self.position if match else 0)
+            if self.position < len(self.buffer):
+                return self.buffer[self.position : self.position + 1]
+            chunk = self.stream.read(CHUNK)
+            if not chunk:
+                if optional:
+                    return b""
+                raise self._broken("the array ends too early", kind="incomplete")
+            self.buffer, self.position = chunk, 0
+
+    def _more(self, at: int) -> int:
+        """Read on; the offset that `at` has in the moved buffer."""
+        if len(self.buffer) - self.position > self.max_item:
+            size = (len(self.buffer) - self.position) / 2**20
+            raise self._broken(f"item is over {size:.0f} MiB", kind="too-long")
+        chunk = self.stream.read(CHUNK)
+        if not chunk:
+            raise self._broken("the array ends in the middle of an item", kind="incomplete")
+        at -= self.position
+        self.buffer, self.position = self.buffer[self.position :] + chunk, 0
+        return at
+
+    def _take(self, end: int) -> bytes:
+        item = self.buffer[self.position : end]
+        self._drop(end - self.position)
+        return item
+
+    def _drop(self, count: int) -> None:
+        self.line += self.buffer.count(b"\n", self.position, self.position + count)
+        self.position += count
+
+    def _broken(self, message: str, *, kind: str = "json") -> RowError:
+        return RowError(kind, message, "restore the file, or check it with: jq . FILE")

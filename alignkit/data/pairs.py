@@ -1,0 +1,250 @@
+"""Rankings to weighted preferences, preferences to rankings of two, votes of several annotators.
+
+Invariant: with `weight="group"` the weights sum to the number of groups with a strict pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations, groupby
+from typing import Literal
+
+from alignkit.data.records import Candidate, Event, Message, Preference, Ranking
+from alignkit.errors import DataError
+
+Pairs = Literal["all", "adjacent", "best-worst", "best-vs-rest"]
+Weight = Literal["group", "pair"]
+Aggregate = Literal["mean-rank", "borda", "majority"]
+Levels = list[list[Candidate]]
+
+
+def expand(ranking: Ranking, *, pairs: Pairs = "all", weight: Weight = "group") -> list[Preference]:
+    """The strict preferences of a ranking; ties and unranked completions give none.
+
+    With `weight="group"` each has weight 1/n, so that a prompt counts once however many pairs it
+    gives (InstructGPT, arXiv:2203.02155, eq. 1); with `"pair"` each has weight 1.
+    """
+    strict = list(SELECTIONS[pairs](_levels(ranking)))
+    share = 1.0 / len(strict) if weight == "group" and strict else 1.0
+    group = _group(ranking)
+    return [
+        Preference(
+            id=f"{ranking.id}/{better.cid}>{worse.cid}",
+            prompt=ranking.prompt,
+            chosen=better.messages,
+            rejected=worse.messages,
+            margin=_margin(better, worse),
+            weight=share,
+            group=group,
+            source=ranking.source,
+        )
+        for better, worse in strict
+    ]
+
+
+def _group(ranking: Ranking) -> str:
+    """One group for each item and annotator."""
+    item = ranking.item or ranking.id
+    return item if ranking.annotator is None else f"{item}@{ranking.annotator}"
+
+
+def _margin(better: Candidate, worse: Candidate) -> float | None:
+    if better.score is None or worse.score is None or better.score <= worse.score:
+        return None
+    return better.score - worse.score
+
+
+def _levels(ranking: Ranking) -> Levels:
+    """Ranked candidates, best level first; a level holds those with equal rank."""
+    ranked = [candidate for candidate in ranking.candidates if candidate.cid in ranking.ranks]
+    ranked.sort(key=lambda candidate: ranking.ranks[candidate.cid])
+    return [list(level) for _, level in groupby(ranked, key=lambda c: ranking.ranks[c.cid])]
+
+
+def _all(levels: Levels) -> Iterator[tuple[Candidate, Candidate]]:
+    for upper, lower in combinations(levels, 2):
+        yield from ((better, worse) for better in upper for worse in lower)
+
+
+def _adjacent(levels: Levels) -> Iterator[tuple[Candidate, Candidate]]:
+    for upper, lower in zip(levels, levels[1:], strict=False):
+        yield from ((better, worse) for better in upper for worse in lower)
+
+
+def _best_worst(levels: Levels) -> Iterator[tuple[Candidate, Candidate]]:
+    if len(levels) > 1:
+        yield from ((better, worse) for better in levels[0] for worse in levels[-1])
+
+
+def _best_vs_rest(levels: Levels) -> Iterator[tuple[Candidate, Candidate]]:
+    for lower in levels[1:]:
+        yield from ((better, worse) for better in levels[0] for worse in lower)
+
+
+SELECTIONS: dict[str, Callable[[Levels], Iterator[tuple[Candidate, Candidate]]]] = {
+    "all": _all,
+    "adjacent": _adjacent,
+    "best-worst": _best_worst,
+    "best-vs-rest": _best_vs_rest,
+}
+
+
+def ranking_of(preference: Preference) -> Ranking:
+    """A preference as a ranking of two: chosen first, or both first when it is a tie."""
+    return Ranking(
+        id=preference.id,
+        item=preference.group or preference.id,
+        prompt=preference.prompt,
+        candidates=[
+            Candidate(cid="chosen", messages=preference.chosen),
+            Candidate(cid="rejected", messages=preference.rejected),
+        ],
+        ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
+        source=preference.source,
+        extra=preference.extra,
+    )
+
+
+# --- several annotators -------------------------------------------------------------------------
+
+
+def aggregate(
+    rankings: Iterable[Ranking], method: Aggregate, *, min_agreement: float = 0.0
+) -> list[Ranking]:
+    """One ranking per item from those of several annotators, in the order of first appearance.
+
+    `mean-rank` orders by mean rank, `borda` by the share of rivals beaten (a tie is half),
+    `majority` by the number of rivals that most annotators place lower. Items whose annotators
+    agree on less than `min_agreement` of their pairs are left out.
+    """
+    items: dict[str, list[Ranking]] = {}
+    for ranking in rankings:
+        items.setdefault(ranking.item or ranking.id, []).append(ranking)
+    result = []
+    for item, votes in items.items():
+        if _agreement(votes) < min_agreement:
+            continue
+        points = POINTS[method](votes)
+        order = sorted(set(points.values()), reverse=True)
+        ranks = {cid: order.index(point) + 1 for cid, point in points.items()}
+        candidates = _union(votes)
+        result.append(
+            votes[0].model_copy(
+                update={
+                    "id": item,
+                    "item": item,
+                    "candidates": candidates,
+                    "ranks": ranks,
+                    "annotator": None,
+                }
+            )
+        )
+    return result
+
+
+def _union(votes: Sequence[Ranking]) -> list[Candidate]:
+    candidates = {c.cid: c for vote in reversed(votes) for c in vote.candidates}
+    return [candidates[cid] for cid in dict.fromkeys(c.cid for v in votes for c in v.candidates)]
+
+
+def _cids(votes: Sequence[Ranking]) -> list[str]:
+    return list(dict.fromkeys(cid for vote in votes for cid in vote.ranks))
+
+
+def _preferred(votes: Sequence[Ranking], left: str, right: str) -> list[float]:
+    """For each annotator who ranked both: 1 left is better, 0 right, 0.5 a tie."""
+    return [
+        0.5
+        + 0.5 * ((vote.ranks[left] < vote.ranks[right]) - (vote.ranks[left] > vote.ranks[right]))
+        for vote in votes
+        if left in vote.ranks and right in vote.ranks
+    ]
+
+
+def _verdict(left: int, right: int) -> float:
+    return 0.5 + 0.5 * ((left < right) - (left > right))
+
+
+def _agreement(votes: Sequence[Ranking]) -> float:
+    """Mean share, over pairs of completions, of the verdict most annotators gave."""
+    shares = []
+    for left, right in combinations(_cids(votes), 2):
+        verdicts = _preferred(votes, left, right)
+        if len(verdicts) > 1:
+            shares.append(max(verdicts.count(value) for value in (0.0, 0.5, 1.0)) / len(verdicts))
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def _mean_rank(votes: Sequence[Ranking]) -> dict[str, float]:
+    points = {}
+    for cid in _cids(votes):
+        ranks = [vote.ranks[cid] for vote in votes if cid in vote.ranks]
+        points[cid] = -sum(ranks) / len(ranks)
+    return points
+
+
+def _borda(votes: Sequence[Ranking]) -> dict[str, float]:
+    cids = _cids(votes)
+    points = {}
+    for cid in cids:
+        shares = [v for other in cids if other != cid for v in _preferred(votes, cid, other)]
+        points[cid] = sum(shares) / len(shares) if shares else 0.5
+    return points
+
+
+def _majority(votes: Sequence[Ranking]) -> dict[str, float]:
+    cids = _cids(votes)
+    points = dict.fromkeys(cids, 0.0)
+    for left, right in combinations(cids, 2):
+        balance = sum(value - 0.5 for value in _preferred(votes, left, right))
+        points[left] += (balance > 0) - (balance < 0)
+        points[right] -= (balance > 0) - (balance < 0)
+    return points
+
+
+POINTS: dict[str, Callable[[Sequence[Ranking]], dict[str, float]]] = {
+    "mean-rank": _mean_rank,
+    "borda": _borda,
+    "majority": _majority,
+}
+
+
+# --- votes of the collector ---------------------------------------------------------------------
+
+
+def standing_votes(events: Iterable[Event]) -> list[Event]:
+    """The votes that stand: superseded ones, repeats, undos, skips and flags are none; the last
+    vote of an annotator on an item counts."""
+    listed = list(events)
+    void = {event.supersedes for event in listed if event.supersedes}
+    votes: dict[tuple[str, str], Event] = {}
+    for event in listed:
+        if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of:
+            votes.pop((event.annotator, event.item), None)
+            votes[event.annotator, event.item] = event
+    return list(votes.values())
+
+
+def rankings_from_votes(
+    events: Iterable[Event], items: dict[str, tuple[Sequence[Message], Sequence[Candidate]]]
+) -> list[Ranking]:
+    """The standing votes with the texts they are about; `items`: id -> (prompt, candidates)."""
+    rankings = []
+    for event in standing_votes(events):
+        if event.item not in items:
+            raise DataError(
+                f"item {event.item!r} stands in no candidates file",
+                hint="Fix: give the file that was ranked: --candidates FILE",
+            )
+        prompt, candidates = items[event.item]
+        rankings.append(
+            Ranking(
+                id=event.id,
+                item=event.item,
+                prompt=list(prompt),
+                candidates=list(candidates),
+                ranks=event.ranks or {},
+                annotator=event.annotator,
+            )
+        )
+    return rankings

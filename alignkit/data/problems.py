@@ -1,0 +1,105 @@
+"""What can be wrong with a row, and how it is told: `file:line[:col]: what. Fix: how`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from alignkit.errors import DataError
+
+Level = Literal["error", "warning", "note"]
+
+
+class RowError(Exception):
+    """A row cannot become a record; the place is added by whoever knows the file."""
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        fix: str,
+        *,
+        field: str | None = None,
+        column: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.fix = fix
+        self.field = field
+        self.column = column
+
+    def within(self, field: str) -> RowError:
+        """The same error seen from outside: `[2].role` within `messages` is `messages[2].role`."""
+        inner = self.field or ""
+        joint = "" if not inner or inner.startswith("[") else "."
+        self.field = f"{field}{joint}{inner}"
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a rule found in one record, before the place is known."""
+
+    kind: str
+    message: str
+    fix: str
+    field: str | None = None
+    level: Level = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem with its place; `line` is null when it concerns the whole file."""
+
+    file: str
+    line: int | None
+    field: str | None
+    kind: str
+    message: str
+    fix: str
+    level: Level = "error"
+    column: int | None = None
+
+    @property
+    def where(self) -> str:
+        """`file`, `file:line` or `file:line:column`."""
+        places = [self.file, self.line, self.column if self.line else None]
+        return ":".join(str(place) for place in places if place is not None)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}.{f' Fix: {self.fix}' if self.fix else ''}"
+
+    def as_json(self) -> dict[str, object]:
+        """The six keys that `data check --json` prints for a problem."""
+        keys = ("line", "field", "kind", "message", "fix", "level")
+        return {key: getattr(self, key) for key in keys}
+
+    def error(self) -> DataError:
+        """The problem as an exception."""
+        return DataError(
+            self.message, where=self.where, hint=f"Fix: {self.fix}" if self.fix else None
+        )
+
+    @classmethod
+    def of(cls, error: RowError, file: str, line: int | None) -> Problem:
+        """A row error, placed."""
+        return cls(
+            file, line, error.field, error.kind, error.message, error.fix, "error", error.column
+        )
+
+    @classmethod
+    def found(cls, finding: Finding, file: str, line: int | None) -> Problem:
+        """A finding, placed."""
+        return cls(
+            file, line, finding.field, finding.kind, finding.message, finding.fix, finding.level
+        )
+
+
+def tally(problems: Iterable[Problem]) -> dict[str, int]:
+    """How many problems there are of each kind, most frequent first."""
+    counts: dict[str, int] = {}
+    for problem in problems:
+        counts[problem.kind] = counts.get(problem.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

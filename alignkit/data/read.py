@@ -1,0 +1,391 @@
+"""Files to records: find the format, read row by row, keep or refuse what is bad.
+
+Everything streams: memory does not grow with the file, except in the `load_…` functions, which
+return lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from alignkit.data.columns import Columns, resolve
+from alignkit.data.files import Report, Row, read_rows
+from alignkit.data.formats import FORMATS, Format, detect, format_named
+from alignkit.data.formats.shape import Fields, missing
+from alignkit.data.json_text import decode_exactly, type_name
+from alignkit.data.pairs import Pairs, Weight, expand, ranking_of
+from alignkit.data.problems import Problem, RowError, tally
+from alignkit.data.records import (
+    KINDS,
+    Candidates,
+    Demonstration,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+)
+from alignkit.data.rules import findings
+from alignkit.errors import DataError, ErrorList, did_you_mean
+
+OnBadRow = Literal["error", "drop"]
+R = TypeVar("R", bound=Record)
+
+LOOK_AHEAD = 20
+MOST_ERRORS_SHOWN = 20
+
+
+@dataclass(slots=True)
+class Reading:
+    """A file being read: `format` is known after the first row, `rows` counts all seen."""
+
+    file: str
+    format: Format | None = None
+    rows: int = 0
+    first_shape: tuple[str, int] | None = None
+
+
+def scan(
+    path: str | Path,
+    report: Report,
+    *,
+    format: str | None = None,
+    columns: Columns | None = None,
+    reading: Reading | None = None,
+) -> Iterator[tuple[Row, list[Record]]]:
+    """(row, its records) of every well-formed row; what is wrong with the others is reported."""
+    file, named = resolve(str(path))
+    columns = columns or named
+    reading = reading or Reading(str(path))
+    rows = read_rows(file, report)
+    if columns:
+        rows = (columns.applied(row) for row in rows)
+    ahead = list(islice(rows, LOOK_AHEAD))
+    reading.format = _format(format, ahead, file, report)
+    if reading.format is None:
+        reading.rows = len(ahead)
+        return
+    name = Path(file).name
+    for row in chain(ahead, rows):
+        reading.rows = row.number + 1
+        try:
+            yield row, records_of(row, reading.format, name)
+        except RowError as error:
+            report(Problem.of(error, file, row.line))
+
+
+def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
+    if name is not None:
+        return format_named(name)
+    if not ahead:
+        return None
+    try:
+        return detect(row.value for row in ahead)
+    except RowError as error:
+        report(Problem.of(error, file, ahead[0].line))
+        return None
+
+
+def records_of(row: Row, form: Format, file: str) -> list[Record]:
+    """The records of one row: one, unless several annotators share the row."""
+    value = row.value
+    if not form.keys <= value.keys():
+        raise missing(value, form.keys)
+    read = form.read(value)
+    source = {"format": form.name, "file": file, "row": row.number}
+    if isinstance(read, dict):
+        return [_record(read, form, row, source, f"{file}:{row.number}")]
+    return [
+        _record(fields, form, row, source, f"{file}:{row.number}.{position}")
+        for position, fields in enumerate(read)
+    ]
+
+
+def _record(
+    fields: Fields, form: Format, row: Row, source: dict[str, Any], generated_id: str
+) -> Record:
+    if form.name == "alignkit":
+        kind = fields["kind"]
+        if not fields.get("source"):
+            fields["source"] = source
+    else:
+        kind = form.kind
+        fields["source"] = source
+        unknown = row.value.keys() - form.keys - form.also
+        if unknown:
+            fields["extra"] = _extra(row, unknown) | fields.get("extra", {})
+            given = fields["extra"].get("id")
+            if isinstance(given, str) and given:
+                fields["id"] = fields["extra"].pop("id")
+    if not fields.get("id"):
+        fields["id"] = generated_id
+    try:
+        return KINDS[kind].model_validate(fields)
+    except ValidationError as error:
+        raise _explain(error, KINDS[kind]) from None
+
+
+def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
+    """The keys nobody asked for, in their order, integers beyond 64 bits intact."""
+    value = row.value
+    extra = {key: value[key] for key in value if key in unknown}
+    if row.raw is not None and _has_huge_float(extra):
+        exact = decode_exactly(row.raw)
+        extra = {key: exact.get(key, extra[key]) for key in extra}
+    return extra
+
+
+def _has_huge_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return abs(value) >= 2**63
+    if isinstance(value, dict):
+        return any(_has_huge_float(inner) for inner in value.values())
+    return isinstance(value, list) and any(_has_huge_float(inner) for inner in value)
+
+
+def _explain(error: ValidationError, model: type[Record]) -> RowError:
+    """The first complaint of pydantic in our words."""
+    first = error.errors(include_url=False)[0]
+    path = ""
+    for part in first["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
+    if first["type"] == "missing":
+        return RowError("missing-key", f'no "{path}"', f'add "{path}" to the row', field=path)
+    if first["type"] == "extra_forbidden":
+        guess = did_you_mean(str(first["loc"][-1]), model.model_fields)
+        return RowError(
+            "unknown-key", f'unknown key "{path}"{guess}', 'put it inside "extra"', field=path
+        )
+    if first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        return RowError("value", reason, "correct or remove the row", field=path or None)
+    given = first["input"]
+    shown = type_name(given) if isinstance(given, dict | list) else f"{given!r:.40}"
+    reason = first["msg"].replace("Input should be", "should be")
+    return RowError(
+        "value", f'"{path}" is {shown}: {reason}', "correct or remove the row", field=path
+    )
+
+
+# --- records with rules -------------------------------------------------------------------------
+
+
+def read_records(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    kinds: Collection[str] | None = None,
+    on_bad_row: OnBadRow = "error",
+    on_problem: Callable[[Problem], None] | None = None,
+    columns: Columns | None = None,
+    rules: bool = True,
+    reading: Reading | None = None,
+) -> Iterator[Record]:
+    """The records of a file, streaming.
+
+    A bad row raises a DataError, or with `on_bad_row="drop"` is left out and told to `on_problem`;
+    warnings are told too. `rules=False` accepts every well-formed row.
+    """
+    tell = on_problem or _ignore
+    reading = reading or Reading(str(path))
+
+    def bad(problem: Problem) -> None:
+        if problem.level == "error" and on_bad_row == "error":
+            raise problem.error()
+        tell(problem)
+
+    for row, records in scan(path, bad, format=format, columns=columns, reading=reading):
+        for record in records:
+            _expect_kind(record, kinds, f"{path}:{row.line}")
+            if not rules or all(
+                [_passes(finding, path, row, bad) for finding in row_findings(record, row, reading)]
+            ):
+                yield record
+
+
+def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Any]:
+    """What the rules find in a record, and whether its row is shaped as the first one was."""
+    from alignkit.data.problems import Finding
+
+    yield from findings(record, row.raw)
+    sample = reading.format.sample if reading.format else None
+    if sample is None or sample not in row.value:
+        return
+    shape = "plain" if isinstance(row.value[sample], str) else "chat"
+    if reading.first_shape is None:
+        reading.first_shape = (shape, row.line)
+    first, line = reading.first_shape
+    if shape != first:
+        yield Finding(
+            "mixed",
+            f"line {line} is {first}, line {row.line} is {shape}",
+            "write all rows one way: alignkit data convert",
+            sample,
+        )
+
+
+def _passes(finding: Any, path: str | Path, row: Row, bad: Report) -> bool:
+    bad(Problem.found(finding, str(path), row.line))
+    return bool(finding.level != "error")
+
+
+def _ignore(problem: Problem) -> None:
+    """Warnings nobody asked for."""
+
+
+def _expect_kind(record: Record, kinds: Collection[str] | None, where: str) -> None:
+    if kinds is not None and record.kind not in kinds:
+        raise DataError(
+            f"a {record.kind} record where {' or '.join(sorted(kinds))} is due",
+            where=where,
+            hint="Fix: give the right file, or: alignkit data convert",
+        )
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[R]):
+    """Records in memory, the format they came in, and what was left out or doubtful."""
+
+    records: list[R]
+    format: str
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def dropped(self) -> list[Problem]:
+        """The problems that cost a row, by line."""
+        return [problem for problem in self.problems if problem.level == "error"]
+
+
+def load_records(
+    path: str | Path,
+    kinds: Collection[str],
+    *,
+    format: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    columns: Columns | None = None,
+) -> Loaded[Record]:
+    """All records of a file; every bad row is named at once, and an empty result is an error."""
+    problems: list[Problem] = []
+    reading = Reading(str(path))
+    records = list(
+        read_records(
+            path,
+            format=format,
+            kinds=kinds,
+            on_bad_row="drop",
+            on_problem=problems.append,
+            columns=columns,
+            reading=reading,
+        )
+    )
+    problems.sort(key=lambda problem: problem.line or 0)
+    errors = [problem for problem in problems if problem.level == "error"]
+    fatal = [problem for problem in errors if not records and not reading.rows]
+    if (errors and on_bad_row == "error") or fatal:
+        raise _all_of(errors)
+    if not records:
+        reasons = ", ".join(f"{kind} {count}" for kind, count in tally(errors).items())
+        raise DataError(
+            f"0 of {reading.rows} rows left; reasons: {reasons or 'no rows'}",
+            where=str(path),
+            hint=f"Fix: see alignkit data check {path}",
+        )
+    return Loaded(records, reading.format.name if reading.format else "", problems)
+
+
+def _all_of(errors: list[Problem]) -> ErrorList | DataError:
+    if len(errors) == 1:
+        return errors[0].error()
+    shown: list[Any] = [problem.error() for problem in errors[:MOST_ERRORS_SHOWN]]
+    if len(errors) > MOST_ERRORS_SHOWN:
+        rest = len(errors) - MOST_ERRORS_SHOWN
+        shown.append(
+            DataError(
+                f"and {rest} more",
+                where=errors[0].file,
+                hint=f"Fix: see alignkit data check {errors[0].file}",
+            )
+        )
+    return ErrorList(shown)
+
+
+def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
+    """The demonstrations of a file."""
+    loaded = load_records(path, {"demonstration"}, **options)
+    records = [record for record in loaded.records if isinstance(record, Demonstration)]
+    return Loaded(records, loaded.format, loaded.problems)
+
+
+def load_prompts(path: str | Path, **options: Any) -> Loaded[Prompt]:
+    """The prompts of a file of any kind; from other kinds each distinct prompt once."""
+    kinds = {"prompt", "candidates", "ranking", "preference", "demonstration", "label"}
+    loaded = load_records(path, kinds, **options)
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for record in loaded.records:
+        if isinstance(record, Prompt):
+            prompts.append(record)
+            continue
+        prompt = prompt_of(record)
+        if prompt is not None and (key := prompt.model_dump_json(include={"prompt"})) not in seen:
+            seen.add(key)
+            prompts.append(prompt)
+    return Loaded(prompts, loaded.format, loaded.problems)
+
+
+def prompt_of(record: Record) -> Prompt | None:
+    """The prompt a record was made for; null when it has none."""
+    if isinstance(record, Demonstration):
+        end = len(record.messages)
+        while end and record.messages[end - 1].role in ("assistant", "tool"):
+            end -= 1
+        messages = record.messages[:end]
+    elif isinstance(record, Prompt):
+        return record
+    else:
+        messages = getattr(record, "prompt", None) or []
+    if not isinstance(messages, list) or not messages:
+        return None
+    return Prompt(id=record.id, prompt=messages, source=record.source)
+
+
+def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
+    """The rankings of a file; a preference becomes a ranking of two."""
+    loaded = load_records(path, {"ranking", "preference"}, **options)
+    records = [
+        record if isinstance(record, Ranking) else ranking_of(record)
+        for record in loaded.records
+        if isinstance(record, Ranking | Preference)
+    ]
+    return Loaded(records, loaded.format, loaded.problems)
+
+
+def load_preferences(
+    path: str | Path, *, pairs: Pairs = "all", weight: Weight = "group", **options: Any
+) -> Loaded[Preference]:
+    """The preferences of a file; rankings are expanded, ties give none."""
+    loaded = load_records(path, {"ranking", "preference"}, **options)
+    records: list[Preference] = []
+    for record in loaded.records:
+        if isinstance(record, Ranking):
+            records += expand(record, pairs=pairs, weight=weight)
+        elif isinstance(record, Preference) and not record.tie:
+            records.append(record)
+    return Loaded(records, loaded.format, loaded.problems)
+
+
+def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:
+    """The candidates of a file."""
+    loaded = load_records(path, {"candidates"}, **options)
+    records = [record for record in loaded.records if isinstance(record, Candidates)]
+    return Loaded(records, loaded.format, loaded.problems)
+
+
+def known_formats() -> dict[str, str]:
+    """Format names and what each looks like, for help texts."""
+    return {each.name: each.about for each in FORMATS.values()}

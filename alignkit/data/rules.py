@@ -1,0 +1,332 @@
+"""What a single well-formed record must hold to be worth training on, rule by rule.
+
+A rule is a function from a record to findings. Errors keep a row out of training; warnings do not.
+What takes more than one record to see (duplicates, contradictions, leaks) is in `check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from alignkit.data.problems import Finding
+from alignkit.data.records import (
+    Candidates,
+    Demonstration,
+    Label,
+    Message,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+)
+
+Rule = Callable[[Any], Iterator[Finding]]
+
+REMOVE = "remove the row, or: alignkit data clean --drop {}"
+
+
+def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
+    """Everything the rules find in one record; `raw`, its JSON, only saves time."""
+    for rule in RULES.get(record.kind, ()):
+        yield from rule(record)
+    if raw is None or not _is_plain(raw):
+        for field, text in texts_of(record):
+            yield from text_findings(field, text)
+
+
+def _is_plain(raw: bytes) -> bool:
+    """No placeholder, and nothing outside printable ASCII, tabs and line breaks in the JSON."""
+    return (
+        b"{{" not in raw
+        and b"\\u" not in raw
+        and b"\\b" not in raw
+        and b"\\f" not in raw
+        and b"\x7f" not in raw
+        and raw.isascii()
+    )
+
+
+def is_empty(messages: Sequence[Message]) -> bool:
+    """Whether no message says or calls anything."""
+    return not any(message.content.strip() or message.tool_calls for message in messages)
+
+
+def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
+    """Whether two sides say the same, white space at the ends aside."""
+    return len(left) == len(right) and all(
+        a.role == b.role and a.content.strip() == b.content.strip() and a.tool_calls == b.tool_calls
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+# --- prompts and roles --------------------------------------------------------------------------
+
+
+def _prompt(messages: Sequence[Message], *, needed: bool = True) -> Iterator[Finding]:
+    if not messages:
+        if needed:
+            yield Finding(
+                "no-prompt", "no prompt", "add a prompt, or name it: --map prompt=KEY", "prompt"
+            )
+        return
+    if is_empty(messages):
+        yield Finding("empty-prompt", '"prompt" is empty', REMOVE.format("empty-prompt"), "prompt")
+        return
+    if messages[-1].role not in ("user", "tool"):
+        last = messages[-1].role
+        yield Finding(
+            "prompt-end",
+            f"the prompt ends with a {last} turn, not with a user turn",
+            "move the last turn to the completion",
+            "prompt",
+            "warning",
+        )
+    yield from _role_order(messages, "prompt")
+
+
+def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
+    """System first, then user and assistant in turn; tools speak after the assistant."""
+    before: str | None = None
+    for position, message in enumerate(messages):
+        role: str = message.role
+        if role == "system":
+            wrong = "a system turn that is not the first" if position else ""
+        elif before in (None, "system") and role != "user":
+            wrong = f"begins with a {role} turn"
+        elif role == before and role in ("user", "assistant"):
+            wrong = f"two {role} turns in a row"
+        elif role == "tool" and before == "user":
+            wrong = "a tool turn after a user turn"
+        else:
+            wrong = ""
+        before = role
+        if wrong:
+            yield Finding(
+                "role-order",
+                f'"{field}[{position}]": {wrong}',
+                "merge or reorder turns",
+                f"{field}[{position}]",
+                "warning",
+            )
+            return
+
+
+# --- kinds --------------------------------------------------------------------------------------
+
+
+def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
+    """An answer at the end that says something."""
+    last = record.messages[-1]
+    if last.role != "assistant":
+        yield Finding(
+            "ends-with-user",
+            f"the conversation ends with a {last.role} turn: no answer",
+            "add the answer, or remove the row",
+            "messages",
+        )
+    elif is_empty([last]):
+        yield Finding("empty-side", "the answer is empty", REMOVE.format("empty-side"), "messages")
+    if len(record.messages) > 1:
+        if is_empty(record.messages[:-1]):
+            yield Finding(
+                "empty-prompt", '"prompt" is empty', REMOVE.format("empty-prompt"), "messages"
+            )
+        yield from _role_order(record.messages, "messages")
+
+
+def prompt_rules(record: Prompt) -> Iterator[Finding]:
+    """A prompt that says something and waits for an answer."""
+    yield from _prompt(record.prompt)
+
+
+def preference_rules(record: Preference) -> Iterator[Finding]:
+    """One prompt, two answers that say something and differ."""
+    yield from _prompt(record.prompt)
+    if record.prompt_chosen is not None or record.prompt_rejected is not None:
+        yield from _role_order(record.prompt_chosen or record.prompt, "prompt_chosen")
+        yield from _role_order(record.prompt_rejected or record.prompt, "prompt_rejected")
+        yield Finding(
+            "prompts-differ",
+            "chosen and rejected answer different prompts",
+            REMOVE.format("prompts-differ"),
+            "prompt",
+        )
+    empty = [side for side in ("chosen", "rejected") if is_empty(getattr(record, side))]
+    for side in empty:
+        yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
+    if not empty and not record.tie and same_text(record.chosen, record.rejected):
+        yield Finding(
+            "identical",
+            "chosen == rejected: identical answers carry no preference",
+            REMOVE.format("identical"),
+            "rejected",
+        )
+
+
+def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
+    yield from _prompt(record.prompt)
+    for position, candidate in enumerate(record.candidates):
+        if is_empty(candidate.messages):
+            field = f"candidates[{position}]"
+            yield Finding(
+                "empty-side",
+                f"candidate '{candidate.cid}' is empty",
+                REMOVE.format("empty-side"),
+                field,
+                "warning",
+            )
+
+
+def ranking_rules(record: Ranking) -> Iterator[Finding]:
+    """At least two ranked candidates; equal texts must not have unequal ranks."""
+    yield from _candidate_rules(record)
+    if len(record.ranks) < 2:
+        yield Finding(
+            "unranked",
+            f"{len(record.ranks)} of {len(record.candidates)} ranked",
+            "rank at least two candidates",
+            "ranks",
+            "warning",
+        )
+    seen: dict[str, int] = {}
+    for candidate in record.candidates:
+        if candidate.cid not in record.ranks:
+            continue
+        text = "\x1e".join(message.content.strip() for message in candidate.messages)
+        rank = seen.setdefault(text, record.ranks[candidate.cid])
+        if rank != record.ranks[candidate.cid]:
+            yield Finding(
+                "identical",
+                "identical answers with different ranks carry no preference",
+                REMOVE.format("identical"),
+                "ranks",
+            )
+            return
+
+
+def label_rules(record: Label) -> Iterator[Finding]:
+    """A completion that says something; a prompt is optional."""
+    yield from _prompt(record.prompt, needed=False)
+    if is_empty(record.completion):
+        yield Finding(
+            "empty-side", "'completion' is empty", REMOVE.format("empty-side"), "completion"
+        )
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+_PLACEHOLDER = re.compile(r"\{\{\s?[A-Za-z_][\w.-]{0,60}\s?\}\}")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+def _misread(character: str) -> str:
+    """What the character becomes when its UTF-8 is read as Windows-1252 (Latin-1 in its holes)."""
+    return "".join(
+        bytes([byte]).decode("latin-1" if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else "cp1252")
+        for byte in character.encode()
+    )
+
+
+_OFTEN_MISREAD = [*map(chr, range(0xA0, 0x100)), *"‘’“”–—…•€™", "\ufeff"]
+_MISREAD_STARTS = sorted({_misread(character)[0] for character in _OFTEN_MISREAD})
+_MOJIBAKE = re.compile("|".join(re.escape(_misread(character)) for character in _OFTEN_MISREAD))
+
+
+def text_findings(field: str, text: str) -> Iterator[Finding]:
+    """Placeholders, control characters, broken encodings."""
+    if "{{" in text:
+        yield from _placeholders(field, text)
+    if "\x00" in text:
+        yield Finding(
+            "nul", f'NUL character in "{field}"', "alignkit data clean --repair control", field
+        )
+    elif match := _CONTROL.search(text):
+        yield Finding(
+            "control",
+            f'control character U+{ord(match[0]):04X} in "{field}"',
+            "alignkit data clean --repair control",
+            field,
+            "warning",
+        )
+    if text.isascii():
+        return
+    suspicious = any(start in text for start in _MISREAD_STARTS)
+    if suspicious and (match := _MOJIBAKE.search(text)):
+        yield Finding(
+            "mojibake",
+            f'text decoded wrongly, like {match[0]!r}, in "{field}"',
+            "read the source as UTF-8",
+            field,
+            "warning",
+        )
+    if "\ufffd" in text:
+        yield Finding(
+            "mojibake",
+            f'replacement character U+FFFD in "{field}"',
+            "restore the text from its source",
+            field,
+            "warning",
+        )
+    if "\ufeff" in text:
+        yield Finding(
+            "bom",
+            f'byte order mark U+FEFF inside "{field}"',
+            "alignkit data clean --repair control",
+            field,
+            "warning",
+        )
+
+
+def _placeholders(field: str, text: str) -> Iterator[Finding]:
+    """`{{name}}` is a gap somebody forgot to fill; with blanks inside it may well be code."""
+    found = dict.fromkeys(_PLACEHOLDER.findall(text))
+    tight = [match for match in found if " " not in match]
+    names = " ".join(f"--fill {match.strip('{} ')}=TEXT" for match in tight or found)
+    if found:
+        many = "s" if len(found) > 1 else ""
+        yield Finding(
+            "placeholder",
+            f'unfilled placeholder{many} {", ".join(found)} in "{field}"',
+            f"alignkit data clean {names}",
+            field,
+            "error" if tight else "warning",
+        )
+
+
+def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
+    """(field, messages) of every conversation in a record."""
+    if isinstance(record, Demonstration):
+        yield "messages", record.messages
+    elif isinstance(record, Prompt):
+        yield "prompt", record.prompt
+    elif isinstance(record, Preference):
+        yield from (
+            ("prompt", record.prompt),
+            ("chosen", record.chosen),
+            ("rejected", record.rejected),
+        )
+    elif isinstance(record, Label):
+        yield from (("prompt", record.prompt), ("completion", record.completion))
+    elif isinstance(record, Candidates | Ranking):
+        yield "prompt", record.prompt
+        for position, candidate in enumerate(record.candidates):
+            yield f"candidates[{position}].messages", candidate.messages
+
+
+def texts_of(record: Record) -> Iterator[tuple[str, str]]:
+    """(field, text) of every message in a record; a single turn has the plain field's name."""
+    for field, messages in sides_of(record):
+        for position, message in enumerate(messages):
+            yield (field if len(messages) == 1 else f"{field}[{position}]"), message.content
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "demonstration": (demonstration_rules,),
+    "prompt": (prompt_rules,),
+    "preference": (preference_rules,),
+    "candidates": (_candidate_rules,),
+    "ranking": (ranking_rules,),
+    "label": (label_rules,),
+}
