@@ -118,7 +118,10 @@ class Backbone:
         """Forget an adapter; the bare base comes back with the last one."""
         if name not in self.adapters:
             return
-        if len(self.adapters) > 1:
+        others = [other for other in self.adapters if other != name]
+        if others:
+            if name in self.model.active_adapters:
+                self.model.set_adapter(others[0])
             self.model.delete_adapter(name)
             return
         self.base = self.model.unload()
