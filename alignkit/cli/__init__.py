@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reward": ("alignkit.cli.train", "reward", "Train a reward model from rankings."),
     "dpo": ("alignkit.cli.train", "dpo", "Align a policy with preferences, no reward model."),
     "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
+    "rank": ("alignkit.cli.rank", "rank", "Collect rankings by people: on a page, in a terminal."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
     "eval": ("alignkit.cli.evaluate", "evaluate", "Win rates, power, reward models on trial."),
     "tiny-base": ("alignkit.cli.tiny", "tiny_base", "Pretrain the embedded base model again."),

@@ -61,9 +61,14 @@ def pool_of(records: Iterable[Candidates], *, file: str = "candidates") -> Pool:
         if not record.id:
             record = record.model_copy(update={"id": item_sha256(record)[:16]})
         item = Item(record, item_sha256(record))
+        if record.id in items and items[record.id].sha256 == item.sha256:
+            left_out.append(f"{where}: item {record.id!r} stands there twice")
+            continue
         if record.id in items:
             raise DataError(
-                f"the id {record.id!r} stands twice", where=where, hint="give each item its own id"
+                f"the id {record.id!r} names two different items",
+                where=where,
+                hint="give each item its own id",
             )
         if len(item.slots) > LARGEST:
             raise DataError(

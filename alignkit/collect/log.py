@@ -249,6 +249,19 @@ def iter_events(path: Path, *, on_problem: Callable[[str], None] | None = None) 
             yield event
 
 
+def holds_events(path: Path) -> bool:
+    """Whether the first line of the file is an event."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(LONGEST_LINE)
+        value = orjson.loads(line)
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and value.get("kind") == "event"
+
+
 def live(events: Iterable[Event]) -> list[Event]:
     """The acts that stand: nothing superseded, and no undo, which only takes away."""
     kept = list(events)

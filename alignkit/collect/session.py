@@ -397,6 +397,7 @@ def _content(answer: Answer, shown: Presentation) -> dict[str, Any]:
     """The part of the event that the annotator decided."""
     if len(answer.comment) > LONGEST_COMMENT or len(answer.reason or "") > LONGEST_COMMENT:
         raise DataError(f"the text is longer than {LONGEST_COMMENT:,} characters")
+    _check_text(answer.comment + (answer.reason or ""))
     reason = (answer.reason or "").strip() or None
     if answer.action != "rank":
         if answer.action == "flag" and reason is None:
@@ -428,6 +429,13 @@ def _texts(item: Item) -> dict[str, Any]:
         "prompt": [message.model_dump() for message in record.prompt],
         "candidates": [candidate.model_dump() for candidate in record.candidates],
     }
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("the text holds bytes that are not UTF-8", hint="Type it again") from None
 
 
 def _check_key(key: str) -> str:

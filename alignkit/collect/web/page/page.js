@@ -97,6 +97,7 @@ function typeMark(sign) {
     if (places() === 2 && joins) field.value = "";
     else if (text.includes(sign)) return;
   }
+  if (/[>=]/.test(sign)) field.value = text.replace(/[>=]+$/, "");
   field.value += (field.value ? joins : "") + sign;
   orderChanged();
 }
@@ -150,7 +151,8 @@ function show(next, { focus = true } = {}) {
 
 function showItem(item) {
   const many = item.answers.length;
-  $("heading").textContent = `Item ${Math.min(state.progress.done + 1, state.progress.total)}: which of the ${many} answers is better?`;
+  const task = many === 2 ? "which answer is better?" : `put the ${many} answers in order`;
+  $("heading").textContent = `Item ${Math.min(state.progress.done + 1, state.progress.total)}: ${task}`;
   $("conversation").replaceChildren(...item.prompt.map((turn) => turnNode(turn)));
   $("answers").dataset.many = String(many);
   $("answers").replaceChildren(...item.answers.map(answerNode));
@@ -250,9 +252,12 @@ function say(text) { $("status").textContent = text; }
 function complain(text) { $("problem").textContent = text; }
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
+// Two annotators may share a browser: each delivers only what was theirs.
+const leftoverName = (name) => `${PENDING}${state.annotator}:${name}`;
+
 // Sends until the source has it or refuses it; what is on its way survives a reload.
 async function deliver(send, body) {
-  const name = PENDING + body.key;
+  const name = leftoverName(body.key);
   memory.set(local, name, JSON.stringify(body));
   for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
     try {
@@ -344,15 +349,29 @@ function undo() {
   });
 }
 
-// Answers that an earlier page of this browser could not deliver.
+// Answers that an earlier page of this browser could not deliver; how many there were.
 async function deliverLeftovers() {
-  for (const name of memory.keys(local).filter((name) => name.startsWith(PENDING))) {
+  const names = memory.keys(local).filter((name) => name.startsWith(leftoverName("")));
+  for (const name of names) {
     const body = JSON.parse(memory.get(local, name));
     try {
       await deliver("target" in body ? source.undo : source.vote, body);
       if (body.ticket) forget(body.ticket);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
+    }
+  }
+  return names.length;
+}
+
+async function firstScreen() {
+  for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
+    try {
+      return await source.next();
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      complain("The server does not answer. Trying again.");
+      await pause(wait);
     }
   }
 }
@@ -482,15 +501,8 @@ setTheme(memory.get(local, "alignkit-theme"));
 setMarkdown(memory.get(local, "alignkit-markdown") !== "false");
 
 working(async () => {
-  await deliverLeftovers();
-  for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
-    try {
-      show(await source.next());
-      return;
-    } catch (error) {
-      if (!(error instanceof Unreachable)) throw error;
-      complain("The server does not answer. Trying again.");
-      await pause(wait);
-    }
-  }
+  state = await firstScreen();
+  const late = await deliverLeftovers();
+  show(late ? await source.next() : state);
+  if (late) say("An answer that had not arrived is saved now.");
 });

@@ -36,7 +36,7 @@ const INLINE = [
 // A link shows where it leads and leads nowhere: a click must not leave the page or tell anybody.
 function linked(label, target) {
   return element("span", { class: "linked" }, ...plainNodes(label),
-    element("span", { class: "target" }, " (", ...plainNodes(target), ")"));
+    element("span", { class: "target" }, "(", ...plainNodes(target), ")"));
 }
 
 function inlineNodes(text) {
@@ -90,16 +90,12 @@ function block(lines, at) {
 }
 
 function fenced(lines, at) {
-  const [, marks, language] = FENCE.exec(line0(lines[at]));
+  const [, marks, language] = FENCE.exec(lines[at]);
   let end = at + 1;
   while (end < lines.length && !lines[end].trim().startsWith(marks)) end += 1;
   const code = element("code", {}, ...plainNodes(lines.slice(at + 1, end).join("\n")));
   const pre = element("pre", { tabindex: "0", "aria-label": language ? `code, ${language}` : "code" }, code);
   return [pre, end + 1];
-}
-
-function line0(line) {
-  return line.replace(/^\s{0,3}/, "");
 }
 
 function quoted(lines, at) {
