@@ -382,12 +382,12 @@ def _restored(model: Any) -> Iterator[None]:
     """Put back train/eval flags, active adapters and requires_grad, exceptions included."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    active = model.active_adapter if isinstance(model, PeftModel) else None
     try:
         yield
     finally:
-        if active:
-            model.base_model.set_adapter(active)
+        if active is not None:
+            model.set_adapter(active)
         for parameter, wanted in gradients:
             parameter.requires_grad_(wanted)
         for module, mode in modes:

@@ -109,6 +109,7 @@ def test_the_same_seed_makes_the_same_adapter(llama: Backbone) -> None:
 def state(backbone: Backbone) -> tuple[Any, ...]:
     model = backbone.model
     return (
+        model.active_adapter,
         list(model.active_adapters),
         [p.requires_grad for p in model.parameters()],
         [m.training for m in model.modules()],

@@ -101,7 +101,7 @@ def ranking_of(preference: Preference) -> Ranking:
         ],
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
         source=preference.source,
-        extra=preference.extra,
+        extra=preference.extra | ({} if preference.margin is None else {"margin": preference.margin}),
     )
 
 
