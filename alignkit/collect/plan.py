@@ -52,10 +52,12 @@ def plan_for(annotator: str, items: Mapping[str, Item], settings: Settings) -> l
 def with_repeats(names: Sequence[str], annotator: str, settings: Settings) -> list[Showing]:
     """The items once, and a share of them again: never close behind the first showing."""
     wanted = round(settings.repeat * len(names))
-    by_hash = sorted(names, key=lambda name: digest("repeat", settings.seed, annotator, name))
-    repeated = set(by_hash[:wanted])
     # Far enough not to be remembered, near enough that it comes before the annotator stops.
     gap = max(10, len(names) // 5)
+    # The last items have nothing to come between; they are taken only when all are wanted.
+    early = names[: max(wanted, len(names) - gap)]
+    by_hash = sorted(early, key=lambda name: digest("repeat", settings.seed, annotator, name))
+    repeated = set(by_hash[:wanted])
     plan: list[Showing] = []
     waiting: list[tuple[int, str]] = []
     for position, name in enumerate(names):
