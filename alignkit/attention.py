@@ -91,13 +91,13 @@ def obstacle(model: PreTrainedModel, longest: int) -> str | None:
     settings = config.to_dict()
     if config.get_text_config() is not config:
         return "it is not a text-only model"
-    if not model.base_model._supports_attention_backend:
-        return "its attention cannot be replaced"
     if type(model)._is_stateful:
         return "it is recurrent"
     for key, reason in OBSTACLES.items():
         if settings.get(key):
             return reason
+    if not model.base_model._supports_attention_backend:
+        return "its attention cannot be replaced"
     return _layer_obstacle(settings, longest)
 
 

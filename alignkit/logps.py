@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -157,15 +157,16 @@ def _longest(groups: Sequence[Group]) -> int:
 def _logps(
     base: PreTrainedModel, rows: PackedRow | PaddedRows, temperature: float, entropy: bool
 ) -> CompletionLogps:
+    _check_head(base)
     states, device = _states(base, rows)
-    targets = rows.targets.to(device, non_blocking=True)
+    targets = _moved(rows.targets, device)
     per_token, spread = token_logps(
         LmHead.of(base), states, targets, temperature=temperature, entropy=entropy
     )
     if rows.copies is not None:
-        copies = rows.copies.to(device, non_blocking=True)
+        copies = _moved(rows.copies, device)
         per_token, spread = per_token[copies], None if spread is None else spread[copies]
-    lengths = rows.lengths.to(device, non_blocking=True)
+    lengths = _moved(rows.lengths, device)
     # output_size spares the device a round trip to the host for the sum of lengths.
     owner = torch.repeat_interleave(lengths, output_size=len(per_token))
     sums = per_token.new_zeros(len(rows.lengths)).index_add(0, owner, per_token)
@@ -205,6 +206,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 # What was found out about a model by trying, and what has been said about it.
 _verdicts: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_known_heads: WeakSet[nn.Module] = WeakSet()
 _said: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 PROBE = [Group([1, 2, 3, 4, 5], [[6, 7, 8], [9, 10], [3]]), Group([4, 2], [[11, 12]])]
@@ -213,55 +215,55 @@ HALF_TOLERANCE = 5e-2
 
 
 def _verdict(base: PreTrainedModel) -> str | None:
-    """Whether packed rows give this model's own numbers, tried once on a dozen tokens.
+    """Whether packed rows give this model's own states, tried once on a dozen tokens.
 
     A configuration can only be checked for what is known; an architecture that moves positions or
     mixes tokens outside attention shows here.
     """
     if base not in _verdicts:
-        _refuse_repacking(base)
-        with _evaluating(base), torch.no_grad():
-            _verdicts[base] = _tried(base)
+        with _evaluating(base):
+            _verdicts[base] = _packing_changes(base)
     return _verdicts[base]
 
 
-def _tried(base: PreTrainedModel) -> str | None:
-    vocabulary = len(_embedding(base))
-    groups = [
-        Group(
-            [i % vocabulary for i in g.prompt], [[i % vocabulary for i in c] for c in g.completions]
-        )
-        for g in PROBE
-    ]
+def _packing_changes(base: PreTrainedModel) -> str | None:
+    groups = _probe(base)
     padded, _ = _states(base, pad(groups, 0))
-    tolerance = _tolerance(padded)
-    _check_head(base, groups, padded, tolerance)
     try:
         packed, _ = _states(base, pack(groups))
     except (TypeError, NotImplementedError, RuntimeError) as error:
         return f"it does not run packed rows ({error})"
-    if _distance(packed, padded) > tolerance:
+    if _distance(packed, padded) > _tolerance(padded):
         return "its states change when completions are packed"
     return None
 
 
-def _check_head(
-    base: PreTrainedModel, groups: Sequence[Group], states: Tensor, tolerance: float
-) -> None:
+def _check_head(base: PreTrainedModel) -> None:
     """Our reading of the LM head gives the model's own log-probs, or the model is refused."""
-    rows = pad(groups, 0)
-    device = states.device
-    targets = rows.targets.to(device)
-    ours, _ = token_logps(LmHead.of(base), states, targets, temperature=1.0, entropy=False)
-    logits = base(
-        input_ids=rows.ids.to(device), attention_mask=rows.mask.to(device), use_cache=False
-    ).logits
+    if base in _known_heads:
+        return
+    with _evaluating(base):
+        rows = pad(_probe(base), 0)
+        states, device = _states(base, rows)
+        targets = rows.targets.to(device)
+        ours, _ = token_logps(LmHead.of(base), states, targets, temperature=1.0, entropy=False)
+        mask = rows.mask.to(device)
+        logits = base(rows.ids.to(device), attention_mask=mask, use_cache=False).logits
     own = logits.flatten(0, 1)[rows.states.to(device)].float().log_softmax(-1)
-    if _distance(ours, own.gather(1, targets[:, None]).squeeze(1)) > tolerance:
+    if _distance(ours, own.gather(1, targets[:, None]).squeeze(1)) > _tolerance(states):
         raise ModelError(
             f"{type(base).__name__} changes its logits in a way that is not understood",
             hint="Please report the architecture; its log-probs would be wrong.",
         )
+    _known_heads.add(base)
+
+
+def _probe(base: PreTrainedModel) -> list[Group]:
+    size = len(_embedding(base))
+    return [
+        Group([i % size for i in g.prompt], [[i % size for i in c] for c in g.completions])
+        for g in PROBE
+    ]
 
 
 def _tolerance(states: Tensor) -> float:
@@ -273,7 +275,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).norm() / right.float().norm())
 
 
-def _refuse_repacking(base: PreTrainedModel) -> None:
+def _refuse_repacking(base: nn.Module) -> None:
     """4-bit layers whose weights an evaluation would repack lose their gradients in silence.
 
     Remove when bitsandbytes' CPU kernel has a backward.
@@ -288,11 +290,13 @@ def _refuse_repacking(base: PreTrainedModel) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout and checkpointing off; every module's own flag comes back."""
+    """No gradients, dropout or checkpointing; every module's own flag comes back."""
+    _refuse_repacking(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module in training:
             module.training = True
