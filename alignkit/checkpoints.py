@@ -349,6 +349,7 @@ class SealedCheckpoints(_Trainer):
         progress = load_tree(checkpoint / PROGRESS)
         total = progress["total"] + progress["since_logged"].item()
         mean = total / max(self.state.global_step, 1)
+        self.log({"total_flos": self.state.total_flos, "train_loss": mean})
         return TrainOutput(self.state.global_step, mean, {"train_loss": mean})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -493,7 +494,9 @@ class SealedCheckpoints(_Trainer):
         total = self._total_loss_scalar + self._tr_loss.item()
         self._total_loss_scalar = total * here / max(self.state.global_step, 1)
         self._tr_loss.zero_()
-        return super()._finalize_training(trial, num_train_samples, start_time)
+        return super()._finalize_training(  # type: ignore[no-untyped-call]
+            trial, num_train_samples, start_time
+        )
 
     def _restore_loss(self, checkpoint: Path) -> None:
         """So that the next logged loss is the mean over its whole interval, as without a break."""
@@ -522,15 +525,18 @@ class _SealedFlow(TrainerCallback):
         if self.trainer._stop.anywhere(args.world_size, args.device):
             control.should_save = True
             control.should_training_stop = True
-        # A checkpoint from within the epoch's last step would resume in the next epoch and never
-        # do this one's evaluation.
-        if control.should_save and float(state.epoch).is_integer():
+        # A checkpoint from within the last step of an epoch, or of all, would be resumed behind it
+        # and the evaluation that follows that step would never be done.
+        last = float(state.epoch).is_integer() or control.should_training_stop
+        if control.should_save and last:
             control.should_save = False
             self.save_at_epoch_end = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The save that waited for the epoch's evaluation."""
-        del args, state
+        """The save that waited for the epoch's evaluation; none in an epoch that was broken off."""
+        del args
+        if self.trainer._stop.signal_number is not None and not float(state.epoch).is_integer():
+            control.should_evaluate = False
         control.should_save = control.should_save or self.save_at_epoch_end
         self.save_at_epoch_end = False
 
