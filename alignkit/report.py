@@ -94,7 +94,7 @@ def render(data: ReportData, *, redact: bool = False) -> str:
         settings(data.settings),
         versions(data.versions),
     ]
-    return Markup(
+    page = Markup(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -108,6 +108,7 @@ def render(data: ReportData, *, redact: bool = False) -> str:
         style=Markup(STYLE_SHEET.read_text(encoding="utf-8")),
         body=joined(sections, "\n"),
     )
+    return str(page)
 
 
 # Text ----------------------------------------------------------------------------------------
@@ -352,9 +353,7 @@ def metrics_table(rows: Sequence[Row]) -> Markup:
     value = Markup('<td class="number">{value}</td>')
     body = joined(
         Markup("<tr>{cells}</tr>").format(
-            cells=joined(
-                value.format(value=visible(repr(row[key]) if key in row else "")) for key in keys
-            )
+            cells=joined(value.format(value=exact(row.get(key, ""))) for key in keys)
         )
         for row in rows
     )
@@ -424,14 +423,15 @@ def definitions(values: Mapping[str, Any]) -> Markup:
     body = joined(
         row.format(
             key=visible(str(key)),
-            value="[secret]" if SECRET_KEY.search(str(key)) and value else setting(value),
+            value="[secret]" if SECRET_KEY.search(str(key)) and value else exact(value),
         )
         for key, value in values.items()
     )
     return Markup('<table class="settings"><tbody>{body}</tbody></table>').format(body=body)
 
 
-def setting(value: Any) -> Markup:
+def exact(value: Any) -> Markup:
+    """A value with every digit."""
     return visible(repr(value) if isinstance(value, float) else str(value))
 
 
