@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ import orjson
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from alignkit.data.pairs import rankings_from_votes
 from alignkit.data.records import Candidates, Event, Ranking, to_json
 from alignkit.errors import AlignkitError, DataError, DiskFull
 
@@ -277,38 +278,8 @@ def rankings_from_events(
     Texts come from the event itself, or from `candidates` where it carries none. Of several votes
     of one annotator on one item the last counts.
     """
-    known = {record.id: record for record in candidates or ()}
-    votes = {
-        (event.annotator, event.item): event
-        for event in live(events)
-        if event.action in VOTES and event.repeat_of is None
-    }
-    return [_ranking(event, known) for event in votes.values()]
-
-
-def _ranking(event: Event, known: Mapping[str, Candidates]) -> Ranking:
-    record = known.get(event.item)
-    prompt, answers = event.extra.get("prompt"), event.extra.get("candidates")
-    if record is not None:
-        prompt = [message.model_dump() for message in record.prompt]
-        answers = [candidate.model_dump() for candidate in record.candidates]
-    if prompt is None or answers is None:
-        raise DataError(
-            f"event {event.id} ranks item {event.item!r}, whose texts are not at hand",
-            hint="Give the candidates file as well",
-        )
-    fields = ("all_bad", "strength", "comment")
-    return Ranking.model_validate(
-        {
-            "id": event.id,
-            "item": event.item,
-            "prompt": prompt,
-            "candidates": answers,
-            "ranks": event.ranks,
-            "annotator": event.annotator,
-            "extra": {name: value for name in fields if (value := getattr(event, name))},
-        }
-    )
+    texts = {record.id: (record.prompt, record.candidates) for record in candidates or ()}
+    return rankings_from_votes(events, texts)
 
 
 def _lines_and_events(

@@ -5,9 +5,9 @@ Invariant: with `weight="group"` the weights sum to the number of groups with a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Literal
+from typing import Any, Literal
 
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking
 from alignkit.errors import DataError
@@ -101,7 +101,8 @@ def ranking_of(preference: Preference) -> Ranking:
         ],
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
         source=preference.source,
-        extra=preference.extra | ({} if preference.margin is None else {"margin": preference.margin}),
+        extra=preference.extra
+        | ({} if preference.margin is None else {"margin": preference.margin}),
     )
 
 
@@ -225,26 +226,44 @@ def standing_votes(events: Iterable[Event]) -> list[Event]:
     return list(votes.values())
 
 
+Texts = tuple[Sequence[Message], Sequence[Candidate]]
+
+
 def rankings_from_votes(
-    events: Iterable[Event], items: dict[str, tuple[Sequence[Message], Sequence[Candidate]]]
+    events: Iterable[Event], items: Mapping[str, Texts] | None = None
 ) -> list[Ranking]:
-    """The standing votes with the texts they are about; `items`: id -> (prompt, candidates)."""
-    rankings = []
-    for event in standing_votes(events):
-        if event.item not in items:
-            raise DataError(
-                f"item {event.item!r} stands in no candidates file",
-                hint="Fix: give the file that was ranked: --candidates FILE",
-            )
-        prompt, candidates = items[event.item]
-        rankings.append(
-            Ranking(
-                id=event.id,
-                item=event.item,
-                prompt=list(prompt),
-                candidates=list(candidates),
-                ranks=event.ranks or {},
-                annotator=event.annotator,
-            )
+    """The standing votes with the texts they are about.
+
+    Texts come from `items` (id -> prompt, candidates), else from the event, which carries them in
+    its `extra`.
+    """
+    return [_ranking_from_vote(event, items or {}) for event in standing_votes(events)]
+
+
+def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
+    prompt, candidates = items.get(event.item) or (
+        event.extra.get("prompt"),
+        event.extra.get("candidates"),
+    )
+    if prompt is None or candidates is None:
+        raise DataError(
+            f"item {event.item!r} stands in no candidates file",
+            hint="Fix: give the file that was ranked: --candidates FILE",
         )
-    return rankings
+    said = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
+    return Ranking.model_validate(
+        {
+            "id": event.id,
+            "item": event.item,
+            "prompt": [_plain(message) for message in prompt],
+            "candidates": [_plain(candidate) for candidate in candidates],
+            "ranks": event.ranks or {},
+            "annotator": event.annotator,
+            "source": event.source and event.source.model_dump(),
+            "extra": {name: value for name, value in said.items() if value},
+        }
+    )
+
+
+def _plain(value: Message | Candidate | dict[str, Any]) -> Any:
+    return value if isinstance(value, dict) else value.model_dump()

@@ -19,12 +19,13 @@ from alignkit.data.files import Report, Row, read_rows
 from alignkit.data.formats import FORMATS, Format, detect, format_named
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.json_text import decode_exactly, type_name
-from alignkit.data.pairs import Pairs, Weight, expand, ranking_of
+from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
 from alignkit.data.problems import Problem, RowError, tally
 from alignkit.data.records import (
     KINDS,
     Candidates,
     Demonstration,
+    Event,
     Preference,
     Prompt,
     Ranking,
@@ -355,23 +356,32 @@ def prompt_of(record: Record) -> Prompt | None:
 
 
 def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
-    """The rankings of a file; a preference becomes a ranking of two."""
-    loaded = load_records(path, {"ranking", "preference"}, **options)
+    """The rankings of a file; a preference becomes a ranking of two, standing votes theirs."""
+    loaded = load_records(path, {"ranking", "preference", "event"}, **options)
     records = [
         record if isinstance(record, Ranking) else ranking_of(record)
         for record in loaded.records
         if isinstance(record, Ranking | Preference)
     ]
-    return Loaded(records, loaded.format, loaded.problems)
+    return Loaded(records + _voted(path, loaded), loaded.format, loaded.problems)
+
+
+def _voted(path: str | Path, loaded: Loaded[Record]) -> list[Ranking]:
+    """The votes among the records as rankings; a file in which nobody voted is an error."""
+    events = [record for record in loaded.records if isinstance(record, Event)]
+    voted = rankings_from_votes(events)
+    if events and not voted and len(events) == len(loaded.records):
+        raise DataError("no votes: only skips, flags and what was undone", where=str(path))
+    return voted
 
 
 def load_preferences(
     path: str | Path, *, pairs: Pairs = "all", weight: Weight = "group", **options: Any
 ) -> Loaded[Preference]:
-    """The preferences of a file; rankings are expanded, ties give none."""
-    loaded = load_records(path, {"ranking", "preference"}, **options)
+    """The preferences of a file; rankings and votes are expanded, ties give none."""
+    loaded = load_records(path, {"ranking", "preference", "event"}, **options)
     records: list[Preference] = []
-    for record in loaded.records:
+    for record in [*loaded.records, *_voted(path, loaded)]:
         if isinstance(record, Ranking):
             records += expand(record, pairs=pairs, weight=weight)
         elif isinstance(record, Preference) and not record.tie:
