@@ -186,9 +186,7 @@ def test_overlong_rows_stop_the_run_by_name(workshop: Workshop, preferences: Row
 
 
 @pytest.mark.parametrize("loss_type", [["sigmoid", "sft"], ["hinge"], ["discopop"]])
-def test_lists_of_losses_train(
-    workshop: Workshop, preferences: Rows, loss_type: list[str]
-) -> None:
+def test_lists_of_losses_train(workshop: Workshop, preferences: Rows, loss_type: list[str]) -> None:
     data = workshop.write("prefs.jsonl", preferences)
     metrics = workshop.run("dpo", data=data, max_steps=2, loss_type=loss_type)
     assert metrics["steps"] == 2

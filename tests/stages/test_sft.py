@@ -1,0 +1,108 @@
+"""SFT: what is trained, what is reported, and that the right tokens are learned."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit.backbone import POLICY
+from alignkit.data.chat import Encoder
+from alignkit.data.records import Demonstration, Message, Source
+from alignkit.errors import DataError
+from alignkit.recipe import SftConfig
+from alignkit.stages import sft
+from alignkit.stages.rows import SftRow, sft_rows
+from tests.stages.conftest import Workshop
+
+Rows = list[dict[str, Any]]
+
+
+def sft_trainer(workshop: Workshop, rows: list[SftRow], **settings: Any) -> Any:
+    workshop.backbone.new_adapter(POLICY, seed=1)
+    config = SftConfig(data=("unused",), **settings)
+    return sft._trainer(config, workshop.context("trainer"), rows, [])
+
+
+def test_the_loss_is_the_mean_over_targets_only(workshop: Workshop) -> None:
+    rows = [
+        SftRow("x:1", [5, 9, 40, 77, 12], [False, False, True, True, False]),
+        SftRow("x:2", [8, 30, 31], [False, False, True]),
+    ]
+    trainer = sft_trainer(workshop, rows)
+    loss = trainer.compute_loss(trainer.model, sft.collate([vars_of(row) for row in rows]))
+    expected = []
+    with workshop.backbone.role(POLICY) as model, torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+            expected += [-logits[i - 1, row.ids[i]].item() for i, t in enumerate(row.trained) if t]
+    assert len(expected) == 3
+    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def vars_of(row: SftRow) -> dict[str, Any]:
+    return {"input_ids": row.ids, "trained": row.trained}
+
+
+def test_accumulating_gradients_is_a_larger_batch(workshop: Workshop) -> None:
+    rows = [
+        SftRow(
+            "x", [5, 9, 40 + i, 77, 12][: 3 + i % 3], [False, False, True, True, True][: 3 + i % 3]
+        )
+        for i in range(8)
+    ]
+    ends = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = sft_trainer(
+            workshop,
+            rows,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            learning_rate=1e-2,
+        )
+        trainer.train()
+        weights = workshop.backbone.parameters_of(POLICY)
+        ends.append(torch.cat([p.detach().flatten() for p in weights.values()]))
+        workshop.backbone.clear()
+    assert (ends[0] - ends[1]).abs().max() < 1e-4
+
+
+def test_shares_of_trained_tokens_and_of_eos() -> None:
+    rows = [
+        SftRow("x", [1, 2, 3, 4], [False, False, True, True]),
+        SftRow("x", [1, 2, 3, 9], [False, False, False, True]),
+    ]
+    assert sft.describe_targets(rows, frozenset({9})) == {
+        "tokens": 8,
+        "trained_share": 3 / 8,
+        "eos_share": 1 / 2,
+    }
+
+
+def test_it_learns_to_say_what_it_was_shown(workshop: Workshop, demonstrations: Rows) -> None:
+    data = workshop.write("demos.jsonl", demonstrations)
+    metrics = workshop.run(
+        "sft", data=data, max_steps=60, learning_rate=2e-2, per_device_train_batch_size=12
+    )
+    assert metrics["eos_share"] == 1.0
+    assert 0 < metrics["trained_share"] < 0.5
+    lines = (workshop.root / "sft/metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert losses[-1] < losses[0] - 0.4
+    assert any("of targets end in EOS" in line for line in workshop.said)
+
+
+def test_a_row_without_a_target_is_refused_by_name(workshop: Workshop) -> None:
+    encoder = Encoder(workshop.backbone.tokenizer)
+    row = Demonstration(
+        messages=[
+            Message(role="user", content="Hi"),
+            Message(role="assistant", content="Hello", train=False),
+        ],
+        source=Source(format="messages", file="demos.jsonl", row=4),
+    )
+    with pytest.raises(DataError, match=r"demos.jsonl:5: 1 rows have no token to train"):
+        sft_rows([row], encoder, "completion")
