@@ -7,6 +7,7 @@ text goes through `Markup.format`, which escapes; text of models and data also g
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -59,11 +60,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the summary table: its key, its heading, what it means."""
+    """One column of the summary table: its key, its heading, what it means, how it is shown."""
 
     key: str
     heading: str
     meaning: str
+    form: str = ""
 
 
 def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
@@ -150,13 +152,14 @@ def joined(pieces: Iterable[Markup], separator: str = "") -> Markup:
     return Markup(separator).join(pieces)
 
 
-def cell(value: Any) -> Markup:
+def cell(value: Any, form: str = "") -> Markup:
     """A value for a table: short for people, exact in the tooltip."""
     if value is None:
         return Markup('<span class="none">–</span>')
     if isinstance(value, float):
+        short = format(value, form) if form and math.isfinite(value) else number(value)
         return Markup('<span title="{exact}">{short}</span>').format(
-            exact=repr(value), short=number(value)
+            exact=repr(value), short=short.replace("-", "−")
         )
     return visible(str(value))
 
@@ -235,7 +238,7 @@ def summary_cell(row: Row, column: Column) -> Markup:
         return Markup('<th scope="row"><i class="s{style}"></i>{name}</th>').format(
             style=style_of(str(value)), name=visible(str(value))
         )
-    return Markup('<td class="number">{value}</td>').format(value=cell(value))
+    return Markup('<td class="number">{value}</td>').format(value=cell(value, column.form))
 
 
 def win_rate(row: Row) -> Markup:
@@ -278,7 +281,7 @@ def frontier(policies: Mapping[str, Sequence[Row]]) -> Markup:
         "<p>Each dot is a checkpoint. A reward that keeps rising while gold falls is "
         "over-optimisation.</p>"
     )
-    return section("Score against KL", note + grid(drawn))
+    return section("Score against KL", note + grid(drawn, "grid two"))
 
 
 def frontier_series(policies: Mapping[str, Sequence[Row]], key: str) -> list[Series]:
@@ -450,8 +453,10 @@ def section(title: str, body: Markup) -> Markup:
     return Markup("<section><h2>{title}</h2>{body}</section>").format(title=title, body=body)
 
 
-def grid(charts: Sequence[Markup]) -> Markup:
-    return Markup('<div class="grid">{charts}</div>').format(charts=joined(charts))
+def grid(charts: Sequence[Markup], layout: str = "grid") -> Markup:
+    return Markup('<div class="{layout}">{charts}</div>').format(
+        layout=layout, charts=joined(charts)
+    )
 
 
 def folded(title: str, body: Markup) -> Markup:
@@ -463,17 +468,17 @@ def folded(title: str, body: Markup) -> Markup:
 INTERVAL_KEYS = {"policy", "temperature", "win_rate", "low", "high"}
 COLUMNS = (
     Column("policy", "Policy", "which model replied"),
-    Column("gold", "Gold", "mean score by the true judge, which real projects do not have"),
-    Column("reward", "Reward", "mean score by the reward model"),
-    Column("kl", "KL", "divergence from the reference, nats a reply"),
-    Column("length", "Length", "mean reply length in tokens"),
-    Column("eos_rate", "EOS", "share of replies that ended by themselves"),
+    Column("gold", "Gold", "mean score by the true judge, which real projects do not have", ".2f"),
+    Column("reward", "Reward", "mean score by the reward model", ".2f"),
+    Column("kl", "KL", "divergence from the reference, nats a reply", ".2f"),
+    Column("length", "Length", "mean reply length in tokens", ".1f"),
+    Column("eos_rate", "EOS", "share of replies that ended by themselves", ".1%"),
     Column("distinct", "Distinct", "different replies"),
     Column("n", "n", "prompts"),
 )
 PANELS = (
     Panel("Loss", ("loss", "loss/policy_avg", "loss/value_avg")),
-    Panel("Accuracy", ("accuracy", "rewards/accuracies", "clean_accuracy")),
+    Panel("Accuracy", ("accuracy", "rewards/accuracies", "clean_accuracy", "mean_token_accuracy")),
     Panel("Margin", ("margin", "rewards/margins")),
     Panel("KL, nats", ("kl", "objective/kl", "kl/k1", "kl/k3")),
     Panel("Reward", ("reward", "objective/scores", "score", "gold", "objective/rlhf_reward")),

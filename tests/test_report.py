@@ -141,7 +141,7 @@ def test_every_number_of_the_summary_is_there_exactly_and_short() -> None:
                 assert repr(value) in exact, key
         if row["win_rate"] is not None:
             assert f"{row['low']!r} – {row['high']!r}" in exact
-    for shown in ("-1.812", "10.7%", "7.5% – 15.1%", "98.4%", "0.9961", "256", "baseline"):
+    for shown in ("−1.81", "10.7%", "7.5% – 15.1%", "98.4%", "99.6%", "256", "baseline"):
         assert shown in page.text
     assert page.text.index("Sampled at temperature 1") < page.text.index("Greedy (temperature 0)")
 

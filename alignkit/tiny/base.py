@@ -70,9 +70,10 @@ def build(config: BaseConfig, output: Path, *, log: Callable[[int, float], None]
     tokenizer = train_tokenizer(config)
     torch.manual_seed(config.seed)
     model = new_model(config, tokenizer)
-    loss = pretrain(model, tokenizer, config, log)
-    save(model, tokenizer, config, output)
-    return loss
+    losses = pretrain(model, tokenizer, config, log)
+    save(model, tokenizer, output)
+    (output / "pretraining.json").write_text(json.dumps(account(config, losses), indent=1) + "\n")
+    return losses_by_hundred(losses)[-1]
 
 
 def train_tokenizer(config: BaseConfig) -> PreTrainedTokenizerFast:
@@ -156,8 +157,8 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     config: BaseConfig,
     log: Callable[[int, float], None],
-) -> float:
-    """Next-token training in fp32; every row is fresh, none is seen twice."""
+) -> list[float]:
+    """Next-token training in fp32, every row fresh; returns the loss of every step."""
     optimizer = torch.optim.AdamW(decay_groups(model, config), betas=(0.9, 0.98))
     stream = rows(tokenizer, config)
     losses: list[float] = []
@@ -175,8 +176,21 @@ def pretrain(
         if not math.isfinite(losses[-1]):
             raise TrainingFailed(f"the loss is {losses[-1]} at step {step}")
         log(step, losses[-1])
-    tail = losses[-min(100, len(losses)) :]
-    return sum(tail) / len(tail)
+    return losses
+
+
+def account(config: BaseConfig, losses: list[float]) -> dict[str, object]:
+    """Written beside the weights: settings and losses, to compare a rebuild with."""
+    return {
+        "settings": asdict(config),
+        "first_losses": [round(loss, 5) for loss in losses[:5]],
+        "mean_loss_of_each_hundred": [round(loss, 4) for loss in losses_by_hundred(losses)],
+    }
+
+
+def losses_by_hundred(losses: list[float]) -> list[float]:
+    parts = [losses[start : start + 100] for start in range(0, len(losses), 100)]
+    return [sum(part) / len(part) for part in parts]
 
 
 def next_token_loss(model: LlamaForCausalLM, batch: Tensor, pad: int) -> Tensor:
@@ -195,13 +209,8 @@ def decay_groups(model: LlamaForCausalLM, config: BaseConfig) -> list[dict[str, 
     ]
 
 
-def save(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    config: BaseConfig,
-    output: Path,
-) -> None:
-    """Write a directory that transformers loads, with the settings that made it beside it."""
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write a directory that transformers loads."""
     output.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
@@ -210,4 +219,3 @@ def save(
     )
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "pretraining.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
