@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
     "rank": ("alignkit.cli.rank", "rank", "Collect rankings by people: on a page, in a terminal."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
+    "agreement": ("alignkit.cli.agreement", "agreement", "What the annotators agree on."),
     "eval": ("alignkit.cli.evaluate", "evaluate", "Win rates, power, reward models on trial."),
     "tiny-base": ("alignkit.cli.tiny", "tiny_base", "Pretrain the embedded base model again."),
     "doctor": ("alignkit.cli.doctor", "doctor", "What this machine can do, and what is missing."),

@@ -97,11 +97,12 @@ def _publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: 
     import orjson
 
     from alignkit.evaluation.report_files import write_whole
+    from alignkit.evaluation.screen import visible
 
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:
         write_whole(output, text)
-    click.echo(text.decode().rstrip("\n") if as_json else "\n".join(lines))
+    click.echo(text.decode().rstrip("\n") if as_json else visible("\n".join(lines)))
 
 
 def _gate(report: dict[str, Any], fail_under: float | None) -> None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 Report = dict[str, Any]
+
+
+def visible(text: str) -> str:
+    """The text with control characters and direction overrides as their code points."""
+    return "".join(
+        f"[U+{ord(mark):04X}]"
+        if unicodedata.category(mark) in ("Cc", "Cf", "Cs") and mark not in "\n\t"
+        else mark
+        for mark in text
+    )
 
 
 def winrate_lines(report: Report) -> list[str]:

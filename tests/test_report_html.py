@@ -1,0 +1,120 @@
+"""The page of a report: nothing of a model's text is obeyed, every number is the file's."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from alignkit.cli.evaluate import evaluate
+
+PAYLOADS = [
+    "<script>window.PWN=1</script>",
+    '<img src=x onerror="window.PWN=1">',
+    "</script></pre></textarea><svg onload=window.PWN=1>",
+]
+HIDDEN = "left\u202eright\x1b[31m\u2066"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    rows = []
+    for n in range(12):
+        payload = PAYLOADS[n % 3]
+        rows.append(
+            {"kind": "judgement", "prompt_id": f"p{n}{payload}", "a": f"dpo{PAYLOADS[1]}"}
+            | {"b": "sft", "verdict": ["a", "b", "tie"][n % 3], "judge": payload}
+            | {"prompt": payload + HIDDEN, "output_a": payload, "output_b": f"fine {n}"}
+            | {"extra": {"category": f"c{n % 2}{payload}"}}
+        )
+    source = tmp_path / "j.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = tmp_path / "report.html"
+    result = CliRunner().invoke(evaluate, ["winrate", str(source), "--html", str(target)])
+    assert result.exit_code == 0, result.output
+    return target.read_text()
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_no_payload_becomes_a_tag(page: str) -> None:
+    tags = Tags()
+    tags.feed(page)
+    names = [name for name, _ in tags.seen]
+    assert names.count("script") == 1
+    assert "img" not in names
+    assert not any(key.startswith("on") for _, attrs in tags.seen for key in attrs)
+    assert page.count("&lt;script&gt;window.PWN=1") >= 8
+    assert "http" not in re.sub(r'http-equiv="', "", page)
+
+
+def test_hidden_characters_are_shown(page: str) -> None:
+    assert "left[U+202E]right[U+001B][31m[U+2066]" in page
+    assert "\u202e" not in page
+
+
+def test_only_the_page_s_own_script_may_run(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert policy
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[1]
+    assert policy[1].startswith("default-src 'none'")
+
+
+def test_rows_add_up_to_the_headline(page: str) -> None:
+    scores = [float(x) for x in re.findall(r'data-score="([\d.]+)"', page)]
+    assert len(scores) == 12
+    assert f"win rate {100 * sum(scores) / 12:.1f} %" in page
+    assert [page.count(f'data-verdict="{v}"') for v in ("won", "tied", "lost")] == [4, 4, 4]
+
+
+@pytest.mark.browser
+def test_filters_and_sorting_in_a_browser(page: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = next(
+        (p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()),
+        None,
+    )
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    target = tmp_path / "open.html"
+    target.write_text(page)
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        tab = browser.new_page()
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda message: errors.append(message.text))
+        tab.goto(target.as_uri())
+        assert tab.evaluate("window.PWN") is None
+        tab.click("button[data-show=won]")
+        assert tab.locator("tbody tr:visible").count() == 4
+        tab.click("button[data-show='']")
+        tab.fill("input[type=search]", "fine 7")
+        assert tab.locator("tbody tr:visible").count() == 1
+        tab.fill("input[type=search]", "")
+        tab.click("button[data-sort=score]")
+        assert tab.locator("tbody tr").first.get_attribute("data-score") == "1.000000"
+        tab.click("button[data-sort=score]")
+        assert tab.locator("tbody tr").first.get_attribute("data-score") == "0.000000"
+        assert tab.evaluate("window.PWN") is None
+        assert errors == []
+        browser.close()
