@@ -43,8 +43,10 @@ class AlignkitError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        message = self.message if not self.hint else self.message.rstrip(".") + "."
-        return f"{place}{message}{' ' + self.hint if self.hint else ''}"
+        if not self.hint:
+            return f"{place}{self.message}"
+        stop = "" if self.message.endswith((".", "?", "!")) else "."
+        return f"{place}{self.message}{stop} {self.hint}"
 
 
 class UserError(AlignkitError):

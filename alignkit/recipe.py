@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -20,8 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from alignkit.errors import pick
+from alignkit.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 GATE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -35,6 +38,7 @@ class Source:
 
     stages: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Refers:
 @dataclass(frozen=True)
 class Cosmetic:
     """Marks a field that changes no weight and no result: it is left out of the content key."""
+
+
+def _wrong(name: str, message: str) -> PydanticCustomError:
+    """A problem of several settings together, shown at the place of the one named."""
+    return PydanticCustomError("setting", "{message}", {"field": name, "message": message})
 
 
 def _as_tuple(value: object) -> object:
@@ -88,8 +97,8 @@ class Config(BaseModel):
     @classmethod
     def marked(cls, marker: type) -> Iterator[tuple[str, Any]]:
         """Fields that carry a marker of this type, with the marker."""
-        for name, field in cls.model_fields.items():
-            for value in field.metadata:
+        for name, info in cls.model_fields.items():
+            for value in info.metadata:
                 if isinstance(value, marker):
                     yield name, value
 
@@ -196,7 +205,7 @@ class TrainingConfig(StageConfig):
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     """When to evaluate during training; at the end it is always done if there is data for it."""
     eval_steps: Count | None = None
-    """Steps between evaluations with eval_strategy steps; without it, logging_steps."""
+    """Steps between evaluations when eval_strategy is steps."""
     save_steps: Annotated[Count, Cosmetic()] = 100
     """Steps between checkpoints: what at most is lost when the machine dies."""
     save_total_limit: Annotated[int, Field(ge=2), Cosmetic()] = 2
@@ -213,12 +222,15 @@ class TrainingConfig(StageConfig):
     @model_validator(mode="after")
     def _evaluation_has_data(self) -> TrainingConfig:
         if self.eval_strategy != "no" and not self.eval_data and not self.eval_fraction:
-            raise ValueError(
+            raise _wrong(
+                "eval_strategy",
                 f"eval_strategy is {self.eval_strategy!r} but there is nothing to evaluate on: "
-                "set eval_data or eval_fraction"
+                "set eval_data or eval_fraction",
             )
         if self.eval_steps is not None and self.eval_strategy != "steps":
-            raise ValueError("eval_steps does nothing unless eval_strategy is 'steps'")
+            raise _wrong("eval_steps", "eval_steps does nothing unless eval_strategy is 'steps'")
+        if self.eval_steps is None and self.eval_strategy == "steps":
+            raise _wrong("eval_strategy", "eval_strategy 'steps' needs eval_steps")
         return self
 
 
@@ -276,7 +288,10 @@ class RewardConfig(TrainingConfig):
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> RewardConfig:
         if self.early_stopping_patience and self.eval_strategy == "no":
-            raise ValueError("early_stopping_patience needs eval_strategy 'steps' or 'epoch'")
+            raise _wrong(
+                "early_stopping_patience",
+                "early_stopping_patience needs eval_strategy 'steps' or 'epoch'",
+            )
         return self
 
 
@@ -323,9 +338,10 @@ class DpoConfig(TrainingConfig):
     @model_validator(mode="after")
     def _weights_match_losses(self) -> DpoConfig:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
+            raise _wrong(
+                "loss_weights",
                 f"loss_weights has {len(self.loss_weights)} values but loss_type has "
-                f"{len(self.loss_type)}"
+                f"{len(self.loss_type)}",
             )
         return self
 
@@ -507,19 +523,27 @@ class OnlineConfig(StageConfig):
     def _rewards_and_batches_fit(self) -> OnlineConfig:
         rewards = len(self.reward_model) + len(self.reward) + len(self.reward_url)
         if not rewards:
-            raise ValueError("nothing to learn from: set reward_model, reward or reward_url")
+            raise _wrong(
+                "reward_model", "nothing to learn from: set reward_model, reward or reward_url"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != rewards:
-            raise ValueError(
+            raise _wrong(
+                "reward_weights",
                 f"reward_weights has {len(self.reward_weights)} values but there are "
-                f"{rewards} rewards"
+                f"{rewards} rewards",
             )
         if self.rollout_batch_size % self.num_mini_batches:
-            raise ValueError(
+            raise _wrong(
+                "num_mini_batches",
                 f"num_mini_batches {self.num_mini_batches} does not divide rollout_batch_size "
-                f"{self.rollout_batch_size}"
+                f"{self.rollout_batch_size}",
             )
         if self.response_length >= self.max_length:
-            raise ValueError("response_length leaves no room for a prompt in max_length")
+            raise _wrong(
+                "response_length",
+                f"response_length {self.response_length} leaves no room for a prompt in "
+                f"max_length {self.max_length}",
+            )
         return self
 
 
@@ -557,8 +581,10 @@ class RlooConfig(OnlineConfig):
     @model_validator(mode="after")
     def _groups_are_whole(self) -> RlooConfig:
         if self.rollout_batch_size % self.rloo_k:
-            raise ValueError(
-                f"rloo_k {self.rloo_k} does not divide rollout_batch_size {self.rollout_batch_size}"
+            raise _wrong(
+                "rloo_k",
+                f"rloo_k {self.rloo_k} does not divide rollout_batch_size "
+                f"{self.rollout_batch_size}",
             )
         return self
 
@@ -595,12 +621,17 @@ class RecipeHead(Config):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole plan: one backbone, and stages in the order they run."""
+    """A whole plan: one backbone, and stages in the order they run.
+
+    Relative paths start at `directory`; `document` knows the line of every setting.
+    """
 
     name: str
     seed: int
     backbone: BackboneConfig
     stages: tuple[Stage, ...]
+    directory: Path = Path()
+    document: Document = field(default_factory=lambda: Document("recipe"))
 
     def stage(self, name: str) -> Stage:
         """The stage of this name, or a RecipeError with the nearest one."""
