@@ -145,8 +145,12 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
     """One prompt, two answers that say something and differ."""
     yield from _prompt(record.prompt)
     if record.prompt_chosen is not None or record.prompt_rejected is not None:
-        yield from _role_order(record.prompt_chosen or record.prompt, "prompt_chosen")
-        yield from _role_order(record.prompt_rejected or record.prompt, "prompt_rejected")
+        for before, side in (
+            (record.prompt_chosen, "chosen"),
+            (record.prompt_rejected, "rejected"),
+        ):
+            whole = [*(record.prompt if before is None else before), *getattr(record, side)]
+            yield from _role_order(whole, side)
         yield Finding(
             "prompts-differ",
             "chosen and rejected answer different prompts",

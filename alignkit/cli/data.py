@@ -1,0 +1,309 @@
+"""`alignkit data …`: everything that happens to a file of rows before training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from alignkit.data.columns import Columns, parse_columns
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN_PER_KIND = 5
+
+
+@click.group()
+def data() -> None:
+    """Check, convert, clean, split, pair, mix and balance data before training."""
+
+
+def _columns(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Columns | None:
+    return parse_columns(value) if value else None
+
+
+def reading_options(command: F) -> F:
+    """The options of every command that reads rows."""
+    format_option = click.option(
+        "--format", "format_", metavar="NAME",
+        help="Read as this format instead of finding it: alignkit data formats.",
+    )  # fmt: skip
+    map_option = click.option(
+        "--map", "columns", callback=_columns, metavar="NEW=OLD,…",
+        help="Read the column OLD as NEW; dots reach into objects.",
+    )  # fmt: skip
+    return format_option(map_option(command))
+
+
+def files_argument(command: F) -> F:
+    """One or more files."""
+    return click.argument("files", nargs=-1, required=True, metavar="FILE...")(command)
+
+
+def output_option(command: F) -> F:
+    """Where the result goes; the name's ending chooses JSONL, JSON, CSV, Parquet, gzip, zstd."""
+    return click.option(
+        "--output", "-o", required=True, metavar="FILE",
+        help="Where to write: .jsonl, .json, .csv, .tsv, .parquet; also .gz and .zst.",
+    )(command)  # fmt: skip
+
+
+def say(message: str) -> None:
+    """One line for people, on stderr."""
+    click.echo(message, err=True)
+
+
+# --- check --------------------------------------------------------------------------------------
+
+
+@data.command()
+@files_argument
+@reading_options
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="FILE",
+    help="A file kept for testing: its prompts must not stand in FILE.",
+)
+@click.option(
+    "--model", metavar="MODEL", help="Also render and tokenize with this model's template."
+)
+@click.option(
+    "--max-length", default=1024, show_default=True, help="With --model: tokens a row may have."
+)
+@click.option(
+    "--train-on",
+    type=click.Choice(["completion", "all"]),
+    default="completion",
+    show_default=True,
+    help="With --model: what counts as trained.",
+)
+@click.option(
+    "--allow", multiple=True, metavar="KIND", help="Count this kind of problem as a note."
+)
+@click.option("--no-near", is_flag=True, help="Skip the search for near-duplicates.")
+@click.option("--strict", is_flag=True, help="Exit 1 when there are warnings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+def check(
+    files: Sequence[str],
+    format_: str | None,
+    columns: Columns | None,
+    held_out: Sequence[str],
+    model: str | None,
+    max_length: int,
+    train_on: str,
+    allow: Sequence[str],
+    no_near: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Name every problem of every FILE by line, with a reason and a way out.
+
+    Exit 0: no errors. Exit 1: warnings, with --strict. Exit 2: errors.
+    """
+    from alignkit.data.check import check_files
+
+    inspectors: list[Any] = []
+    if model is not None:
+        from alignkit.data.tokens import TokenInspector
+
+        inspectors = [TokenInspector.load(model, max_length=max_length, train_on=train_on)]
+    reports = check_files(
+        files,
+        held_out=held_out,
+        format=format_,
+        columns=columns,
+        near=not no_near,
+        allowed=allow,
+        inspectors=inspectors,
+    )
+    if as_json:
+        click.echo(json.dumps({"files": [report.as_json() for report in reports]}))
+    else:
+        for report in reports:
+            _show(report)
+    levels = {level for report in reports for level in report.levels}
+    sys.exit(2 if "error" in levels else 1 if strict and "warning" in levels else 0)
+
+
+def _show(report: Any) -> None:
+    from alignkit.data.check import summary
+
+    shown: dict[str, int] = {}
+    for problem in report.problems:
+        shown[problem.kind] = shown.get(problem.kind, 0) + 1
+        if shown[problem.kind] <= SHOWN_PER_KIND:
+            click.echo(f"{problem.level}: {problem}" if problem.level != "error" else str(problem))
+    for kind, count in report.counts.items():
+        if count > SHOWN_PER_KIND:
+            click.echo(f"{report.file}: and {count - SHOWN_PER_KIND:,} more of kind {kind}")
+    click.echo(summary(report))
+
+
+# --- convert, formats, schema -------------------------------------------------------------------
+
+
+@data.command()
+@files_argument
+@reading_options
+@click.option("--to", default="alignkit", show_default=True, metavar="NAME", help="Target format.")
+@click.option("--lossy", is_flag=True, help="Accept that the target holds less.")
+@output_option
+def convert(
+    files: Sequence[str],
+    format_: str | None,
+    columns: Columns | None,
+    to: str,
+    lossy: bool,
+    output: str,
+) -> None:
+    """Convert FILEs into one file of another format, and back, without loss."""
+    from alignkit.data.convert import convert as run
+
+    done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
+    lost = ", ".join(f"{name} in {count:,} rows" for name, count in done.lost.items())
+    say(f"{output}: {done.rows:,} rows as {to}" + (f"; lost: {lost}" if lost else ""))
+
+
+@data.command()
+def formats() -> None:
+    """List the formats that can be read and written."""
+    from alignkit.data.formats import FORMATS
+
+    for each in FORMATS.values():
+        click.echo(f"{each.name:<28}{each.kind:<15}{each.about}")
+
+
+@data.command()
+@click.argument("kind")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of records of KIND."""
+    from alignkit.data.records import KINDS, json_schema
+    from alignkit.errors import pick
+
+    pick(dict(KINDS), kind, what="kind")
+    click.echo(json.dumps(json_schema(kind), indent=2, ensure_ascii=False))
+
+
+# --- split, pairs -------------------------------------------------------------------------------
+
+
+@data.command()
+@click.argument("file")
+@reading_options
+@click.option(
+    "--parts",
+    default="train=0.9,test=0.1",
+    show_default=True,
+    metavar="NAME=SHARE,…",
+    help="The parts and their shares of the prompts.",
+)
+@click.option(
+    "--stratify", metavar="FIELD", help="Keep the shares within each value of this field."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    metavar="FOLDER/{}.jsonl",
+    help="Where to write; {} stands for the part's name.",
+)
+def split(
+    file: str,
+    format_: str | None,
+    columns: Columns | None,
+    parts: str,
+    stratify: str | None,
+    seed: int,
+    output: str,
+) -> None:
+    """Split FILE by prompt: no prompt stands in two parts."""
+    from alignkit.data.convert import read_to_convert
+    from alignkit.data.shares import field_of, parse_shares
+    from alignkit.data.split import split_parts
+    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.errors import RecipeError
+
+    shares = parse_shares(parts)
+    if "{}" not in output:
+        raise RecipeError("--output has no {} for the part's name", hint="Fix: -o 'out/{}.jsonl'")
+    records = list(read_to_convert(file, format=format_, columns=columns))
+    stratum = None if stratify is None else (lambda record: field_of(record, stratify))
+    divided = split_parts(records, list(shares.values()), seed, stratum=stratum)
+    for name, part in zip(shares, divided, strict=True):
+        path = output.replace("{}", name)
+        refuse_in_place([file], path)
+        say(f"{path}: {write_records(path, part):,} rows")
+
+
+@data.command()
+@files_argument
+@reading_options
+@click.option(
+    "--pairs",
+    "which",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "adjacent", "best-worst", "best-vs-rest"]),
+    help="Which pairs of a ranking.",
+)
+@click.option(
+    "--weight",
+    default="group",
+    show_default=True,
+    type=click.Choice(["group", "pair"]),
+    help="group: a ranking weighs 1 in all; pair: each pair weighs 1.",
+)
+@click.option(
+    "--aggregate",
+    "method",
+    type=click.Choice(["mean-rank", "borda", "majority"]),
+    help="Make one ranking of those of several annotators first.",
+)
+@click.option(
+    "--min-agreement",
+    default=0.0,
+    show_default=True,
+    help="With --aggregate: leave out items whose annotators agree on less.",
+)
+@click.option("--candidates", metavar="FILE", help="The texts that collected votes are about.")
+@click.option(
+    "--on-bad-row", default="error", show_default=True, type=click.Choice(["error", "drop"])
+)
+@output_option
+def pairs(
+    files: Sequence[str],
+    format_: str | None,
+    columns: Columns | None,
+    which: Any,
+    weight: Any,
+    method: Any,
+    min_agreement: float,
+    candidates: str | None,
+    on_bad_row: str,
+    output: str,
+) -> None:
+    """Cut the rankings of FILEs into weighted preferences."""
+    from alignkit.data.collect_pairs import pairs_of_files
+    from alignkit.data.write import refuse_in_place, write_records
+
+    refuse_in_place(files, output)
+    options = {"format": format_, "columns": columns, "on_bad_row": on_bad_row}
+    records, problems = pairs_of_files(
+        files,
+        pairs=which,
+        weight=weight,
+        aggregate_by=method,
+        min_agreement=min_agreement,
+        candidates=candidates,
+        **options,
+    )
+    for problem in problems:
+        say(str(problem))
+    count = write_records(output, records)
+    groups = len({record.group for record in records})
+    say(f"{output}: {count:,} preferences from {groups:,} rankings")
