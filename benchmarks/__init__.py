@@ -1,0 +1,1 @@
+"""Side-by-side measurements against TRL: same process, weights, data and order, parity inside."""
