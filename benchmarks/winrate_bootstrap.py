@@ -1,4 +1,4 @@
-"""100,000 judgements, a clustered bootstrap of 10,000 draws: time, memory, and against plain Python.
+"""100,000 judgements, a clustered bootstrap of 10,000 draws: time, memory, ratio to plain Python.
 
     python benchmarks/winrate_bootstrap.py
 

@@ -257,6 +257,7 @@ svg .tick{fill:var(--dim);font-size:11px}svg .rule{stroke:var(--dim);stroke-dash
 svg .reach{stroke:var(--mark);stroke-width:4;stroke-linecap:round;opacity:.45}
 svg circle{fill:var(--mark)}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
+th button{white-space:nowrap}
 th,td{text-align:left;vertical-align:top;padding:.4rem .6rem;border-bottom:1px solid var(--line)}
 td:last-child{width:60%}
 .bar{display:flex;gap:.5rem;flex-wrap:wrap;align-items:center;margin:.6rem 0}

@@ -40,7 +40,9 @@ def _p(value: float | None) -> str:
     """Two digits: 0.25, 0.031, and 1.0e-4 below a thousandth."""
     if value is None:
         return "unknown"
-    if 0 < value < 0.001:
+    if value < 1e-300:
+        return "< 1e-300"
+    if value < 0.001:
         digits, power = f"{value:.1e}".split("e")
         return f"{digits}e{int(power)}"
     return f"{value:.2g}"
