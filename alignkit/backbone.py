@@ -77,7 +77,7 @@ class Backbone:
         """An adapter in PEFT's format, refused when it does not fit or answers differently."""
         config, weights = read_adapter(directory)
         self._add(name, config, seed=0)
-        outcome = set_peft_model_state_dict(self.model, weights, adapter_name=name)
+        outcome: Any = set_peft_model_state_dict(self.model, weights, adapter_name=name)
         if outcome.unexpected_keys:
             self.delete_adapter(name)
             raise ModelError(
@@ -265,12 +265,12 @@ def guard_cpu_quantization(model: nn.Module) -> int:
     are then wrong without a word. Remove when bitsandbytes' packed path has autograd.
     """
     try:
-        import bitsandbytes as bnb
+        from bitsandbytes.nn.modules import Linear4bit
     except ImportError:
         return 0
     guarded = 0
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             guarded += 1
     return guarded

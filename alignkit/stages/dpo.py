@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl import DPOConfig as TrlConfig
-from trl import DPOTrainer
+from trl.trainer.dpo_config import DPOConfig as TrlConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_preferences
 from alignkit.errors import RecipeError, TrainingFailed
-from alignkit.logps import Group, completion_logps
+from alignkit.logps import Group, Path, completion_logps
 from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
 from alignkit.stages.context import StageContext
@@ -60,6 +60,8 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
 class PairTrainer(SealedCheckpoints, DPOTrainer):
     """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
 
+    model: Any
+
     def attach(self, backbone: Backbone, config: DpoConfig, pad_token_id: int) -> None:
         """Give the trainer what its loss needs."""
         self.backbone = backbone
@@ -81,11 +83,18 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
         """Log-probs under policy and reference; the reference is live unless the batch has it."""
-        reference = self.reference_logps(inputs)
+        reference_chosen, reference_rejected = self.reference_logps(inputs).unbind(1)
         policy = self._logps(self.model, inputs["groups"])
         chosen, rejected = policy.sums.view(-1, 2).unbind(1)
-        lengths = policy.lengths.view(-1, 2)
-        return PairLogps(chosen, rejected, *reference.unbind(1), lengths[:, 0], lengths[:, 1])
+        chosen_lengths, rejected_lengths = policy.lengths.view(-1, 2).unbind(1)
+        return PairLogps(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_lengths,
+            rejected_lengths,
+        )
 
     @torch.no_grad()
     def reference_logps(self, inputs: Batch) -> Tensor:
@@ -94,7 +103,7 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
             return self._logps(model, inputs["groups"]).sums.view(-1, 2)
 
     def _logps(self, model: Any, groups: Sequence[Group]) -> Any:
-        path = "padded" if self.config.exact_padded else "auto"
+        path: Path = "padded" if self.config.exact_padded else "auto"
         return completion_logps(model, groups, pad_token_id=self.pad, path=path)
 
     def _note(self, pair: PairLogps, loss: Tensor) -> None:

@@ -139,6 +139,8 @@ def _strict_terms(
 class RankingTrainer(SealedCheckpoints, Trainer):
     """transformers' loop over rankings."""
 
+    model: Any
+    eval_dataset: Any
     config: RewardConfig
 
     def compute_loss(
@@ -257,8 +259,8 @@ def held_out_quality(
     scores = iter(model.scores([group_of(r) for r in rows], config.per_device_eval_batch_size))
     judged = [(row, [next(scores) for _ in row.completions]) for row in rows]
     found = reward_accuracy([(row.ranks, given) for row, given in judged])
-    if all(row.own_scores for row in rows):
-        clean = [([-own for own in row.own_scores], given) for row, given in judged]
+    clean = [([-own for own in row.own_scores], given) for row, given in judged if row.own_scores]
+    if len(clean) == len(judged):
         found["clean_accuracy"] = reward_accuracy(clean)["accuracy"]
     return found
 

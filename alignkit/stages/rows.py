@@ -26,6 +26,12 @@ class SftRow:
         """Length of the longest sequence in the row."""
         return len(self.ids)
 
+    def without_start(self, excess: int) -> SftRow | None:
+        """The row without its first tokens; None when a target would go with them."""
+        if excess >= self.trained.index(True):
+            return None
+        return replace(self, ids=self.ids[excess:], trained=self.trained[excess:])
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -41,6 +47,12 @@ class PairRow:
     def tokens(self) -> int:
         """Length of the longest sequence in the row."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    def without_start(self, excess: int) -> PairRow | None:
+        """The row without the start of its prompt; None when that is not enough."""
+        if excess >= len(self.prompt):
+            return None
+        return replace(self, prompt=self.prompt[excess:])
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,15 @@ class RankingRow:
         """Length of the longest sequence in the row."""
         return len(self.prompt) + max(len(c) for c in self.completions)
 
+    def without_start(self, excess: int) -> RankingRow | None:
+        """The row without the start of its prompt; None when that is not enough."""
+        if excess >= len(self.prompt):
+            return None
+        return replace(self, prompt=self.prompt[excess:])
+
 
 Row = TypeVar("Row", SftRow, PairRow, RankingRow)
+Made = TypeVar("Made")
 
 
 def place(record: Record) -> str:
@@ -78,7 +97,7 @@ def sft_rows(records: Sequence[Demonstration], encoder: Encoder, train_on: str) 
     """Demonstrations as rows. Raises DataError naming rows without a single target."""
     rows = []
     for record in records:
-        tokens = _located(record, lambda r=record: encoder.encode_demonstration(r, train_on))
+        tokens = _located(record, encoder.encode_demonstration, record, train_on)
         rows.append(SftRow(place(record), tokens.ids, tokens.trained))
     empty = [row.where for row in rows if not any(row.trained)]
     if empty:
@@ -96,7 +115,7 @@ def pair_rows(records: Sequence[Preference], encoder: Encoder) -> list[PairRow]:
     for record in records:
         if record.tie:
             continue
-        rows.append(_located(record, lambda r=record: _pair_row(r, encoder)))
+        rows.append(_located(record, _pair_row, record, encoder))
     return rows
 
 
@@ -104,7 +123,7 @@ def ranking_rows(records: Sequence[Ranking], encoder: Encoder) -> list[RankingRo
     """Rankings as rows; completions without a rank are left out, rows with one left are too."""
     rows = []
     for record in records:
-        row = _located(record, lambda r=record: _ranking_row(r, encoder))
+        row = _located(record, _ranking_row, record, encoder)
         if len(row.completions) > 1:
             rows.append(row)
     return rows
@@ -126,23 +145,10 @@ def fit_to_length(rows: Sequence[Row], limit: int, policy: str, say: Say) -> lis
     if policy == "drop":
         say(f"{found}: dropped, the first at {long[0].where}")
         return [row for row in rows if row.tokens <= limit]
-    kept = [row if row.tokens <= limit else _cut_prompt(row, limit) for row in rows]
+    kept = [row if row.tokens <= limit else row.without_start(row.tokens - limit) for row in rows]
     done = [row for row in kept if row is not None]
     say(f"{found}: prompts cut from the left, {len(kept) - len(done)} dropped")
     return done
-
-
-def _cut_prompt(row: Row, limit: int) -> Row | None:
-    """The row without the start of its prompt; None when its completions alone are too long."""
-    excess = row.tokens - limit
-    if isinstance(row, SftRow):
-        first = row.trained.index(True)
-        if excess >= first:
-            return None
-        return replace(row, ids=row.ids[excess:], trained=row.trained[excess:])
-    if excess >= len(row.prompt):
-        return None
-    return replace(row, prompt=row.prompt[excess:])
 
 
 def _pair_row(record: Preference, encoder: Encoder) -> PairRow:
@@ -174,9 +180,9 @@ def _margin(record: Ranking) -> float:
     return float(margin) if isinstance(margin, int | float) else 0.0
 
 
-def _located(record: Record, make: Callable[[], Any]) -> Any:
-    """Errors of rendering get the file and line of the record."""
+def _located(record: Record, make: Callable[..., Made], *arguments: Any) -> Made:
+    """`make(*arguments)`, its errors given the file and line of the record."""
     try:
-        return make()
+        return make(*arguments)
     except DataError as error:
         raise error.at(place(record)) from None

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer
+from trl.trainer.sft_config import SFTConfig as TrlConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.backbone import POLICY
 from alignkit.checkpoints import SealedCheckpoints
@@ -75,6 +75,7 @@ def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str,
 class DemonstrationTrainer(SealedCheckpoints, SFTTrainer):
     """TRL's SFT trainer with its loss computed on targets only, rows packed without padding."""
 
+    model: Any
     pad: int
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
