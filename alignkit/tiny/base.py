@@ -52,7 +52,7 @@ class BaseConfig:
     intermediate_size: int = 384
     row_length: int = 128
     rows_per_step: int = 16
-    steps: int = 4000
+    steps: int = 3500
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     decay_from: float = 0.4  # share of the steps after which the rate falls to zero, linearly
