@@ -297,6 +297,8 @@ def _read_table(name: str, stream: BinaryIO, report: Report, *, delimiter: str) 
     except (csv.Error, UnicodeDecodeError) as error:
         report(Problem(name, line, None, "table", f"not a table: {error}", "quote the cell, UTF-8"))
         return
+    finally:
+        text.detach()
     if number == 0:
         report(_nothing(name, 0))
 

@@ -69,7 +69,8 @@ class Problem:
         return ":".join(str(place) for place in places if place is not None)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}.{f' Fix: {self.fix}' if self.fix else ''}"
+        message = self.message if self.message.endswith("?") else f"{self.message}."
+        return f"{self.where}: {message}{f' Fix: {self.fix}' if self.fix else ''}"
 
     def as_json(self) -> dict[str, object]:
         """The six keys that `data check --json` prints for a problem."""

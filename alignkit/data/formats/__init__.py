@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from alignkit.data.formats import chat, compared, exports, instruct, own
@@ -44,12 +44,29 @@ def detect(rows: Iterable[Mapping[str, Any]]) -> Format:
         return FORMATS[votes.most_common(1)[0][0]]
     if not listed:
         raise RowError("empty", "no records", "one JSON object per line")
-    first = listed[0]
-    raise missing(first, _nearest(first).keys)
+    nearest = _nearest(listed[0])
+    if nearest.keys <= listed[0].keys():
+        return nearest  # its reader says what it misses
+    raise missing(listed[0], nearest.keys)
+
+
+# Keys that decide what a row is: one of them misspelt must not pass as an unknown key.
+TELLING = frozenset(
+    ("chosen", "rejected", "completion", "messages", "conversations", "output", "response")
+)
 
 
 def _first_fit(row: Mapping[str, Any]) -> Format | None:
-    return next((each for each in FORMATS.values() if each.fits(row)), None)
+    fit = next((each for each in FORMATS.values() if each.fits(row)), None)
+    return None if fit is not None and _misspelt(row, fit) else fit
+
+
+def _misspelt(row: Mapping[str, Any], form: Format | None = None) -> set[str]:
+    """The telling keys that unknown keys of the row were probably meant to be."""
+    unknown = row.keys() - TELLING - (form.keys | form.also if form else frozenset())
+    close = ((key, get_close_matches(key, TELLING, n=1, cutoff=0.85)) for key in unknown)
+    # `output_1` and `responses` are names of their own, not slips.
+    return {match for key, found in close for match in found if not key.startswith(match)}
 
 
 def _nearest(row: Mapping[str, Any]) -> Format:
@@ -65,4 +82,5 @@ def _nearest(row: Mapping[str, Any]) -> Format:
 
     # Preferences are what most users of an unknown file mean: they win ties.
     ordered = sorted(FORMATS.values(), key=lambda each: each.name != "preference")
-    return max(ordered, key=closeness)
+    meant = _misspelt(row)
+    return max((each for each in ordered if meant <= each.keys), key=closeness, default=ordered[0])

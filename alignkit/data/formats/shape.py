@@ -57,11 +57,16 @@ def keys(*names: str) -> frozenset[str]:
 def missing(row: Row, wanted: frozenset[str]) -> RowError:
     """`no "rejected". Found: prompt, choosen. Did you mean "chosen"?`"""
     absent = sorted(wanted - row.keys())
+    misspelt = {
+        name: key
+        for name in absent
+        for key in row
+        if key not in wanted and did_you_mean(key, [name])
+    }
+    absent.sort(key=lambda name: name in misspelt)
     message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
-    guess = next((key for name in absent for key in row if did_you_mean(key, [name])), None)
-    if guess:
-        meant = next(name for name in absent if did_you_mean(guess, [name]))
-        message += f'. Did you mean "{meant}"?'.removesuffix("?") + "?"
+    if misspelt:
+        message += f'. Did you mean "{next(iter(misspelt))}"?'
     return RowError(
         "missing-key",
         message,
