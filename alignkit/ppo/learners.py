@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.backbone import POLICY, VALUE, Backbone
@@ -58,12 +57,15 @@ class PolicyLearner:
         self.backbone, self.config, self.seed = backbone, config, seed
         self.pad = Encoder(backbone.tokenizer).pad_token_id
         self.parameters = list(backbone.parameters_of(POLICY).values())
-        self.optimizer = adamw([(self.parameters, config.learning_rate)])
-        self.scheduler = schedule(self.optimizer, config, iterations)
+        self.iterations = iterations
+        self.optimizer = adamw(self.parameters)
 
     def update(self, rollout: Rollout, advantages: Tensor, iteration: int) -> dict[str, float]:
         """All passes over one rollout; what is logged."""
         noted = Averages()
+        rate = self.config.learning_rate * rate_factor(self.config, iteration, self.iterations)
+        set_rate(self.optimizer, rate)
+        noted.add("lr", rate)
         with trainable(self.backbone, POLICY, self.config.gradient_checkpointing) as model:
             for epoch in range(self.config.num_ppo_epochs):
                 for number, rows in enumerate(
@@ -162,9 +164,8 @@ class ValueLearner:
         self.pad = Encoder(backbone.tokenizer).pad_token_id
         adapter = list(backbone.parameters_of(VALUE).values())
         self.parameters = [*adapter, *head.parameters()]
-        rate = config.value_learning_rate or config.learning_rate
-        self.optimizer = adamw([(self.parameters, rate)])
-        self.scheduler = schedule(self.optimizer, config, iterations)
+        self.iterations = iterations
+        self.optimizer = adamw(self.parameters)
 
     @torch.no_grad()
     def values(self, samples: Sequence[Sample]) -> Tensor:
@@ -179,6 +180,8 @@ class ValueLearner:
     def update(self, rollout: Rollout, returns: Tensor, iteration: int) -> dict[str, float]:
         """All passes over one rollout; what is logged."""
         noted = Averages()
+        base = self.config.value_learning_rate or self.config.learning_rate
+        set_rate(self.optimizer, base * rate_factor(self.config, iteration, self.iterations))
         self.head.requires_grad_(True)
         with trainable(self.backbone, VALUE, self.config.gradient_checkpointing) as model:
             for epoch in range(self.config.num_ppo_epochs):
@@ -219,18 +222,34 @@ class ValueLearner:
         return self.head.scale.normalise(values)
 
 
-def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.AdamW:
+def adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW as PPO wants it: epsilon 1e-5 (arXiv:2403.17031, detail 22), no weight decay."""
-    return torch.optim.AdamW(
-        [{"params": list(parameters), "lr": rate} for parameters, rate in groups],
-        eps=1e-5,
-        weight_decay=0.0,
-    )
+    return torch.optim.AdamW(parameters, eps=1e-5, weight_decay=0.0)
 
 
-def schedule(optimizer: torch.optim.Optimizer, config: OnlineConfig, iterations: int) -> Any:
-    """The learning rate over iterations: one scheduler step each."""
-    return get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, iterations)
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of the optimizer this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def rate_factor(config: OnlineConfig, iteration: int, iterations: int) -> float:
+    """Share of the peak learning rate in an iteration: up over warmup_steps, then down to 0.
+
+    A function of the iteration alone, so that there is no state to lose.
+    """
+    if iteration < config.warmup_steps:
+        return iteration / config.warmup_steps
+    rest = max(iterations - config.warmup_steps, 1)
+    return DECAYS[config.lr_scheduler_type]((iteration - config.warmup_steps) / rest)
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
+    "constant": lambda _done: 1.0,
+    "constant_with_warmup": lambda _done: 1.0,
+}
 
 
 def step(

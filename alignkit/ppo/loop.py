@@ -151,10 +151,6 @@ class OnlineTrainer:
                 row |= self.policy.update(rollout, targets.advantages, iteration)
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
-        row["lr"] = self.policy.scheduler.get_last_lr()[0]
-        self.policy.scheduler.step()
-        if self.critic is not None:
-            self.critic.scheduler.step()
         self.state.kl_coef = next_kl_coef(
             self.state.kl_coef,
             row["objective/kl"],
@@ -367,13 +363,9 @@ class OnlineTrainer:
 
     def _stateful(self) -> dict[str, Any]:
         """Everything with a state_dict of its own."""
-        parts = {"optimizer": self.policy.optimizer, "scheduler": self.policy.scheduler}
+        parts: dict[str, Any] = {"optimizer": self.policy.optimizer}
         if self.critic is not None:
-            parts |= {
-                "value_optimizer": self.critic.optimizer,
-                "value_scheduler": self.critic.scheduler,
-                "value_head": self.critic.head,
-            }
+            parts |= {"value_optimizer": self.critic.optimizer, "value_head": self.critic.head}
         return parts
 
     def _state_tree(self) -> dict[str, Any]:

@@ -1,0 +1,343 @@
+"""PPO and RLOO end to end on small NF4 models: golden facts, exact resume, guards, memory."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+import torch
+
+from alignkit.backbone import POLICY, Backbone
+from alignkit.errors import Interrupted, RecipeError, TrainingFailed
+from alignkit.heads import ScalarHead
+from alignkit.recipe import BackboneConfig, PpoConfig, RlooConfig
+from alignkit.stages import ppo, rloo
+from alignkit.stages.context import StageContext
+
+REWARD = """
+    def letters(prompt, completion):
+        return sum(c.isascii() and c.islower() for c in completion) / 12
+    def broken(prompt, completion):
+        raise ValueError("no opinion")
+    def nan(prompt, completion):
+        return float("nan")
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy_reward.py").write_text(textwrap.dedent(REWARD))
+    rows = [
+        {"kind": "prompt", "id": f"p{i}", "prompt": [{"role": "user", "content": text}]}
+        for i, text in enumerate(["hello", "why?", "tell me more", "ok", "go", "sum it up"])
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def settings(kind=PpoConfig, **changes):
+    values = {
+        "prompts": ("prompts.jsonl",),
+        "reward": ("toy_reward:letters",),
+        "response_length": 12,
+        "total_episodes": 64,
+        "rollout_batch_size": 16,
+        "num_ppo_epochs": 2,
+        "num_mini_batches": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "missing_eos_penalty": None,
+        "save_steps": 1000,
+    }
+    return kind(**{**values, **changes})
+
+
+class Said(list):
+    def __call__(self, line):
+        self.append(line)
+
+
+def surroundings(directory, model, *, inputs=None, say=None, quantization="nf4"):
+    directory.mkdir(parents=True, exist_ok=True)
+    shared: list[Backbone] = []
+
+    def load():
+        if not shared:
+            config = BackboneConfig(
+                model_name_or_path=str(model), quantization=quantization, lora_r=4
+            )
+            shared.append(Backbone.load(config))
+        return shared[0]
+
+    return StageContext(
+        directory=directory,
+        seed=7,
+        inputs=inputs or {},
+        load_backbone=load,
+        say=Said() if say is None else say,
+        fingerprint={"test": 1},
+    )
+
+
+def rows_of(context):
+    return [json.loads(line) for line in context.metrics_file.read_text().splitlines()]
+
+
+def weights(directory, part="adapter"):
+    from safetensors.torch import load_file
+
+    return load_file(str(directory / part / "adapter_model.safetensors"))
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture
+def clear_model(tiny_model, tmp_path):
+    """The random model with larger embeddings: nearly uniform logits leave nothing to learn."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(6)
+    model.save_pretrained(tmp_path / "clear")
+    AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(tmp_path / "clear")
+    return tmp_path / "clear"
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2"])
+def test_without_a_learning_rate_the_ratio_is_one_and_kl_zero(workplace, tiny_model, shape):
+    context = surroundings(workplace / "run", tiny_model(shape))
+    ppo.run(settings(learning_rate=1e-30, kl_coef=1.0), context)
+    for row in rows_of(context):
+        assert row["objective/kl"] == pytest.approx(0, abs=1e-5)
+        assert row["objective/kl_k3"] == pytest.approx(0, abs=1e-5)
+        assert row["val/ratio"] == pytest.approx(1, abs=1e-5)
+        assert row["val/ratio_var"] == pytest.approx(0, abs=1e-8)
+        assert row["policy/clipfrac_avg"] == 0
+        assert row["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(ppo, PpoConfig), (rloo, RlooConfig)])
+def test_a_toy_reward_rises_while_kl_stays_under_its_target(workplace, clear_model, stage, kind):
+    context = surroundings(workplace / "run", clear_model)
+    config = settings(
+        kind,
+        total_episodes=12 * 96,
+        rollout_batch_size=96,
+        per_device_train_batch_size=96,
+        learning_rate=4e-3 if kind is PpoConfig else 8e-3,
+        kl_coef=0.05,
+        kl_target=6.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.3,
+        **({} if kind is PpoConfig else {"normalize_advantage": True}),
+    )
+    metrics = stage.run(config, context)
+    rewards = [row["rewards/toy_reward:letters"] for row in rows_of(context)]
+    assert sum(rewards[-3:]) > 2 * sum(rewards[:3])
+    assert rows_of(context)[-1]["objective/kl"] < 6
+    assert metrics["moved_share"] > 0.9
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize(("stage", "kind"), [(ppo, PpoConfig), (rloo, RlooConfig)])
+def test_two_n_iterations_equal_n_a_stop_and_n_more(
+    workplace, tiny_model, stage, kind, quantization, monkeypatch
+):
+    model = tiny_model("qwen2")
+    config = settings(
+        kind,
+        kl_target=1.0,
+        kl_horizon=50.0,
+        save_steps=2,
+        eval_prompts=("prompts.jsonl",),
+        eval_steps=1,
+        lr_scheduler_type="cosine",
+    )
+    whole = surroundings(workplace / "whole", model, quantization=quantization)
+    expected = stage.run(config, whole)
+
+    from alignkit.ppo.loop import OnlineTrainer
+
+    broken = surroundings(workplace / "broken", model, quantization=quantization)
+    iterate, calls = OnlineTrainer._iterate, []
+
+    def dies_in_the_fourth(self):
+        calls.append(self.state.iteration)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return iterate(self)
+
+    monkeypatch.setattr(OnlineTrainer, "_iterate", dies_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config, broken)
+    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+    said = Said()
+    again = surroundings(workplace / "broken", model, quantization=quantization, say=said)
+    found = stage.run(config, again)
+
+    assert "going on from checkpoint-2" in said
+    assert found == expected
+    assert same(weights(again.directory), weights(whole.directory))
+    if kind is PpoConfig:
+        assert same(weights(again.directory, "value"), weights(whole.directory, "value"))
+        left, right = (ScalarHead.load(c.directory / "value") for c in (again, whole))
+        assert torch.equal(left.linear.weight, right.linear.weight)
+
+    def untimed(rows):
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+    assert untimed(rows_of(again)) == untimed(rows_of(whole))
+
+
+def test_a_signal_saves_and_the_next_run_goes_on(workplace, tiny_model):
+    import signal
+
+    model = tiny_model("llama")
+    context = surroundings(workplace / "run", model)
+    (workplace / "toy_signal.py").write_text(
+        "import os, signal\ncalls = []\n"
+        "def score(prompt, completion):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 30: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return len(completion)\n"
+    )
+    config = settings(reward=("toy_signal:score",))
+    with pytest.raises(Interrupted) as stopped:
+        ppo.run(config, context)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert "checkpoint-2 is saved" in str(stopped.value)
+    assert (context.checkpoints / "checkpoint-2").is_dir()
+    said = Said()
+    ppo.run(config, surroundings(workplace / "run", model, say=said))
+    assert "going on from checkpoint-2" in said
+
+
+WATCH = """
+    import gc
+    import torch
+    import bitsandbytes as bnb
+    seen = []
+    def held():
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+        return (
+            sum(type(t) is bnb.nn.Params4bit for t in tensors),
+            sum(t.numel() * t.element_size() for t in tensors),
+        )
+    def score(prompt, completion):
+        if len(seen) < 3:
+            seen.append(held())
+        return 0.1 * len(completion)
+"""
+
+
+def test_there_is_one_copy_of_the_base_whatever_the_roles(workplace, tiny_model, monkeypatch):
+    import importlib
+
+    (workplace / "toy_memory.py").write_text(textwrap.dedent(WATCH))
+    monkeypatch.syspath_prepend(str(workplace))
+    watch = importlib.import_module("toy_memory")
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    backbone = context.backbone
+    layers, before = watch.held()
+    ppo.run(settings(reward=("toy_memory:score",), total_episodes=16), context)
+    assert layers == 14
+    assert [count for count, _ in watch.seen] == [14, 14, 14]
+    # What roles add: four adapters of rank 4 and their copies, less than half of a dense base.
+    dense = 4 * sum(module.in_features * module.out_features for module in linears(backbone.base))
+    assert max(size for _, size in watch.seen) - before < dense / 2
+
+
+def linears(model):
+    return [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+
+
+def test_value_and_policy_share_no_weight_and_the_value_comes_back_with_its_head(
+    workplace, tiny_model
+):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    ppo.run(settings(), context)
+    policy, value = weights(context.directory), weights(context.directory, "value")
+    assert policy.keys() == value.keys()
+    assert not same(policy, value)
+    backbone = context.backbone
+    head = ScalarHead.load(context.directory / "value")
+    assert head.linear.weight.abs().max() > 0
+    backbone.load_adapter("value", context.directory / "value", head=head)
+    backbone.clear()
+
+
+def test_value_warm_up_leaves_the_policy_as_it_is(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    with pytest.raises(TrainingFailed, match="no trainable weight moved"):
+        ppo.run(settings(value_warmup=4), context)
+    rows = rows_of(context)
+    assert all("loss/policy_avg" not in row for row in rows)
+    assert all(row["loss/value_avg"] > 0 for row in rows)
+
+
+def test_a_reward_that_raises_or_is_nan_names_the_prompt(workplace, tiny_model):
+    for name, message in {
+        "broken": r"prompts.jsonl:\d: reward toy_reward:broken failed with ValueError: no opinion",
+        "nan": r"prompts.jsonl:\d: reward toy_reward:nan is nan",
+    }.items():
+        context = surroundings(workplace / name, tiny_model("llama"))
+        with pytest.raises(TrainingFailed, match=message):
+            ppo.run(settings(reward=(f"toy_reward:{name}",)), context)
+
+
+def test_a_reward_that_does_not_exist_is_refused_before_anything_is_sampled(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    with pytest.raises(RecipeError, match="toy_reward has no function 'letter'"):
+        ppo.run(settings(reward=("toy_reward:letter",)), context)
+
+
+def test_kl_beyond_its_limit_stops_and_says_what_to_change(workplace, clear_model):
+    context = surroundings(workplace / "run", clear_model)
+    config = settings(kl_limit=0.5, learning_rate=3e-2, total_episodes=320)
+    with pytest.raises(TrainingFailed, match=r"KL to the reference is .* nats .*raise kl_coef"):
+        ppo.run(config, context)
+
+
+def test_a_ratio_that_runs_away_stops(workplace, clear_model):
+    context = surroundings(workplace / "run", clear_model)
+    config = settings(max_ratio=1.0001, learning_rate=5e-2, total_episodes=320)
+    with pytest.raises(TrainingFailed, match="the mean probability ratio is"):
+        ppo.run(config, context)
+
+
+def test_log_probs_that_do_not_match_the_rollout_stop_at_the_first_step(
+    workplace, tiny_model, monkeypatch
+):
+    from alignkit.ppo.rollout import Sampler
+
+    right = Sampler.own_logps
+    monkeypatch.setattr(Sampler, "own_logps", lambda *a: right(*a) + 0.01)
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    with pytest.raises(TrainingFailed, match=r"log-probs changed between rollout and update"):
+        ppo.run(settings(), context)
+
+
+def test_captured_and_rescored_log_probs_agree_in_fp32(workplace, tiny_model):
+    from alignkit.data.chat import Encoder
+    from alignkit.ppo.prompts import practice_prompts, stop_ids
+    from alignkit.ppo.rollout import Sampler, mask_of
+
+    config = settings(temperature=0.7)
+    context = surroundings(workplace / "run", tiny_model("qwen2"))
+    backbone = context.backbone
+    backbone.new_adapter(POLICY, seed=1)
+    encoder = Encoder(backbone.tokenizer)
+    prompts, _ = practice_prompts(config, context, encoder)
+    sampler = Sampler(backbone, config, stop_ids(config, encoder), None)
+    samples, completions = sampler.sample(prompts, seed=3, temperature=0.7)
+    captured = sampler.own_logps(samples, completions)
+    scored = sampler.logps(samples, POLICY)
+    gap = ((captured - scored).exp() - 1)[mask_of(samples)].abs().max()
+    assert gap < 1e-4
+    backbone.clear()
