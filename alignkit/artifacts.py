@@ -76,7 +76,6 @@ class Manifest(BaseModel):
     started: str
     finished: str
     command: str
-    trust_remote_code: bool = False
 
 
 @contextmanager
@@ -344,6 +343,18 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """`beta 0.1 → 0.2` for every entry that differs, nested ones by their dotted name."""
+    found = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{within}{name}.")
+        elif old != new:
+            found.append(f"{within}{name} {_shown(old)} → {_shown(new)}")
+    return found
+
+
 def versions() -> dict[str, str]:
     """Versions of what the result depends on, without importing any of it."""
     found = {}
@@ -392,6 +403,13 @@ def _known_secrets() -> Iterable[str]:
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= 8:
             yield value
+
+
+def _shown(value: Any) -> str:
+    text = "(not set)" if value is None else str(value)
+    if text.startswith("['sha256:") or text.startswith("sha256:"):
+        return text.strip("[]'")[7:15]
+    return text if len(text) <= 40 else f"{text[:24]}…{text[-4:]}"
 
 
 def _render(content: Mapping[str, Any]) -> bytes:

@@ -33,6 +33,7 @@ from transformers.trainer_utils import TrainOutput
 from alignkit.artifacts import (
     FileSeal,
     check_file,
+    differences,
     disk_full_named,
     existing,
     fsync,
@@ -167,18 +168,6 @@ def check_sealed(path: Path) -> dict[str, Any]:
         check_file(path, name, file_seal)
     fingerprint: dict[str, Any] = content["fingerprint"]
     return fingerprint
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
-    """`beta 0.1 → 0.2` for every entry that differs, nested ones by their dotted name."""
-    found = []
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{within}{name}.")
-        elif old != new:
-            found.append(f"{within}{name} {_shown(old)} → {_shown(new)}")
-    return found
 
 
 def save_tree(path: Path, tree: Any) -> None:
@@ -475,7 +464,7 @@ class SealedCheckpoints(_Trainer):
 
     def _restore_state(self, state: TrainerState, checkpoint: Path, max_steps: int) -> None:
         # Intervals of logging and saving may have been changed since; they alter no weight.
-        state.compute_steps(self.args, max_steps)  # type: ignore[no-untyped-call]
+        state.compute_steps(self.args, max_steps)
         if state.best_global_step:
             best = checkpoint.with_name(f"{PREFIX}{state.best_global_step}")
             state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -576,11 +565,6 @@ def _steps(directory: Path) -> list[int]:
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
-
-
-def _shown(value: Any) -> str:
-    text = "(not set)" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…{text[-4:]}"
 
 
 # A tree is stored as JSON in which each container and each tensor is a pair [kind, content].

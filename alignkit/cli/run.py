@@ -1,0 +1,217 @@
+"""`alignkit run RECIPE` and `alignkit demo`: all stages of a recipe, or what they would do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alignkit.cli.events import teller
+from alignkit.recipe_file import read_recipe
+from alignkit.resources import shipped
+
+if TYPE_CHECKING:
+    from alignkit.pipeline import Outcome
+    from alignkit.plan import Plan, PlannedStage
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--only", metavar="STAGE", help="This stage alone; what it needs must be finished.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Any setting of the recipe, such as dpo.beta=0.2 or backbone.lora_r=8; VALUE is YAML.",
+)
+@click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Results go to DIR/<name of the recipe>.",
+    metavar="DIR",
+)
+@click.option("--resume-anyway", is_flag=True, help="Go on although versions have changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+def run(
+    recipe: Path,
+    dry_run: bool,
+    until: str | None,
+    only: str | None,
+    settings: tuple[str, ...],
+    runs_dir: Path,
+    resume_anyway: bool,
+    as_json: bool,
+    log_json: bool,
+) -> None:
+    """Run all stages of a recipe; run it again to go on or to change something.
+
+    Stages that are finished and unchanged are reused. Everything is checked before the first
+    step of the first stage.
+    """
+    checked = read_recipe(recipe, settings)
+    directory = runs_dir / checked.name
+    from alignkit.pipeline import check_plan
+    from alignkit.plan import make_plan, selected
+
+    plan = make_plan(checked, directory)
+    stages = selected(plan, until=until, only=only)
+    check_plan(stages, plan)
+    if dry_run:
+        show_plan(plan, stages, as_json)
+        return
+    outcomes = carry_out(plan, stages, resume_anyway=resume_anyway, log_json=log_json)
+    show_outcomes(outcomes, directory, as_json)
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Data and all.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Where everything goes.",
+    metavar="DIR",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
+    """Run the whole chain on an embedded model: SFT, reward model, DPO, win rates.
+
+    Needs no download and no GPU. It is the recipe quickstart.yaml, to copy and change.
+    """
+    recipe = read_recipe(shipped("recipes") / "quickstart.yaml", [f"seed={seed}"])
+    from alignkit.plan import make_plan
+
+    began = time.monotonic()
+    plan = make_plan(recipe, output)
+    outcomes = carry_out(plan, plan.stages, resume_anyway=False, log_json=log_json)
+    wall = time.monotonic() - began
+    if as_json:
+        click.echo(json.dumps(demo_result(outcomes, seed, wall)))
+        return
+    show_outcomes(outcomes, output, as_json=False)
+    click.echo(f"{wall:.0f} seconds")
+
+
+def carry_out(
+    plan: Plan, stages: Sequence[PlannedStage], *, resume_anyway: bool, log_json: bool
+) -> list[Outcome]:
+    """Run the stages, telling each event; the report is written whatever happens."""
+    from alignkit.pipeline import Options, run_plan
+    from alignkit.summary import write_summary
+
+    options = Options(say=teller(log_json).say, resume_anyway=resume_anyway)
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in run_plan(stages, plan, options):
+            outcomes.append(outcome)
+    finally:
+        if outcomes:
+            write_summary(plan, outcomes)
+    return outcomes
+
+
+def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str, Any]:
+    """What `demo --json` prints."""
+    from alignkit.summary import table_rows
+
+    outcomes = list(outcomes)
+    accuracy = next((o.metrics.get("accuracy") for o in outcomes if o.kind == "reward"), None)
+    return {
+        "seed": seed,
+        "wall_seconds": round(wall, 1),
+        "reward_accuracy": accuracy,
+        "rows": table_rows(outcomes),
+    }
+
+
+def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -> None:
+    """Results on stdout: JSON, or the table of the last evaluation and where to look."""
+    from alignkit.summary import REPORT, table_rows
+
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    outcome.name: {
+                        "directory": str(outcome.directory),
+                        "reused": outcome.reused,
+                        "metrics": outcome.metrics,
+                    }
+                    for outcome in outcomes
+                }
+            )
+        )
+        return
+    rows = table_rows(outcomes)
+    if rows:
+        click.echo(format_table(rows))
+    click.echo(f"report: {directory / REPORT}")
+
+
+def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None:
+    """What would be done, and why, with an estimate of memory and time for each stage."""
+    from alignkit.estimate import estimate
+
+    rows = [
+        {
+            "stage": planned.name,
+            "kind": planned.stage.kind,
+            "action": planned.action,
+            "why": planned.why,
+            "directory": str(planned.directory),
+            **estimate(planned, plan).as_row(),
+        }
+        for planned in stages
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        click.echo(f"{row['stage']:12} {row['action']:7} {row['why']}")
+        click.echo(f"{'':12} {row['estimate']}")
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The evaluation as aligned columns; what was not measured stays empty."""
+    table = [[title for title, _ in COLUMNS]]
+    table += [[_cell(row, key) for _, key in COLUMNS] for row in rows]
+    used = [index for index in range(len(COLUMNS)) if any(line[index] for line in table[1:])]
+    widths = {index: max(len(line[index]) for line in table) for index in used}
+    return "\n".join(
+        "  ".join(line[index].rjust(widths[index]) for index in used).rstrip() for line in table
+    )
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if key == "win_rate" and value is not None:
+        return f"{value:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "" if value is None else str(value)
+
+
+COLUMNS = [
+    ("policy", "policy"),
+    ("T", "temperature"),
+    ("gold", "gold"),
+    ("reward", "reward"),
+    ("KL", "kl"),
+    ("length", "length"),
+    ("EOS", "eos_rate"),
+    ("distinct", "distinct"),
+    ("win rate [95 %]", "win_rate"),
+    ("n", "n"),
+]

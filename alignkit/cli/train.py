@@ -1,0 +1,98 @@
+"""`alignkit sft`, `reward`, `dpo`, `ppo` and `rloo`: one stage, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alignkit.cli.events import Teller, teller
+from alignkit.cli.options import settings_of, single_stage_recipe
+from alignkit.recipe import BackboneConfig, config_class
+
+
+def stage_command(kind: str) -> click.Command:
+    """The command that trains one stage of this kind; its options are the stage's settings."""
+    config = config_class(kind)
+
+    @click.command(kind, help=config.__doc__)
+    @click.option(
+        "--output", type=click.Path(path_type=Path), required=True, help=OUTPUT_HELP, metavar="DIR"
+    )
+    @click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="YAML file with settings by the same names; options count more.",
+    )
+    @click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any setting, also trainer.KEY of the trainer underneath; VALUE is YAML.",
+    )
+    @click.option("--fresh", is_flag=True, help="Start over, dropping what DIR holds of a run.")
+    @click.option(
+        "--resume-anyway", is_flag=True, help="Go on although settings or data have changed."
+    )
+    @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+    @click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+    @settings_of(config, BackboneConfig)
+    def command(
+        output: Path,
+        config_file: Path | None,
+        settings: tuple[str, ...],
+        fresh: bool,
+        resume_anyway: bool,
+        dry_run: bool,
+        as_json: bool,
+        log_json: bool,
+        **given: Any,
+    ) -> None:
+        recipe = single_stage_recipe(kind, given, config=config_file, settings=settings)
+        from alignkit.pipeline import Options, check_plan, run_single
+        from alignkit.plan import plan_stage
+
+        tell = teller(log_json)
+        plan = plan_stage(recipe, output)
+        check_plan(plan.stages, plan)
+        if dry_run:
+            from alignkit.cli.run import show_plan
+
+            show_plan(plan, plan.stages, as_json)
+            return
+        options = Options(say=tell.say, resume_anyway=resume_anyway)
+        outcome = run_single(plan, options, fresh=fresh)
+        show_metrics(outcome.directory, outcome.metrics, as_json, tell)
+
+    return command
+
+
+def show_metrics(directory: Path, metrics: Any, as_json: bool, tell: Teller) -> None:
+    """Results on stdout: all of them as JSON, or the numbers a person looks for."""
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "metrics": metrics}))
+        return
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            click.echo(f"{name:24} {value:.4g}")
+        elif isinstance(value, int | str):
+            click.echo(f"{name:24} {value}")
+    tell.say(f"written to {directory}")
+
+
+OUTPUT_HELP = (
+    "Where the result goes. The same command again goes on where it stopped, and does nothing "
+    "when it is complete."
+)
+
+sft = stage_command("sft")
+reward = stage_command("reward")
+dpo = stage_command("dpo")
+ppo = stage_command("ppo")
+rloo = stage_command("rloo")

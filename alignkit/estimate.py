@@ -1,0 +1,209 @@
+"""Memory and time a stage will take, before it runs: an estimate, and said to be one.
+
+Weights are counted from the headers of the model's files, rows from the data; what a step costs
+comes from the usual counts of multiplications and of kept activations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from alignkit.artifacts import readable
+from alignkit.errors import RecipeError
+from alignkit.plan import Plan, PlannedStage
+from alignkit.recipe import OnlineConfig, TrainingConfig
+
+# Bytes a frozen weight takes; nf4 with double quantization stores 4.127 bits.
+WEIGHT_BYTES = {"nf4": 0.516, "int8": 1.0}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# A trained weight in fp32: itself, its gradient, two moments of AdamW.
+TRAINED_BYTES = 16
+# Activations kept for the backward pass, in numbers per token, layer and hidden unit: inputs and
+# outputs of the seven projections with their adapters, norms and attention.
+KEPT_PER_UNIT = 34
+PROCESS_BYTES = 700 << 20
+CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides cost: sizes read from config.json, and numbers of weights from headers."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    vocabulary: int
+    quantizable: int
+    other: int
+
+    @property
+    def parameters(self) -> int:
+        return self.quantizable + self.other
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the peak, operations in all, and the optimizer steps they are spread over."""
+
+    memory: float
+    operations: float
+    steps: int
+
+    def as_row(self) -> dict[str, Any]:
+        """For the plan: numbers, and a line for people."""
+        line = f"about {readable(self.memory)}"
+        if self.steps:
+            line += f", {self.steps:,} steps"
+        if self.operations:
+            line += f", {self.operations / 1e12:.3g} TFLOP"
+        return {
+            "memory_bytes": round(self.memory),
+            "operations": self.operations,
+            "steps": self.steps,
+            "estimate": f"{line} (an estimate)",
+        }
+
+
+def estimate(planned: PlannedStage, plan: Plan) -> Estimate:
+    """Peak memory and arithmetic of a stage."""
+    shape = read_shape(plan.model.path)
+    backbone = backbone_bytes(shape, plan)
+    config = planned.stage.config
+    if planned.action == "reuse":
+        return Estimate(0, 0, 0)
+    if isinstance(config, TrainingConfig):
+        return _training(config, planned, shape, backbone, plan)
+    if isinstance(config, OnlineConfig):
+        return _online(config, shape, backbone, plan)
+    return Estimate(PROCESS_BYTES + backbone, 0, 0)
+
+
+def refuse_what_cannot_fit(planned: PlannedStage, plan: Plan) -> None:
+    """Raise RecipeError when even the weights alone are more than this machine has."""
+    shape = read_shape(plan.model.path)
+    needed = backbone_bytes(shape, plan) + adapter_weights(shape, plan) * TRAINED_BYTES
+    there = total_memory()
+    if needed > there:
+        raise RecipeError(
+            f"stage {planned.name!r} needs at least {readable(needed)} for weights alone, this "
+            f"machine has {readable(there)}",
+            hint="Take quantization nf4, a smaller lora_r, or a smaller model",
+        )
+
+
+def read_shape(model: Path) -> Shape:
+    """Sizes of a model from its config and the headers of its weights, without loading any."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    quantizable = other = 0
+    for file in sorted(model.glob("*.safetensors")):
+        for name, sizes in _tensor_sizes(file).items():
+            linear = len(sizes) == 2 and "embed" not in name and "lm_head" not in name
+            quantizable += prod(sizes) if linear else 0
+            other += 0 if linear else prod(sizes)
+    hidden = int(config.get("hidden_size", config.get("n_embd", 0)))
+    return Shape(
+        hidden=hidden,
+        layers=int(config.get("num_hidden_layers", config.get("n_layer", 0))),
+        intermediate=int(config.get("intermediate_size") or 4 * hidden),
+        vocabulary=int(config.get("vocab_size", 0)),
+        quantizable=quantizable,
+        other=other,
+    )
+
+
+def backbone_bytes(shape: Shape, plan: Plan) -> float:
+    """What the frozen weights take: the projections as quantized, the rest in full."""
+    full = DTYPE_BYTES.get(plan.backbone.dtype, 4)
+    stored = WEIGHT_BYTES.get(plan.backbone.quantization, full)
+    return shape.quantizable * stored + shape.other * full
+
+
+def adapter_weights(shape: Shape, plan: Plan) -> int:
+    """Weights of one adapter on all linear layers: r times inputs and outputs of each."""
+    sides = 8 * shape.hidden + 3 * (shape.hidden + shape.intermediate)
+    return plan.backbone.lora_r * sides * shape.layers
+
+
+def total_memory() -> int:
+    """Bytes of the machine's memory, or the limit this process is held to."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        return min(total, int(text))
+    return total
+
+
+def _training(
+    config: TrainingConfig, planned: PlannedStage, shape: Shape, backbone: float, plan: Plan
+) -> Estimate:
+    rows, longest, tokens = _rows(config, planned)
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps
+    if steps <= 0:
+        steps = max(1, round(rows * config.num_train_epochs / per_step)) if rows else 0
+    in_batch = config.per_device_train_batch_size * min(longest, config.max_length)
+    memory = (
+        PROCESS_BYTES
+        + backbone
+        + adapter_weights(shape, plan) * TRAINED_BYTES
+        + _activations(in_batch, shape, config.gradient_checkpointing)
+    )
+    # Forward 2 operations a weight and token, backward to the adapters 2 more and the recompute.
+    passes = 6 if config.gradient_checkpointing else 4
+    operations = passes * shape.parameters * tokens * steps * per_step / max(rows, 1)
+    return Estimate(memory, operations, steps)
+
+
+def _online(config: OnlineConfig, shape: Shape, backbone: float, plan: Plan) -> Estimate:
+    length = min(config.max_length, 4 * config.response_length)
+    in_batch = config.per_device_train_batch_size * length
+    memory = (
+        PROCESS_BYTES
+        + backbone
+        + 2 * adapter_weights(shape, plan) * TRAINED_BYTES
+        + _activations(in_batch, shape, config.gradient_checkpointing)
+    )
+    iterations = max(1, config.total_episodes // config.rollout_batch_size)
+    steps = iterations * config.num_ppo_epochs * config.num_mini_batches
+    # Sampling and four scoring passes at 2, each update at 4 for the policy and as much for values.
+    per_token = 10 + 8 * config.num_ppo_epochs
+    operations = per_token * shape.parameters * config.total_episodes * length
+    return Estimate(memory, float(operations), steps)
+
+
+def _activations(tokens: float, shape: Shape, checkpointing: bool) -> float:
+    """Bytes kept for the backward pass, in fp32, logits of the completion among them."""
+    kept = 2 if checkpointing else KEPT_PER_UNIT
+    layers = tokens * shape.layers * shape.hidden * kept * 4
+    one_layer = tokens * shape.hidden * KEPT_PER_UNIT * 4 if checkpointing else 0
+    return layers + one_layer + tokens * shape.vocabulary * 4
+
+
+def _rows(config: TrainingConfig, planned: PlannedStage) -> tuple[int, float, float]:
+    """Rows, tokens of the longest and tokens in all, taking four bytes for a token."""
+    rows, longest, total = 0, 0.0, 0.0
+    for source in config.data:
+        path = planned.inputs[source].path
+        if not path.is_file():
+            continue  # an earlier stage or a generator has still to write it
+        with path.open("rb") as stream:
+            for line in stream:
+                rows += 1
+                longest = max(longest, len(line) / CHARACTERS_PER_TOKEN)
+                total += min(len(line) / CHARACTERS_PER_TOKEN, config.max_length)
+    return rows, longest or config.max_length, total
+
+
+def _tensor_sizes(file: Path) -> Mapping[str, list[int]]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

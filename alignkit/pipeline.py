@@ -1,0 +1,427 @@
+"""Carry out a plan: check all of it first, then run each stage or reuse what it left.
+
+A stage works in `<directory>.partial` and appears under its name when it is complete. Running
+the same recipe again is how one goes on after a failure or an interruption.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from alignkit.artifacts import (
+    LOCK,
+    MANIFEST,
+    Manifest,
+    differences,
+    drop_work,
+    locked,
+    make_directory,
+    partial_of,
+    plain_value,
+    private_files,
+    publish,
+    publishing,
+    sealed_json,
+    verify,
+    versions,
+    write_durably,
+    write_manifest,
+)
+from alignkit.errors import (
+    AlignkitError,
+    DataError,
+    ErrorList,
+    GateMissed,
+    Interrupted,
+    RecipeError,
+    did_you_mean,
+)
+from alignkit.passthrough import check_passthrough
+from alignkit.plan import RECORD, Plan, PlannedStage, read_record
+from alignkit.recipe import GATE, Source
+from alignkit.stages import stage_function
+from alignkit.stages.context import StageContext
+
+if TYPE_CHECKING:
+    from alignkit.backbone import Backbone
+
+Say = Callable[[str], None]
+KEPT_ASIDE = ".damaged"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: `say` tells a person one line; the rest are the flags of the commands."""
+
+    say: Say = lambda _: None
+    resume_anyway: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage."""
+
+    name: str
+    kind: str
+    directory: Path
+    reused: bool
+    manifest: Manifest
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.manifest.metrics
+
+
+class SharedBackbone:
+    """The backbone of this process: loaded when the first stage asks for it, then kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.loaded: Backbone | None = None
+
+    def load(self) -> Backbone:
+        """The backbone, loaded on first use."""
+        if self.loaded is None:
+            from alignkit.backbone import Backbone
+
+            self.loaded = Backbone.load(self.plan.backbone)
+        return self.loaded
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of the base: enough to refuse an adapter of another one."""
+        plan = self.plan
+        return {
+            "model": plan.model.name,
+            "revision": plan.model.revision,
+            "fingerprint": plan.model.fingerprint,
+            "quantization": plan.backbone.quantization,
+            "dtype": plan.backbone.dtype,
+        }
+
+
+def check_plan(stages: Sequence[PlannedStage], plan: Plan) -> None:
+    """Everything that can be known to be wrong before the first step, all at once.
+
+    Raises an ErrorList: trainer arguments, then rows of the data files.
+    """
+    to_run = [planned for planned in stages if planned.action != "reuse"]
+    check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
+    problems: list[AlignkitError] = []
+    seen: set[tuple[Path, tuple[str, ...]]] = set()
+    for planned in to_run:
+        for path, marker in _data_files(planned):
+            if (path, marker.records) not in seen:
+                seen.add((path, marker.records))
+                problems += _data_problems(path, marker, planned)
+    if problems:
+        raise ErrorList(problems)
+
+
+def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> Iterator[Outcome]:
+    """Run or reuse the stages one after the other, yielding what became of each.
+
+    Raises what a stage raises, and GateMissed for a threshold not reached; earlier stages stay.
+    """
+    with (
+        private_files(),
+        locked(plan.directory / LOCK, str(plan.directory)),
+        interruptible(),
+    ):
+        _write_embedded(stages)
+        shared = SharedBackbone(plan)
+        done: dict[str, Manifest] = {}
+        for planned in stages:
+            outcome = _settle(planned, shared, options)
+            done[planned.name] = outcome.manifest
+            yield outcome
+            check_gate(planned, done)
+
+
+def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
+    """Run the plan's only stage in its own directory: go on, or say complete, or refuse.
+
+    Raises RecipeError naming the fields when the directory belongs to other settings.
+    """
+    (planned,) = plan.stages
+    output, partial = planned.directory, partial_of(planned.directory)
+    if output.is_mount():
+        raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
+    with private_files(), locked(partial / LOCK, str(output)), interruptible():
+        if fresh:
+            _clear(output, partial)
+        _refuse_other_settings(planned, options)
+        if (output / MANIFEST).is_file():
+            manifest = verify(output)
+            shutil.rmtree(partial)
+            options.say(f"{output} is complete; --fresh starts over")
+            return Outcome(planned.name, planned.stage.kind, output, True, manifest)
+        _write_embedded(plan.stages)
+        outcome = _run(planned, SharedBackbone(plan), options)
+        check_gate(planned, {planned.name: outcome.manifest})
+        return outcome
+
+
+def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:
+    """Raise GateMissed when a threshold of the stage is not reached; all of them are named."""
+    known = _metrics(planned.name, done)
+    missed = []
+    for metric, threshold in planned.stage.config.gate.items():
+        if metric not in known:
+            raise RecipeError(
+                f"gate of {planned.name}: no metric {metric!r}{did_you_mean(metric, known)}",
+                hint=f"It has: {', '.join(sorted(known)[:20])}",
+            )
+        if not _holds(known[metric], threshold):
+            missed.append(f"{metric} is {known[metric]:.4g}, not {threshold.strip()}")
+    if missed:
+        raise GateMissed(
+            f"gate of {planned.name} missed: {'; '.join(missed)}",
+            where=str(planned.directory),
+            hint="Everything was written; later stages were not run",
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM anywhere become one Interrupted, after everything open was closed."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not in the main thread, where Python takes no signals
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        raise Interrupted(
+            f"interrupted by {number.name}; finished stages and checkpoints are kept",
+            signal_number=number,
+            hint="Run the same command again to go on",
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, on its way up like Ctrl-C, which no library swallows."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+# --- one stage ---------------------------------------------------------------------------------
+
+
+def _settle(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Outcome:
+    if planned.action == "reuse":
+        options.say(f"{planned.name}: reused, {planned.why}")
+        drop_work(planned.directory)
+        manifest = verify(planned.directory)
+        return Outcome(planned.name, planned.stage.kind, planned.directory, True, manifest)
+    if planned.directory.exists():
+        _set_aside(planned.directory, options)
+    return _run(planned, shared, options)
+
+
+def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Outcome:
+    partial = partial_of(planned.directory)
+    if (partial / MANIFEST).is_file():
+        # Finished, and stopped before it had its name.
+        verify(partial)
+        publish(partial, planned.directory)
+        manifest = verify(planned.directory)
+        return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
+    options.say(f"{planned.name}: {planned.action}, {planned.why}")
+    started = _now()
+    with publishing(planned.directory) as partial:
+        record = {"settings": planned.settings, "versions": versions()}
+        write_durably(partial / RECORD, sealed_json(record))
+        metrics = stage_function(planned.stage.kind)(
+            planned.stage.config, _context(planned, partial, shared, options)
+        )
+        manifest = write_manifest(
+            partial, _manifest_fields(planned, shared, options, metrics, started)
+        )
+    return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
+
+
+def _context(
+    planned: PlannedStage, partial: Path, shared: SharedBackbone, options: Options
+) -> StageContext:
+    return StageContext(
+        directory=partial,
+        seed=planned.seed,
+        inputs={value: entry.path for value, entry in planned.inputs.items()},
+        load_backbone=shared.load,
+        say=options.say,
+        fingerprint={**planned.settings, "versions": versions()},
+        resume_anyway=options.resume_anyway,
+    )
+
+
+def _manifest_fields(
+    planned: PlannedStage,
+    shared: SharedBackbone,
+    options: Options,
+    metrics: Mapping[str, Any],
+    started: str,
+) -> dict[str, Any]:
+    return {
+        "kind": planned.stage.kind,
+        "name": planned.name,
+        "key": planned.key,
+        "config": plain_value(planned.stage.config),
+        "seed": planned.seed,
+        "inputs": {value: entry.hash for value, entry in planned.inputs.items()},
+        "backbone": shared.record(),
+        "metrics": dict(metrics),
+        "started": started,
+        "finished": _now(),
+        "command": options.command or shlex.join(["alignkit", *sys.argv[1:]]),
+    }
+
+
+def _write_embedded(stages: Sequence[PlannedStage]) -> None:
+    """Generate the embedded data that stages read, where it is not there yet."""
+    from alignkit.tiny.data import write
+
+    for planned in stages:
+        for entry in planned.inputs.values():
+            if entry.embedded and not entry.path.exists():
+                make_directory(entry.path.parent)
+                seed = int(entry.path.stem.rpartition("-")[2])
+                scratch = entry.path.with_suffix(".partial")
+                write(entry.embedded, seed, scratch).replace(entry.path)
+
+
+def _set_aside(directory: Path, options: Options) -> None:
+    """Keep a directory that is not what it should be, under another name."""
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}{KEPT_ASIDE}-{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    options.say(f"{directory.name} is not as it was left; it is now {aside.name}")
+
+
+def _refuse_other_settings(planned: PlannedStage, options: Options) -> None:
+    """A directory goes on with the settings it was begun with, or with none."""
+    for place in (planned.directory, partial_of(planned.directory)):
+        before = read_record(place)
+        changes = differences(before, planned.settings) if before is not None else []
+        if changes and not (options.resume_anyway and place != planned.directory):
+            raise RecipeError(
+                f"{planned.directory} was begun with other settings: {'; '.join(changes)}",
+                hint="Choose another --output, or start over with --fresh",
+            )
+    output = planned.directory
+    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise RecipeError(
+            f"{output} is not empty and is no run of alignkit", hint="Choose another --output"
+        )
+
+
+def _clear(output: Path, partial: Path) -> None:
+    """Remove what an earlier run of ours left; anything else stays."""
+    if (output / MANIFEST).is_file():
+        shutil.rmtree(output)
+    for path in partial.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+# --- checks ------------------------------------------------------------------------------------
+
+
+def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:
+    """Files from outside the run that a stage will read; generated and earlier ones are ours."""
+    for name, marker in planned.stage.config.marked(Source):
+        for value in getattr(planned.stage.config, name) or ():
+            entry = planned.inputs[value]
+            if entry.embedded is None and entry.path.is_file():
+                yield entry.path, marker
+
+
+def _data_problems(path: Path, marker: Source, planned: PlannedStage) -> list[AlignkitError]:
+    from alignkit.data import read
+
+    settings = planned.stage.config.model_dump()
+    options = {
+        "format": settings.get("format"),
+        "on_bad_row": settings.get("on_bad_row", "error"),
+    }
+    loaders: dict[str, Callable[..., Any]] = {
+        "demonstration": read.load_demonstrations,
+        "ranking": read.load_rankings,
+        "preference": read.load_preferences,
+        "prompt": read.load_prompts,
+        "candidates": _read_candidates,
+    }
+    try:
+        loaders[marker.records[0]](path, **options)
+    except ErrorList as found:
+        return found.errors
+    except DataError as error:
+        return [error]
+    return []
+
+
+def _read_candidates(path: Path, **options: Any) -> int:
+    from alignkit.data.read import read_records
+
+    return sum(1 for _ in read_records(path, kinds={"candidates"}, **options))
+
+
+# --- gates -------------------------------------------------------------------------------------
+
+
+def _metrics(name: str, done: Mapping[str, Manifest]) -> dict[str, float]:
+    """Numbers a gate may name: the stage's own, and `<stage>.<metric>` of every finished one."""
+    found = dict(_numbers(done[name].metrics))
+    for stage, manifest in done.items():
+        found |= {f"{stage}.{metric}": value for metric, value in _numbers(manifest.metrics)}
+    return found
+
+
+def _numbers(metrics: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{within}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{within}{name}", float(value)
+
+
+def _holds(value: float, threshold: str) -> bool:
+    match = GATE.fullmatch(threshold)
+    if match is None:
+        raise AssertionError(f"{threshold!r} passed validation")
+    sign, limit = match[1], float(match[2])
+    return COMPARE[sign](value, limit)
+
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda value, limit: value >= limit,
+    "<=": lambda value, limit: value <= limit,
+    ">": lambda value, limit: value > limit,
+    "<": lambda value, limit: value < limit,
+}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,303 @@
+"""What a run will do before it does it: which stages run, which are reused, and why.
+
+The directory of a stage is named by the sha256 of everything its result depends on: its kind and
+version, its settings, the content of its data, the base model, the seed. An earlier stage counts
+by its own key, so the whole plan is known without running anything, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from alignkit.artifacts import (
+    MANIFEST,
+    differences,
+    open_sealed_json,
+    partial_of,
+    plain_value,
+    seal_of,
+    verify,
+)
+from alignkit.errors import AlignkitError, RecipeError, did_you_mean
+from alignkit.model_files import ModelFiles, find_model, sha256_of
+from alignkit.recipe import (
+    OUTPUTS,
+    BackboneConfig,
+    Cosmetic,
+    Recipe,
+    Refers,
+    Source,
+    Stage,
+    StageConfig,
+)
+from alignkit.recipe_file import resolve
+from alignkit.stages import STAGES
+
+RECORD = "stage.json"
+Action = Literal["run", "resume", "reuse"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a value of the settings stands for: its content's hash, and where it lies.
+
+    `path` is a data file, or a finished stage's directory. `embedded` names generated data, which
+    is written to `path` when the run begins.
+    """
+
+    hash: str
+    path: Path
+    embedded: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with everything it depends on resolved.
+
+    `settings` is what the key is the hash of, by name; `why` says why it runs or is reused.
+    """
+
+    stage: Stage
+    seed: int
+    key: str
+    directory: Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    action: Action
+    why: str
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe ready to run in `directory`; `backbone` has its paths resolved."""
+
+    recipe: Recipe
+    directory: Path
+    backbone: BackboneConfig
+    model: ModelFiles
+    stages: tuple[PlannedStage, ...]
+
+    def stage(self, name: str) -> PlannedStage:
+        return next(planned for planned in self.stages if planned.name == name)
+
+
+@dataclass
+class _Planner:
+    """Resolves stages one after the other; later ones find earlier ones in `done`."""
+
+    recipe: Recipe
+    directory: Path
+    backbone: BackboneConfig
+    model: ModelFiles
+    only: Path | None = None
+    done: dict[str, PlannedStage] = field(default_factory=dict)
+    embedded: dict[str, str] = field(default_factory=dict)
+
+    def plan(self, stage: Stage) -> PlannedStage:
+        seed = self.recipe.seed if stage.config.seed is None else stage.config.seed
+        inputs = {value: self.input(value, marker) for value, marker in _named(stage.config)}
+        settings = self.settings(stage, seed, inputs)
+        key = key_of(settings)
+        directory = self.only or self.directory / f"{stage.name}-{key[:12]}"
+        action, why = self.decide(stage, directory, settings, inputs)
+        planned = PlannedStage(stage, seed, key, directory, settings, inputs, action, why)
+        self.done[stage.name] = planned
+        return planned
+
+    def input(self, value: str, marker: Source | Refers) -> Input:
+        if value in self.done:
+            earlier = self.done[value]
+            output = OUTPUTS.get(earlier.stage.kind) if isinstance(marker, Source) else None
+            path = earlier.directory / output if output else earlier.directory
+            return Input(earlier.key, path)
+        if value.startswith("embedded:") and isinstance(marker, Source):
+            return self.embedded_input(value)
+        path = resolve(self.recipe.directory, value).resolve()
+        if isinstance(marker, Source):
+            return Input(seal_of(path).sha256, path)
+        return Input(_directory_hash(path), path)
+
+    def embedded_input(self, value: str) -> Input:
+        """Generated data counts by its content, which a seed decides."""
+        from alignkit.tiny.data import write
+
+        name, seed = value.removeprefix("embedded:"), self.recipe.seed
+        path = self.directory / "data" / f"{name}-{seed}.jsonl"
+        if value not in self.embedded:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.embedded[value] = seal_of(write(name, seed, Path(scratch) / name)).sha256
+        return Input(self.embedded[value], path, embedded=name)
+
+    def settings(self, stage: Stage, seed: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
+        hidden = {"seed", *(name for name, _ in stage.config.marked(Cosmetic))}
+        named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
+        settings: dict[str, Any] = {"stage": stage.kind, "stage_version": STAGES[stage.kind][1]}
+        for name in type(stage.config).model_fields:
+            if name in hidden:
+                continue
+            value = getattr(stage.config, name)
+            settings[name] = _hashed(value, inputs) if name in named else value
+        settings |= {"seed": seed, "backbone": self.backbone_settings()}
+        plain: dict[str, Any] = plain_value(settings)
+        return plain
+
+    def backbone_settings(self) -> dict[str, Any]:
+        """The base counts by its content, so that a moved or renamed one is the same."""
+        settings = self.backbone.model_dump(exclude={"model_name_or_path", "revision"})
+        if self.backbone.chat_template:
+            settings["chat_template"] = seal_of(Path(self.backbone.chat_template)).sha256
+        settings["model"] = self.model.fingerprint
+        if self.model.adapter:
+            settings["adapter"] = _directory_hash(self.model.adapter)
+        return settings
+
+    def decide(
+        self,
+        stage: Stage,
+        directory: Path,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Input],
+    ) -> tuple[Action, str]:
+        waiting = [
+            value
+            for value in inputs
+            if value in self.done and self.done[value].action != "reuse" and self.only is None
+        ]
+        if (directory / MANIFEST).is_file():
+            try:
+                manifest = verify(directory)
+            except AlignkitError as error:
+                return "run", f"{directory.name} is damaged: {error.message}"
+            if manifest.key != key_of(settings):
+                return "run", f"{directory.name} holds another stage's result"
+            return "reuse", f"finished {manifest.finished}"
+        if (partial_of(directory) / RECORD).is_file():
+            return "resume", "was interrupted"
+        if directory.is_dir() and self.only is None:
+            return "run", f"{directory.name} has no {MANIFEST}"
+        return "run", self.why_not_reused(stage, settings, waiting)
+
+    def why_not_reused(
+        self, stage: Stage, settings: Mapping[str, Any], waiting: Sequence[str]
+    ) -> str:
+        before = _newest_record(self.directory, stage.name)
+        if before:
+            changes = differences(before, settings)
+            return f"changed: {'; '.join(changes)}" if changes else "its directory is gone"
+        return f"after {', '.join(waiting)}" if waiting else "not run before"
+
+
+def make_plan(recipe: Recipe, directory: Path) -> Plan:
+    """Resolve every stage of a recipe run in `directory`. Reads files, writes nothing."""
+    backbone = resolved_backbone(recipe)
+    model = find_model(backbone.model_name_or_path, backbone.revision)
+    directory = directory.resolve()
+    planner = _Planner(recipe, directory, backbone, model)
+    stages = tuple(planner.plan(stage) for stage in recipe.stages)
+    return Plan(recipe, directory, backbone, model, stages)
+
+
+def plan_stage(recipe: Recipe, output: Path) -> Plan:
+    """Resolve the only stage of a recipe, in exactly this directory."""
+    backbone = resolved_backbone(recipe)
+    model = find_model(backbone.model_name_or_path, backbone.revision)
+    output = output.resolve()
+    planner = _Planner(recipe, output.parent, backbone, model, only=output)
+    return Plan(recipe, output.parent, backbone, model, (planner.plan(recipe.stages[0]),))
+
+
+def selected(plan: Plan, *, until: str | None, only: str | None) -> list[PlannedStage]:
+    """The stages to go through: all, up to one, or one alone whose inputs must be finished."""
+    names = [planned.name for planned in plan.stages]
+    for name in (until, only):
+        if name is not None and name not in names:
+            raise RecipeError(
+                f"no stage {name!r}{did_you_mean(name, names)}", hint=f"Stages: {', '.join(names)}"
+            )
+    if only is not None:
+        planned = plan.stage(only)
+        missing = [v for v in planned.inputs if v in names and plan.stage(v).action != "reuse"]
+        if missing:
+            raise RecipeError(
+                f"stage {only!r} needs {missing[0]!r}, which is not finished",
+                hint=f"Run without --only, or first: --until {missing[0]}",
+            )
+        return [planned]
+    return list(plan.stages[: names.index(until) + 1 if until is not None else None])
+
+
+def resolved_backbone(recipe: Recipe) -> BackboneConfig:
+    """Backbone settings whose paths no longer depend on where the recipe lies."""
+    backbone = recipe.backbone
+    changes: dict[str, Any] = {}
+    beside = resolve(recipe.directory, backbone.model_name_or_path)
+    if beside.is_dir():
+        changes["model_name_or_path"] = str(beside.resolve())
+    if backbone.chat_template:
+        template = resolve(recipe.directory, backbone.chat_template).resolve()
+        if not template.is_file():
+            raise RecipeError(
+                f"no chat template {backbone.chat_template!r}",
+                where=recipe.document.where(("backbone", "chat_template")),
+            )
+        changes["chat_template"] = str(template)
+    return backbone.model_copy(update=changes)
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """sha256 of settings in one fixed spelling."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """Settings a stage's directory was begun with; None when it has none, or damaged ones."""
+    try:
+        settings: dict[str, Any] = open_sealed_json(directory / RECORD)["settings"]
+    except (AlignkitError, KeyError):
+        return None
+    return settings
+
+
+def _named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
+    """Values of the settings that stand for files or stages, with what kind of thing they are."""
+    found = []
+    for name, marker in [*config.marked(Source), *config.marked(Refers)]:
+        value = getattr(config, name)
+        values = (value,) if isinstance(value, str) else value or ()
+        found += [(entry, marker) for entry in values if entry not in marker.words]
+    return found
+
+
+def _hashed(value: Any, inputs: Mapping[str, Input]) -> Any:
+    if isinstance(value, tuple):
+        return [_hashed(entry, inputs) for entry in value]
+    return f"sha256:{inputs[value].hash}" if value in inputs else value
+
+
+def _directory_hash(path: Path) -> str:
+    """A finished run counts by its manifest; a bare adapter by its files."""
+    if (path / MANIFEST).is_file():
+        return seal_of(path / MANIFEST).sha256
+    return sha256_of(file for file in path.iterdir() if file.is_file())
+
+
+def _newest_record(run: Path, name: str) -> dict[str, Any] | None:
+    """What the last finished stage of this name was made with."""
+    found = [
+        path
+        for path in run.glob(f"{name}-*/{RECORD}")
+        if path.parent.name.removeprefix(f"{name}-").isalnum()
+    ]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return read_record(newest.parent) if newest else None
