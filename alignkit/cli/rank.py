@@ -288,7 +288,7 @@ def _on_page(
     collection: Collection, host: str, port: int, allow_host: tuple[str, ...], open_browser: bool
 ) -> None:
     from alignkit.collect.web.guard import new_token
-    from alignkit.collect.web.server import bind, create_app, serve
+    from alignkit.collect.web.server import bind, create_app, server_of
 
     listener = bind(host, port)
     port = listener.getsockname()[1]
@@ -306,7 +306,7 @@ def _on_page(
         webbrowser.open(next(iter(links.values())))
     app = create_app(collection, tokens, port=port, hosts=hosts)
     with contextlib.suppress(KeyboardInterrupt):
-        serve(app, listener)
+        server_of(app).run(sockets=[listener])
 
 
 _WARNING = (

@@ -164,8 +164,8 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Starlette, listener: socket.socket) -> None:
-    """Answer requests until a signal comes."""
+def server_of(app: Starlette) -> uvicorn.Server:
+    """The HTTP server of the page; `run(sockets=[...])` answers until a signal comes."""
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -179,7 +179,7 @@ def serve(app: Starlette, listener: socket.socket) -> None:
         limit_concurrency=512,
         timeout_graceful_shutdown=3,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 def _file(name: str, media_type: str) -> Any:
