@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sft": ("alignkit.cli.train", "sft", "Fine-tune an adapter on demonstrations."),
     "reward": ("alignkit.cli.train", "reward", "Train a reward model from rankings."),
     "dpo": ("alignkit.cli.train", "dpo", "Align a policy with preferences, no reward model."),
+    "ppo": ("alignkit.cli.train", "ppo", "Align a policy with a reward model, by PPO."),
+    "rloo": ("alignkit.cli.train", "rloo", "Like ppo without a value model."),
     "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
     "rank": ("alignkit.cli.rank", "rank", "Collect rankings by people: on a page, in a terminal."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
