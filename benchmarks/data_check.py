@@ -20,10 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = (
-    "the a an of to in is that it for on with as was at by from or be this are not have you all "
-    "can more when there how some time would people model answer question city water light paper"
-).split()
+WORDS = [
+    syllable + rest
+    for syllable in ("ba", "co", "di", "fu", "le")
+    for rest in ("", "s", "ter", "ning", "tion", "ly", "ra", "mo", "nd", "st")
+]
 
 
 def generate(path: Path, megabytes: float, seed: int = 0) -> int:
@@ -36,7 +37,12 @@ def generate(path: Path, megabytes: float, seed: int = 0) -> int:
             prompt = f"Question {rows}: " + " ".join(rng.choices(sentences, k=3))
             chosen = " ".join(rng.choices(sentences, k=rng.randint(5, 20)))
             rejected = " ".join(rng.choices(sentences, k=rng.randint(5, 20)))
-            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            row = {
+                "v": 1, "kind": "preference", "id": f"p{rows}",
+                "prompt": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }  # fmt: skip
             written += file.write(json.dumps(row) + "\n")
             rows += 1
     return rows
@@ -53,17 +59,18 @@ def ours(path: Path) -> int:
 
 
 def theirs(path: Path) -> int:
-    """Rows validated one by one with the jsonschema package over jsonlines."""
+    """Rows validated against the published schema with the jsonschema package over jsonlines."""
     import jsonlines
     from jsonschema import Draft202012Validator
 
-    text = {"type": "string", "minLength": 1}
-    names = ("prompt", "chosen", "rejected")
-    validator = Draft202012Validator(
-        {"type": "object", "required": list(names), "properties": dict.fromkeys(names, text)}
-    )
+    from alignkit.data.records import json_schema
+
+    validator = Draft202012Validator(json_schema("preference"))
     with jsonlines.open(path) as reader:
-        return sum(not any(validator.iter_errors(row)) for row in reader)
+        rows = sum(validator.is_valid(row) for row in reader)
+    if not rows:
+        raise SystemExit("no row was valid")
+    return rows
 
 
 SIDES = {"alignkit data check": ours, "jsonschema over jsonlines": theirs}

@@ -99,10 +99,10 @@ class Across:
         self.lines.append(line)
         self.prompts.append(prompt_print)
         self.rows.append(hash((prompt_print, rest)))
-        self.lengths.append(max((len(m.content) for side in answers for m in side), default=0))
+        self.lengths.append(max(map(_length, answers), default=0))
         self.scripts.append(script_of(answers or [prompt]))
         if self.near:
-            self.index.add("\n".join([m.content for m in prompt]) if prompt else _said(answers))
+            self.index.add(_text(prompt or (answers[0] if answers else ())))
 
     def _preference(
         self, record: Preference, line: int
@@ -155,7 +155,7 @@ class Across:
         return record.prompt, tuple(map(spoken, said)), said
 
     def _compare_lengths(self, better: Sequence[Message], worse: Sequence[Message]) -> None:
-        difference = sum(len(m.content) for m in better) - sum(len(m.content) for m in worse)
+        difference = _length(better) - _length(worse)
         if difference:
             self.longer.count(difference > 0)
 
@@ -389,8 +389,16 @@ def _script(point: int) -> int:
     return next((index for first, last, index in _RANGES if first <= point <= last), 10)
 
 
-def _said(answers: Sequence[Sequence[Message]]) -> str:
-    return "\n".join(message.content for side in answers[:1] for message in side)
+def _length(messages: Sequence[Message]) -> int:
+    if len(messages) == 1:
+        return len(messages[0].content)
+    return sum([len(message.content) for message in messages])
+
+
+def _text(messages: Sequence[Message]) -> str:
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n".join([message.content for message in messages])
 
 
 Taker = Callable[[Across, Any, int], tuple[Sequence[Message], Hashable, list[list[Message]]]]

@@ -20,7 +20,7 @@ from alignkit.data.formats import FORMATS, Format, detect, format_named
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.json_text import decode_exactly, type_name
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
-from alignkit.data.problems import Problem, RowError, tally
+from alignkit.data.problems import Finding, Problem, RowError, tally
 from alignkit.data.records import (
     KINDS,
     Candidates,
@@ -209,10 +209,8 @@ def read_records(
                 yield record
 
 
-def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Any]:
+def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding]:
     """What the rules find in a record, and whether its row is shaped as the first one was."""
-    from alignkit.data.problems import Finding
-
     yield from findings(record, row.raw)
     sample = reading.format.sample if reading.format else None
     if sample is None or sample not in row.value:

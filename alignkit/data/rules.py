@@ -36,29 +36,37 @@ def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
             yield from text_findings(field, text)
 
 
+_ESCAPED = re.compile(rb"\\[ubf]")
+
+
 def _is_plain(raw: bytes) -> bool:
     """No placeholder, and nothing outside printable ASCII, tabs and line breaks in the JSON."""
     return (
-        b"{{" not in raw
-        and b"\\u" not in raw
-        and b"\\b" not in raw
-        and b"\\f" not in raw
+        raw.isascii()
         and b"\x7f" not in raw
-        and raw.isascii()
+        and (raw.count(b"{") == 1 or b"{{" not in raw)
+        and (b"\\" not in raw or _ESCAPED.search(raw) is None)
     )
 
 
 def is_empty(messages: Sequence[Message]) -> bool:
     """Whether no message says or calls anything."""
-    return not any(message.content.strip() or message.tool_calls for message in messages)
+    for message in messages:  # a loop, since this runs several times for every row
+        if (message.content and not message.content.isspace()) or message.tool_calls:
+            return False
+    return True
 
 
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
     """Whether two sides say the same, white space at the ends aside."""
-    return len(left) == len(right) and all(
-        a.role == b.role and a.content.strip() == b.content.strip() and a.tool_calls == b.tool_calls
-        for a, b in zip(left, right, strict=True)
-    )
+    if len(left) != len(right):
+        return False
+    for a, b in zip(left, right, strict=True):
+        if a.content.strip() != b.content.strip() or a.role != b.role:
+            return False
+        if a.tool_calls != b.tool_calls:
+            return False
+    return True
 
 
 # --- prompts and roles --------------------------------------------------------------------------
@@ -83,7 +91,8 @@ def _prompt(messages: Sequence[Message], *, needed: bool = True) -> Iterator[Fin
             "prompt",
             "warning",
         )
-    yield from _role_order(messages, "prompt")
+    if len(messages) > 1 or messages[0].role != "user":
+        yield from _role_order(messages, "prompt")
 
 
 def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
@@ -157,7 +166,11 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
             REMOVE.format("prompts-differ"),
             "prompt",
         )
-    empty = [side for side in ("chosen", "rejected") if is_empty(getattr(record, side))]
+    empty = []
+    if is_empty(record.chosen):
+        empty.append("chosen")
+    if is_empty(record.rejected):
+        empty.append("rejected")
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
