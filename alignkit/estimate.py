@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -30,6 +31,9 @@ TRAINED_BYTES = 16
 KEPT_PER_UNIT = 34
 PROCESS_BYTES = 700 << 20
 CHARACTERS_PER_TOKEN = 4.0
+MEASURE_SECONDS = 0.2
+# Of the rate of one large product, what a training step with dequantization and adapters reaches.
+EFFICIENCY = 0.35
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,36 @@ class Estimate:
     operations: float
     steps: int
 
-    def as_row(self) -> dict[str, Any]:
-        """For the plan: numbers, and a line for people."""
-        line = f"about {readable(self.memory)}"
+    def as_row(self, rate: float) -> dict[str, Any]:
+        """For the plan: numbers, and a line for people; `rate` is operations a second."""
+        seconds = self.operations / rate
+        parts = [f"memory {readable(self.memory)}"] if self.memory else ["nothing to do"]
         if self.steps:
-            line += f", {self.steps:,} steps"
-        if self.operations:
-            line += f", {self.operations / 1e12:.3g} TFLOP"
+            parts.append(f"{self.steps:,} steps")
+        if seconds:
+            parts.append(f"time {_duration(seconds)}")
         return {
             "memory_bytes": round(self.memory),
-            "operations": self.operations,
+            "seconds": round(seconds, 1),
             "steps": self.steps,
-            "estimate": f"{line} (an estimate)",
+            "estimate": f"estimate: {', '.join(parts)}" if self.memory else parts[0],
         }
+
+
+def measured_rate(shape: Shape) -> float:
+    """Operations a second that this machine does on matrices of this model's size."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left = torch.randn(512, shape.hidden, device=device)
+    right = torch.randn(shape.hidden, shape.intermediate, device=device)
+    done, began = 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < MEASURE_SECONDS:
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        done += 2 * 512 * shape.hidden * shape.intermediate
+    return EFFICIENCY * done / spent
 
 
 def estimate(planned: PlannedStage, plan: Plan) -> Estimate:
@@ -207,3 +228,10 @@ def _tensor_sizes(file: Path) -> Mapping[str, list[int]]:
         (length,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(length))
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -104,7 +104,8 @@ def _about_values(
             _build(trainer, {key: value})
         except Exception as error:  # whatever a foreign class raises is about this argument
             where = document.where((*place, "trainer", key))
-            found.append(RecipeError(f"trainer.{key}: {str(error).splitlines()[0]}", where=where))
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            found.append(RecipeError(f"trainer.{key}: {reason:.160}", where=where))
     return found
 
 

@@ -6,10 +6,13 @@ the same recipe again is how one goes on after a failure or an interruption.
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +49,7 @@ from alignkit.errors import (
     RecipeError,
     did_you_mean,
 )
+from alignkit.estimate import refuse_what_cannot_fit
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
@@ -113,9 +117,13 @@ class SharedBackbone:
 def check_plan(stages: Sequence[PlannedStage], plan: Plan) -> None:
     """Everything that can be known to be wrong before the first step, all at once.
 
-    Raises an ErrorList: trainer arguments, then rows of the data files.
+    Raises RecipeError for weights that no memory here can hold, then an ErrorList of trainer
+    arguments, then one of rows of the data files.
     """
+    quiet_libraries()
     to_run = [planned for planned in stages if planned.action != "reuse"]
+    for planned in to_run:
+        refuse_what_cannot_fit(planned, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
     problems: list[AlignkitError] = []
     seen: set[tuple[Path, tuple[str, ...]]] = set()
@@ -133,6 +141,7 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
 
     Raises what a stage raises, and GateMissed for a threshold not reached; earlier stages stay.
     """
+    quiet_libraries()
     with (
         private_files(),
         locked(plan.directory / LOCK, str(plan.directory)),
@@ -157,6 +166,7 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
     output, partial = planned.directory, partial_of(planned.directory)
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
+    quiet_libraries()
     with private_files(), locked(partial / LOCK, str(output)), interruptible():
         if fresh:
             _clear(output, partial)
@@ -190,6 +200,15 @@ def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:
             where=str(planned.directory),
             hint="Everything was written; later stages were not run",
         )
+
+
+def quiet_libraries() -> None:
+    """Nothing of ours phones home, and what libraries say to their developers stays unsaid."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"torch|transformers|trl|peft")
 
 
 @contextmanager

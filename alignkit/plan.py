@@ -190,11 +190,16 @@ class _Planner:
     def why_not_reused(
         self, stage: Stage, settings: Mapping[str, Any], waiting: Sequence[str]
     ) -> str:
+        after = f"after {', '.join(waiting)}" if waiting else ""
         before = _newest_record(self.directory, stage.name)
-        if before:
-            changes = differences(before, settings)
-            return f"changed: {'; '.join(changes)}" if changes else "its directory is gone"
-        return f"after {', '.join(waiting)}" if waiting else "not run before"
+        if before is None:
+            return after or "not run before"
+        named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
+        told = {name: value for name, value in settings.items() if not (after and name in named)}
+        changes = differences({name: before.get(name) for name in told}, told)
+        if changes:
+            return f"changed: {'; '.join(changes)}" + (f"; {after}" if after else "")
+        return after or "its directory is gone"
 
 
 def make_plan(recipe: Recipe, directory: Path) -> Plan:

@@ -162,8 +162,9 @@ def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -
 
 def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None:
     """What would be done, and why, with an estimate of memory and time for each stage."""
-    from alignkit.estimate import estimate
+    from alignkit.estimate import estimate, measured_rate, read_shape
 
+    rate = measured_rate(read_shape(plan.model.path))
     rows = [
         {
             "stage": planned.name,
@@ -171,7 +172,7 @@ def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None
             "action": planned.action,
             "why": planned.why,
             "directory": str(planned.directory),
-            **estimate(planned, plan).as_row(),
+            **estimate(planned, plan).as_row(rate),
         }
         for planned in stages
     ]
