@@ -48,6 +48,7 @@ def evaluate() -> None:
 @click.option("--reg-rows", type=click.Path(path_type=Path), help="For alpacaeval.")
 @click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--sequential", is_flag=True, help="Also an interval that may be looked at early.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -115,3 +116,18 @@ def _gate(report: dict[str, Any], fail_under: float | None) -> None:
     if low is None or low < fail_under:
         shown = "unknown" if low is None else f"{100 * low:.1f} %"
         raise GateMissed(f"the win rate's lower bound is {shown}, below {100 * fail_under:.1f} %")
+
+
+@evaluate.command()
+@click.option("--effect", type=float, metavar="X", help="Distance of the true win rate from 0.5.")
+@click.option("--prompts", type=int, metavar="N", help="What can this many prompts show?")
+@click.option("--ties", type=float, default=0.0, show_default=True, help="Share of tied prompts.")
+@click.option("--power", type=float, default=0.8, show_default=True)
+@click.option("--level", type=float, default=0.95, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def power(prompts: int | None, as_json: bool, **settings: Any) -> None:
+    """How many prompts a win rate needs, and what a number of prompts can show."""
+    from alignkit.evaluation.power import power_lines, power_report
+
+    report = power_report(n=prompts, **settings)
+    _publish(report, None, as_json, power_lines(report))

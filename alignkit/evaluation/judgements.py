@@ -38,6 +38,8 @@ class Judged(NamedTuple):
     len_a: int | None = None
     len_b: int | None = None
     error: str | None = None
+    injects_a: bool | None = None  # whether the completion talks to the judge
+    injects_b: bool | None = None
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Judgements:
     right_length: Floats
     left_hash: Ints  # of the completion's text, 0 when unknown
     right_hash: Ints
+    left_injects: Floats  # 1 when the completion talks to the judge, nan when nobody looked
+    right_injects: Floats
     clusters: Ints | None  # (prompts,)
     categories: list[str | None]  # (prompts,)
     texts: list[Texts]  # (prompts,), or empty when not kept
@@ -90,6 +94,8 @@ _COLUMNS = (
     "right_length",
     "left_hash",
     "right_hash",
+    "left_injects",
+    "right_injects",
 )
 
 
@@ -117,6 +123,11 @@ def _text(row: Row, key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise DataError(f"{key!r} must be a text or null, not {value!r}")
     return value
+
+
+def _flag(row: Row, key: str) -> bool | None:
+    value = _looked_up(row, key)
+    return value if isinstance(value, bool) else None
 
 
 def _length(row: Row, key: str) -> int | None:
@@ -183,6 +194,8 @@ def _read_judgement(row: Row) -> Iterator[Judged]:
         len_a=_length(row, "len_a"),
         len_b=_length(row, "len_b"),
         error=_text(row, "error"),
+        injects_a=_flag(row, "injection_a"),
+        injects_b=_flag(row, "injection_b"),
     )
 
 
@@ -325,6 +338,8 @@ class _Builder:
             _measured(judged.output_b, judged.len_b),
             0 if judged.output_a is None else hash(judged.output_a),
             0 if judged.output_b is None else hash(judged.output_b),
+            math.nan if judged.injects_a is None else float(judged.injects_a),
+            math.nan if judged.injects_b is None else float(judged.injects_b),
         )
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
@@ -380,7 +395,7 @@ class _Builder:
         )
 
 
-_FLOATS = {"score", "left_length", "right_length"}
+_FLOATS = {"score", "left_length", "right_length", "left_injects", "right_injects"}
 _TYPES: dict[str, type[np.generic]] = {
     name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS
 } | {"first": np.int8}

@@ -21,9 +21,10 @@ def visible(text: str) -> str:
 def winrate_lines(report: Report) -> list[str]:
     """The win rate of two models on one screen, or the ratings of many."""
     if report["a"] is None or report["b"] is None:
-        return [*_matrix_lines(report), *_warnings(report)]
+        return [*_matrix_lines(report), *_against(report), *_warnings(report)]
     lines = [_who(report), _headline(report), *_length(report), _position(report)]
-    return [line for line in [*lines, *_categories(report), *_warnings(report)] if line]
+    lines += [*_categories(report), *_people(report), *_looked_early(report)]
+    return [line for line in [*lines, *_warnings(report)] if line]
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -123,6 +124,51 @@ def _categories(report: Report) -> list[str]:
         f"  n {row['n']}  p {_p(row['p_holm'])} (Holm)"
         for row in rows
     ]
+
+
+def _people(report: Report) -> list[str]:
+    """How the judges agree with each other and with people."""
+    lines = []
+    for pair in (report["agreement"] or {}).get("pairs", []):
+        kappa = "unknown" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+        agreed = percent(pair["agreement"], 0)
+        lines.append(
+            f"  {' and '.join(name or '(no name)' for name in pair['judges'])}: {pair['n']} in "
+            f"common, agree {agreed}, kappa {kappa}"
+        )
+    human = report["human"]
+    if human is not None:
+        lines.append(
+            f"people: {human['n']} prompts, judges right {percent(human['accuracy'], 0)}; "
+            f"win rate by people {percent(human['win_rate'])} {_bracket(human['ci'])}"
+        )
+    return lines
+
+
+def _looked_early(report: Report) -> list[str]:
+    found = report["sequential"]
+    if found is None:
+        return []
+    after = found["decided_after"]
+    when = "not decided yet" if after is None else f"decided after {after} prompts"
+    return [f"valid however often looked at: {_bracket(found['ci'])} 95 %, {when}"]
+
+
+def _against(report: Report) -> list[str]:
+    """Each model against the baseline, then the differences prompt by prompt."""
+    found = report["against_baseline"]
+    if found is None:
+        return []
+    lines = [
+        f"  {row['model']} vs {report['b']}: {percent(row['win_rate'])} {_bracket(row['ci'])}"
+        f"   n {row['n']}"
+        for row in found["models"]
+    ]
+    for row in found["differences"]:
+        x, y = row["models"]
+        gap = f"{100 * row['difference']:+.1f} points"
+        lines.append(f"  {x} - {y}: {gap} {_bracket(row['ci'])}   p {_p(row['p_holm'])} (Holm)")
+    return lines
 
 
 def _matrix_lines(report: Report) -> list[str]:

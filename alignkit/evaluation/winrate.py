@@ -29,7 +29,10 @@ from alignkit.evaluation.intervals import (
     interval,
     mean_estimate,
 )
+from alignkit.evaluation.judge_agreement import held_against, judge_agreement
 from alignkit.evaluation.judgements import Judgements, known_models, read_judgements
+from alignkit.evaluation.paired import ScoredPrompts, paired_differences
+from alignkit.evaluation.sequential import confidence_sequence
 
 SCHEMA_VERSION = 1
 POWER = 0.8
@@ -70,6 +73,7 @@ def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
         ("left", "right"),
         ("left_length", "right_length"),
         ("left_hash", "right_hash"),
+        ("left_injects", "right_injects"),
     ):
         x, y = getattr(own, left), getattr(own, right)
         setattr(own, left, np.where(flip, y, x))
@@ -206,6 +210,47 @@ def length_of(pair: Pair) -> dict[str, Any]:
     }
 
 
+def anomalies_of(pair: Pair) -> dict[str, float | None]:
+    """Shares that make a win rate suspect: prompts with equal completions, one text everywhere."""
+    own = pair.judgements
+    known = (own.left_hash != 0) & (own.right_hash != 0)
+    if not known.any():
+        return dict.fromkeys(("identical", "most_common_a", "most_common_b"))
+    shares = []
+    for column in (own.left_hash[known], own.right_hash[known]):
+        _, times = np.unique(column, return_counts=True)
+        shares.append(float(times.max() / len(column)))
+    identical = float(np.mean(own.left_hash[known] == own.right_hash[known]))
+    return {"identical": identical, "most_common_a": shares[0], "most_common_b": shares[1]}
+
+
+def injections_of(pair: Pair) -> dict[str, float] | None:
+    """Share of each side's judged completions that talk to the judge; None when nobody looked."""
+    shares = []
+    for column in (pair.judgements.left_injects, pair.judgements.right_injects):
+        known = column[~np.isnan(column)]
+        if not len(known):
+            return None
+        shares.append(float(known.mean()))
+    return {"a": shares[0], "b": shares[1]}
+
+
+def _suspicions(pair: Pair, part: dict[str, Any]) -> list[str]:
+    """What a reader of the win rate must be told."""
+    found, anomalies = [], part["anomalies"]
+    for side, name in (("a", pair.a), ("b", pair.b)):
+        share = anomalies[f"most_common_{side}"]
+        if share is not None and share >= 0.2 and len(pair.judgements) >= 10:
+            found.append(f"{name} gives the same completion to {100 * share:.0f} % of prompts")
+        if part["injections"] and part["injections"][side] > 0:
+            share = part["injections"][side]
+            found.append(f"{100 * share:.1f} % of {name}'s completions talk to the judge")
+    if anomalies["identical"] is not None and anomalies["identical"] >= 0.2:
+        share = anomalies["identical"]
+        found.append(f"the two completions are equal in {100 * share:.0f} % of judgements")
+    return found
+
+
 def smallest_effect(
     se: float | None, *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
@@ -277,6 +322,8 @@ TWO_MODEL_KEYS = (
     "length",
     "mde_80",
     "per_category",
+    "anomalies",
+    "injections",
 )
 
 
@@ -288,6 +335,62 @@ def matrix_of(judgements: Judgements) -> tuple[dict[str, Any] | None, list[str]]
     group = usable.prompt if usable.clusters is None else usable.clusters[usable.prompt]
     found = ratings(Outcomes(usable.models, usable.left, usable.right, usable.score, group))
     return found.as_dict(), found.warnings
+
+
+# --- several judges, people, several models -----------------------------------------------------
+
+
+def is_human(judge: str) -> bool:
+    """Whether a judge's name says that people judged."""
+    return judge == "human" or judge.startswith("human:")
+
+
+def human_part(pair: Pair) -> dict[str, Any] | None:
+    """The judge held against people, and the win rate corrected by them; None without both."""
+    own = pair.judgements
+    people = np.array([is_human(name) for name in own.judges], dtype=bool)[own.judge]
+    columns, n = [], len(own.prompts)
+    for mask in (people, ~people):
+        prompts, scores = _prompt_means(own.prompt[mask], own.score[mask], n)
+        full = np.full(n, np.nan)
+        full[prompts] = scores
+        columns.append(full)
+    human, judge = columns
+    both = ~np.isnan(human) & ~np.isnan(judge)
+    if both.sum() < 2:
+        return None
+    return held_against(judge, human)
+
+
+def _sequential_part(pair: Pair | None) -> dict[str, Any] | None:
+    if pair is None:
+        return None
+    low, high = confidence_sequence(pair.scores, level=LEVEL)
+    ci = Interval(LEVEL, "betting", float(low[-1]), float(high[-1]))
+    decided = np.flatnonzero((low > 0.5) | (high < 0.5))
+    return {
+        "ci": ci.as_dict(),
+        "decided_after": int(decided[0]) + 1 if len(decided) else None,
+    }
+
+
+def against_baseline(
+    judgements: Judgements, baseline: str, options: Options
+) -> dict[str, Any] | None:
+    """Each model's win rate over one baseline, and their differences prompt by prompt."""
+    names = [name for name in judgements.models if name != baseline]
+    pairs = {name: pair_of(judgements, name, baseline) for name in names}
+    pairs = {name: pair for name, pair in pairs.items() if len(pair.scores)}
+    settings = options.ties, options.ci, options.bootstrap, options.seed
+    rows = []
+    for name, pair in pairs.items():
+        headline = headline_of(pair, *settings)
+        rows.append({"model": name, "n": len(pair.scores)} | headline)
+    scored = {
+        name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
+        for name, pair in pairs.items()
+    }
+    return {"models": rows, "differences": paired_differences(scored, LEVEL)}
 
 
 # --- who meets whom ------------------------------------------------------------------------------
@@ -348,6 +451,7 @@ class Options:
     seed: int = 0
     lc_slope: float | None = None
     format: str | None = None
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         _check_options(self.ties, self.ci, self.bootstrap)
@@ -362,7 +466,9 @@ class Options:
         words = ["alignkit", "eval", "winrate", *map(str, paths)]
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if value != setting.default:
+            if value is True:
+                words.append(f"--{setting.name}")
+            elif value != setting.default:
                 words += [f"--{setting.name.replace('_', '-')}", str(value)]
         return shlex.join(words)
 
@@ -411,10 +517,13 @@ def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
     length = length_of(pair)
     if options.controls_length:
         length = _with_length_control(length, length_controlled(pair, options))
-    return headline_of(pair, *settings) | {
+    part = headline_of(pair, *settings) | {
         "length": length,
         "per_category": per_category(pair, *settings),
+        "anomalies": anomalies_of(pair),
+        "injections": injections_of(pair),
     }
+    return part | {"warnings": _suspicions(pair, part)}
 
 
 def read_for(
@@ -439,7 +548,6 @@ def report_of(
     usable = ~np.isnan(own.score)
     two = dict.fromkeys(TWO_MODEL_KEYS) if pair is None else _pair_part(pair, options)
     matrix, warnings = matrix_of(judgements)
-    judges = [judgements.judges[number] for number in np.unique(own.judge)]
     return {
         "schema_version": SCHEMA_VERSION,
         "a": a,
@@ -449,12 +557,15 @@ def report_of(
         "n_failed": int(np.sum(~usable)),
         **two,
         "position": position_of(own),
-        "judges": judges,
-        "agreement": None,
+        "judges": [judgements.judges[number] for number in np.unique(own.judge)],
+        "agreement": judge_agreement(own, options.bootstrap, options.seed),
+        "human": None if pair is None else human_part(pair),
+        "sequential": _sequential_part(pair) if options.sequential else None,
         "matrix": matrix,
+        "against_baseline": against_baseline(judgements, b, options) if b and not a else None,
         "cluster": options.cluster,
         "tie_rule": options.ties,
-        "warnings": warnings,
+        "warnings": warnings + ((two["warnings"] or []) if pair else []),
         "inputs": judgements.inputs,
         "seed": options.seed,
         "command": options.command(paths),
@@ -478,6 +589,7 @@ def winrate_report(
     seed: int = 0,
     lc_slope: float | None = None,
     format: str | None = None,
+    sequential: bool = False,
 ) -> dict[str, Any]:
     """Read files of judgements and report the win rate of `a` against `b`, as JSON takes it."""
     files = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -495,5 +607,6 @@ def winrate_report(
         seed=seed,
         lc_slope=lc_slope,
         format=format,
+        sequential=sequential,
     )
     return report_of(read_for(files, options), options, files)

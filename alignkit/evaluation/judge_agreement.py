@@ -1,0 +1,113 @@
+"""What several judges agree on, and how one judge holds against people."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from alignkit.evaluation.agreement_statistics import (
+    cohen_kappa,
+    item_bootstrap,
+    krippendorff_alpha,
+)
+from alignkit.evaluation.intervals import Floats, Ints, interval
+from alignkit.evaluation.judgements import Judgements
+from alignkit.evaluation.ppi import corrected_mean
+
+# Resampling agreement is a by-product of a report: it may not take longer than the report.
+MOST_DRAWS = 500
+ROUNDING = 1e-12
+
+
+def _verdicts(scores: Floats) -> Ints:
+    """0 for a win of the left, 1 for a tie, 2 for a loss."""
+    return np.where(np.abs(scores - 0.5) <= ROUNDING, 1, np.where(scores > 0.5, 0, 2))
+
+
+def _by_judge(judgements: Judgements) -> tuple[Ints, Floats]:
+    """Judges present, and each one's mean score by comparison, (judges, comparisons), nan unknown.
+
+    A comparison is a prompt and two models, whichever a row names first.
+    """
+    known = ~np.isnan(judgements.score)
+    low = np.minimum(judgements.left, judgements.right)[known]
+    high = np.maximum(judgements.left, judgements.right)[known]
+    score = np.where(
+        judgements.left[known] == low, judgements.score[known], 1 - judgements.score[known]
+    )
+    models = len(judgements.models)
+    key = (judgements.prompt[known] * models + low) * models + high
+    _, comparison = np.unique(key, return_inverse=True)
+    judges, judge = np.unique(judgements.judge[known], return_inverse=True)
+    n = int(comparison.max(initial=-1)) + 1
+    cell = judge * n + comparison
+    counts = np.bincount(cell, minlength=len(judges) * n)
+    sums = np.bincount(cell, weights=score, minlength=len(judges) * n)
+    with np.errstate(invalid="ignore"):
+        return judges, (sums / counts).reshape(len(judges), n)
+
+
+def judge_agreement(judgements: Judgements, draws: int, seed: int) -> dict[str, Any] | None:
+    """Pairs of judges on the comparisons both made, and alpha over all; None for one judge."""
+    judges, scores = _by_judge(judgements)
+    if len(judges) < 2:
+        return None
+    draws = min(draws, MOST_DRAWS)
+    names = [judgements.judges[number] for number in judges]
+    pairs = [
+        {"judges": [names[x], names[y]], **_pair(scores[x], scores[y], draws, seed)}
+        for x, y in combinations(range(len(judges)), 2)
+    ]
+    counts = np.stack([(_verdicts(scores) == c) & ~np.isnan(scores) for c in range(3)], axis=2)
+    votes = counts.sum(axis=0).astype(float)
+    votes = votes[votes.sum(axis=1) > 1]
+    value, ci = item_bootstrap(lambda w: krippendorff_alpha(votes, w), len(votes), draws, seed)
+    alpha = {"value": value, "ci": None if ci is None else ci.as_dict(), "n": len(votes)}
+    return {"pairs": pairs, "alpha": alpha | {"metric": "nominal"}}
+
+
+def _pair(x: Floats, y: Floats, draws: int, seed: int) -> dict[str, Any]:
+    both = ~np.isnan(x) & ~np.isnan(y)
+    n = int(both.sum())
+    if not n:
+        return {"n": 0, "agreement": None, "kappa": None, "ci": None}
+    one, other = _verdicts(x[both]), _verdicts(y[both])
+    tables = np.zeros((n, 3, 3))
+    tables[np.arange(n), one, other] = 1
+    kappa, ci = item_bootstrap(lambda w: cohen_kappa(tables, w), n, draws, seed)
+    return {
+        "n": n,
+        "agreement": float(np.mean(one == other)),
+        "kappa": kappa,
+        "ci": None if ci is None else ci.as_dict(),
+    }
+
+
+def held_against(judge: Floats, human: Floats) -> dict[str, Any]:
+    """A judge's scores against people's by prompt, nan where unknown; two or more in common.
+
+    accuracy counts prompts on which neither side tied; the win rate is people's, sharpened by the
+    judge's verdicts where nobody looked.
+    """
+    both = ~np.isnan(human) & ~np.isnan(judge)
+    one, other = _verdicts(judge[both]), _verdicts(human[both])
+    decided = (one != 1) & (other != 1)
+    right = (one == other)[decided].astype(float)
+    found = interval("wilson", right)
+    tables = np.zeros((len(one), 3, 3))
+    tables[np.arange(len(one)), one, other] = 1
+    kappa, ci = item_bootstrap(lambda w: cohen_kappa(tables, w), len(one), MOST_DRAWS, 0)
+    corrected = corrected_mean(judge, human)
+    return {
+        "n": int(both.sum()),
+        "accuracy": float(right.mean()) if len(right) else None,
+        "accuracy_ci": None if found is None else found.as_dict(),
+        "kappa": kappa,
+        "kappa_ci": None if ci is None else ci.as_dict(),
+        "win_rate": corrected.value,
+        "se": corrected.se,
+        "ci": corrected.ci.as_dict(),
+        "weight": corrected.weight,
+    }
