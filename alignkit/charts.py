@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 380, 216
+WIDTH, WIDE, HEIGHT = 380, 580, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 34
 MAX_MARKS = 120  # hover targets and dots; the line itself keeps every point
 
@@ -75,15 +75,17 @@ def span(values: Iterable[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step") -> Markup:
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str = "step", width: int = WIDTH
+) -> Markup:
     """Lines over a shared x axis, with a tooltip for every point that CSS alone shows."""
     drawn = [finite(line) for line in series]
     drawn = [line for line in drawn if line.points]
     if not drawn:
         return Markup("")
-    x, y, y_ticks = scales(drawn)
+    x, y, y_ticks = scales(drawn, width)
     parts = [
-        grid(y, y_ticks),
+        grid(y, y_ticks, x.end),
         x_axis(x, x_label),
         *(stroke(line, x, y) for line in drawn),
         hover_targets(drawn, x, y, x_label),
@@ -94,7 +96,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step") -
     ).format(
         title=title,
         legend=legend(drawn),
-        width=WIDTH,
+        width=width,
         height=HEIGHT,
         alt=f"{title}: {described(drawn)}",
         body=Markup("").join(parts),
@@ -114,16 +116,16 @@ def described(series: Sequence[Series]) -> str:
     )
 
 
-def scales(series: Sequence[Series]) -> tuple[Scale, Scale, list[float]]:
+def scales(series: Sequence[Series], width: int) -> tuple[Scale, Scale, list[float]]:
     """The x and y scales that hold every point, and the marks of the y axis."""
     x_low, x_high = span(x for line in series for x, _ in line.points)
     marks = ticks(*span(y for line in series for _, y in line.points))
-    x = Scale(x_low, x_high, LEFT, WIDTH - RIGHT)
+    x = Scale(x_low, x_high, LEFT, width - RIGHT)
     y = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
     return x, y, marks
 
 
-def grid(y: Scale, marks: Sequence[float]) -> Markup:
+def grid(y: Scale, marks: Sequence[float], right: float) -> Markup:
     row = Markup(
         '<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
         '<text class="tick" x="{text_x}" y="{text_y}" text-anchor="end">{label}</text>'
@@ -131,7 +133,7 @@ def grid(y: Scale, marks: Sequence[float]) -> Markup:
     return Markup("").join(
         row.format(
             left=LEFT,
-            right=WIDTH - RIGHT,
+            right=right,
             y=y(mark),
             text_x=LEFT - 8,
             text_y=y(mark) + 3.5,
@@ -146,7 +148,7 @@ def x_axis(x: Scale, label: str) -> Markup:
     tick = Markup('<text class="tick" x="{x}" y="{y}" text-anchor="middle">{label}</text>')
     marks = [tick.format(x=x(mark), y=HEIGHT - BOTTOM + 15, label=number(mark)) for mark in inside]
     name = Markup('<text class="axis" x="{x}" y="{y}" text-anchor="end">{label}</text>').format(
-        x=WIDTH - RIGHT, y=HEIGHT - 4, label=label
+        x=x.end, y=HEIGHT - 4, label=label
     )
     return Markup("").join([*marks, name])
 
@@ -183,7 +185,7 @@ def target(line: Series, px: float, py: float, x: Scale, y: Scale, x_label: str)
     text = f"{line.label} {number(py)}"
     detail = f"{x_label} {number(px)}"
     width = 6.1 * max(len(text), len(detail)) + 14
-    left = min(max(x(px) - width / 2, 2), WIDTH - width - 2)
+    left = min(max(x(px) - width / 2, 2), x.end + RIGHT - width - 2)
     top = y(py) - 46 if y(py) > TOP + 46 else y(py) + 12
     return Markup(
         '<g class="hit"><circle class="area" cx="{x}" cy="{y}" r="9"/>'

@@ -19,7 +19,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from alignkit.charts import Series, interval, line_chart, number
+from alignkit.charts import WIDE, Series, interval, line_chart, number
 
 STYLE_SHEET = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -156,7 +156,7 @@ def cell(value: Any, form: str = "") -> Markup:
     """A value for a table: short for people, exact in the tooltip."""
     if value is None:
         return Markup('<span class="none">–</span>')
-    if isinstance(value, float):
+    if isinstance(value, float) or (form and is_number(value)):
         short = format(value, form) if form and math.isfinite(value) else number(value)
         return Markup('<span title="{exact}">{short}</span>').format(
             exact=repr(value), short=short.replace("-", "−")
@@ -199,15 +199,14 @@ def summary_table(temperature: float | None, rows: Sequence[Row]) -> Markup:
         head.format(
             meaning=plain(column.meaning),
             heading=plain(column.heading),
-            kind=Markup(' class="text"') if column.key == "policy" else "",
+            kind=Markup(' class="text"') if column.key in ("policy", "win_rate") else "",
         )
         for column in columns
     )
     body = joined(summary_row(row, columns) for row in rows)
     return Markup(
         '<h3>{name}</h3><div class="wide"><table class="summary"><thead><tr>{heads}'
-        '<th scope="col" class="text">Win rate, 95 % interval</th></tr></thead>'
-        "<tbody>{body}</tbody></table></div>"
+        "</tr></thead><tbody>{body}</tbody></table></div>"
     ).format(name=temperature_name(temperature), heads=heads, body=body)
 
 
@@ -229,7 +228,7 @@ def summary_columns(rows: Sequence[Row]) -> list[Column]:
 
 def summary_row(row: Row, columns: Sequence[Column]) -> Markup:
     cells = joined(summary_cell(row, column) for column in columns)
-    return Markup("<tr>{cells}<td>{win}</td></tr>").format(cells=cells, win=win_rate(row))
+    return Markup("<tr>{cells}</tr>").format(cells=cells)
 
 
 def summary_cell(row: Row, column: Column) -> Markup:
@@ -238,6 +237,8 @@ def summary_cell(row: Row, column: Column) -> Markup:
         return Markup('<th scope="row"><i class="s{style}"></i>{name}</th>').format(
             style=style_of(str(value)), name=visible(str(value))
         )
+    if column.key == "win_rate":
+        return Markup('<td class="text">{win}</td>').format(win=win_rate(row))
     return Markup('<td class="number">{value}</td>').format(value=cell(value, column.form))
 
 
@@ -271,7 +272,9 @@ def style_of(policy: str) -> int:
 def frontier(policies: Mapping[str, Sequence[Row]]) -> Markup:
     """Gold and reward-model score against KL: where they part, the reward model is being gamed."""
     charts = [
-        line_chart(title, frontier_series(policies, key), x_label="KL to the reference, nats")
+        line_chart(
+            title, frontier_series(policies, key), x_label="KL to the reference, nats", width=WIDE
+        )
         for key, title in (("reward", "Reward-model score"), ("gold", "Gold score"))
     ]
     drawn = [chart for chart in charts if chart]
@@ -417,7 +420,7 @@ def settings(values: Mapping[str, Any]) -> Markup:
     flat = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     general = [definitions(flat)] if flat else []
-    stages = [folded(name, definitions(value)) for name, value in nested.items()]
+    stages = [folded(name, definitions(value), printed=True) for name, value in nested.items()]
     return section("Settings", joined([*general, *stages]))
 
 
@@ -459,15 +462,17 @@ def grid(charts: Sequence[Markup], layout: str = "grid") -> Markup:
     )
 
 
-def folded(title: str, body: Markup) -> Markup:
-    return Markup("<details><summary>{title}</summary>{body}</details>").format(
-        title=visible(title), body=body
+def folded(title: str, body: Markup, *, printed: bool = False) -> Markup:
+    """A block that opens on a click; on paper it is left out unless `printed`."""
+    return Markup('<details class="{kind}"><summary>{title}</summary>{body}</details>').format(
+        kind="printed" if printed else "more", title=visible(title), body=body
     )
 
 
 INTERVAL_KEYS = {"policy", "temperature", "win_rate", "low", "high"}
 COLUMNS = (
     Column("policy", "Policy", "which model replied"),
+    Column("win_rate", "Win rate, 95 % interval", "share of prompts won, ties count half"),
     Column("gold", "Gold", "mean score by the true judge, which real projects do not have", ".2f"),
     Column("reward", "Reward", "mean score by the reward model", ".2f"),
     Column("kl", "KL", "divergence from the reference, nats a reply", ".2f"),
