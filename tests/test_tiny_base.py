@@ -106,6 +106,7 @@ def test_it_is_a_base_and_no_assistant(
     assert (output == tokenizer.eos_token_id).any(1).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_rebuilding_from_the_seed_starts_as_the_shipped_one_did(tmp_path: Path) -> None:
     """Same corpus, same tokenizer to the byte, same first losses; a stale file fails here."""
     expected = json.loads((base.SHIPPED / "pretraining.json").read_text())
