@@ -24,14 +24,16 @@ function rawText(text) {
 }
 
 // One row a mark: what opens it, how its content becomes nodes. The first match in the text wins.
+// Every repetition is bounded: hostile text may be shown wrong, but never slowly.
 const INLINE = [
-  [/`{2}([^\n]+?)`{2}|`([^`\n]+)`/, (m) => element("code", {}, ...plainNodes(m[1] ?? m[2]))],
-  [/!\[([^\]\n]{0,300})\]\(([^)\s]{1,2000})[^)\n]{0,300}\)/, (m) => linked(`image: ${m[1]}`, m[2])],
-  [/\[([^\]\n]{1,300})\]\(([^)\s]{1,2000})[^)\n]{0,300}\)/, (m) => linked(m[1], m[2])],
-  [/\*\*(?=\S)([^\n]*?\S)\*\*|__(?=\S)([^\n]*?\S)__/, (m) => element("strong", {}, ...inlineNodes(m[1] ?? m[2]))],
-  [/\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)/, (m) => element("em", {}, ...inlineNodes(m[1] ?? m[2]))],
-  [/~~(?=\S)([^\n]*?\S)~~/, (m) => element("s", {}, ...inlineNodes(m[1]))],
+  [/`{2}([^\n]{1,500}?)`{2}|`([^`\n]{1,500})`/g, (m) => element("code", {}, ...plainNodes(m[1] ?? m[2]))],
+  [/!\[([^\]\n]{0,300})\]\(([^)\s]{1,1000})[^)\n]{0,100}\)/g, (m) => linked(`image: ${m[1]}`, m[2])],
+  [/\[([^\]\n]{1,300})\]\(([^)\s]{1,1000})[^)\n]{0,100}\)/g, (m) => linked(m[1], m[2])],
+  [/\*\*(?=[^\s*])([^\n]{0,500}?\S)\*\*|__(?=[^\s_])([^\n]{0,500}?\S)__/g, (m, depth) => element("strong", {}, ...inlineNodes(m[1] ?? m[2], depth))],
+  [/\*(?=[^\s*])([^*\n]{0,500}?\S)\*|(?<!\w)_(?=[^\s_])([^_\n]{0,500}?\S)_(?!\w)/g, (m, depth) => element("em", {}, ...inlineNodes(m[1] ?? m[2], depth))],
+  [/~~(?=[^\s~])([^\n]{0,500}?\S)~~/g, (m, depth) => element("s", {}, ...inlineNodes(m[1], depth))],
 ];
+const DEEPEST = 6;
 
 // A link shows where it leads and leads nowhere: a click must not leave the page or tell anybody.
 function linked(label, target) {
@@ -39,24 +41,29 @@ function linked(label, target) {
     element("span", { class: "target" }, "(", ...plainNodes(target), ")"));
 }
 
-function inlineNodes(text) {
+function inlineNodes(text, depth = 0) {
+  if (depth > DEEPEST) return plainNodes(text);
   const nodes = [];
-  for (let rest = text; rest;) {
-    let first = null;
-    for (const [pattern, build] of INLINE) {
-      const match = pattern.exec(rest);
-      if (match && (!first || match.index < first.match.index)) first = { match, build };
-    }
-    if (!first) return nodes.concat(plainNodes(rest));
-    nodes.push(...plainNodes(rest.slice(0, first.match.index)), first.build(first.match));
-    rest = rest.slice(first.match.index + first.match[0].length);
+  // Each pattern remembers its next match and looks again only when that one was passed.
+  const next = INLINE.map(() => undefined);
+  let at = 0;
+  for (;;) {
+    INLINE.forEach(([pattern], row) => {
+      if (next[row] === null || next[row]?.index >= at) return;
+      pattern.lastIndex = at;
+      next[row] = pattern.exec(text);
+    });
+    const row = next.reduce((best, match, index) => match && (best < 0 || match.index < next[best].index) ? index : best, -1);
+    if (row < 0) return nodes.concat(plainNodes(text.slice(at)));
+    const match = next[row];
+    nodes.push(...plainNodes(text.slice(at, match.index)), INLINE[row][1](match, depth + 1));
+    at = match.index + match[0].length;
   }
-  return nodes;
 }
 
 const LIST = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([^\s`]*)/;
-const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const TABLE_RULE = /^[\s|:-]+$/;
 const LONGEST_RENDERED = 200000;
 
 // Markdown as people use it in answers: headings, lists, quotes, tables, code, emphasis.
@@ -65,17 +72,18 @@ function renderedText(text) {
   return element("div", { class: "rendered" }, ...blocks(text.split("\n")));
 }
 
-function blocks(lines) {
+function blocks(lines, depth = 0) {
+  if (depth > DEEPEST) return [rawText(lines.join("\n"))];
   const nodes = [];
   for (let at = 0; at < lines.length;) {
-    const [node, next] = block(lines, at);
+    const [node, next] = block(lines, at, depth);
     if (node) nodes.push(node);
     at = next;
   }
   return nodes;
 }
 
-function block(lines, at) {
+function block(lines, at, depth) {
   const line = lines[at];
   if (!line.trim()) return [null, at + 1];
   if (FENCE.test(line)) return fenced(lines, at);
@@ -83,9 +91,9 @@ function block(lines, at) {
   // The page owns h1 and h2; a heading of an answer is below them for every reader.
   if (heading) return [element(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inlineNodes(heading[2])), at + 1];
   if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) return [element("hr"), at + 1];
-  if (/^\s{0,3}>/.test(line)) return quoted(lines, at);
-  if (LIST.test(line)) return listed(lines, at);
-  if (line.includes("|") && TABLE_RULE.test(lines[at + 1] ?? "") && lines[at + 1].includes("-")) return tabled(lines, at);
+  if (/^\s{0,3}>/.test(line)) return quoted(lines, at, depth);
+  if (LIST.test(line)) return listed(lines, at, depth);
+  if (line.includes("|") && lines[at + 1]?.includes("|") && lines[at + 1].includes("-") && TABLE_RULE.test(lines[at + 1])) return tabled(lines, at);
   return paragraph(lines, at);
 }
 
@@ -98,14 +106,14 @@ function fenced(lines, at) {
   return [pre, end + 1];
 }
 
-function quoted(lines, at) {
+function quoted(lines, at, depth) {
   let end = at;
   while (end < lines.length && /^\s{0,3}>/.test(lines[end])) end += 1;
   const inner = lines.slice(at, end).map((line) => line.replace(/^\s{0,3}>\s?/, ""));
-  return [element("blockquote", {}, ...blocks(inner)), end];
+  return [element("blockquote", {}, ...blocks(inner, depth + 1)), end];
 }
 
-function listed(lines, at) {
+function listed(lines, at, depth) {
   const [, indent, number] = LIST.exec(lines[at]);
   const list = element(number ? "ol" : "ul", number ? { start: number } : {});
   let end = at;
@@ -116,7 +124,7 @@ function listed(lines, at) {
     // What is indented deeper than the marker belongs to this entry, nested lists included.
     while (next < lines.length && lines[next].trim() && /^\s*/.exec(lines[next])[0].length > indent.length) next += 1;
     const inner = lines.slice(end + 1, next).map((line) => line.slice(indent.length + 2));
-    list.append(element("li", {}, ...inlineNodes(match[3]), ...blocks(inner)));
+    list.append(element("li", {}, ...inlineNodes(match[3]), ...blocks(inner, depth + 1)));
     end = next;
     if (!(lines[end] ?? "x").trim() && LIST.test(lines[end + 1] ?? "")) end += 1;
   }
