@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import cycle, islice
@@ -36,6 +37,7 @@ import torch  # noqa: E402  the environment above must be set first
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
+from trl.trainer import utils as trl_utils  # noqa: E402
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -189,6 +191,33 @@ def hh_pairs(count: int, vocabulary: int, seed: int = 0) -> list[dict[str, list[
         {"prompt_ids": draw(p), "chosen_ids": draw(c), "rejected_ids": draw(r)}
         for p, c, r in islice(cycle(lengths), count)
     ]
+
+
+def hh_lists(count: int, vocabulary: int, completions: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts with `completions` completions each, of the lengths of HH's chosen and rejected."""
+    pairs = hh_pairs(count * completions, vocabulary, seed)
+    return [
+        {
+            "prompt": pairs[i]["prompt_ids"],
+            "completions": [
+                pairs[i + j // 2]["rejected_ids" if j % 2 else "chosen_ids"]
+                for j in range(completions)
+            ],
+        }
+        for i in range(0, len(pairs), completions)
+    ]
+
+
+@contextmanager
+def compact_head(wanted: bool) -> Iterator[None]:
+    """TRL scoring completion positions only, as it does on a GPU: one line upstream away."""
+    own = trl_utils._use_triton
+    if wanted:
+        trl_utils._use_triton = lambda _: True
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = own
 
 
 def batches_of(items: Sequence[Any], size: int) -> list[list[Any]]:

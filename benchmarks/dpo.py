@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
@@ -28,6 +27,7 @@ from benchmarks.common import (
     Side,
     base_model,
     batches_of,
+    compact_head,
     compare,
     hh_pairs,
     lora,
@@ -78,7 +78,7 @@ def trl_side(trainer: Any, checkpointing: bool = False, compact: bool = False) -
     """One TRL step: its collator, forwards, metrics and backward."""
 
     def step(pairs: list[dict[str, list[int]]]) -> torch.Tensor:
-        with _checkpointing(trainer.model, checkpointing), _compact_head(compact):
+        with _checkpointing(trainer.model, checkpointing), compact_head(compact):
             return trainer.training_step(trainer.model, trainer.data_collator(pairs))
 
     return step
@@ -219,18 +219,6 @@ def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             model.gradient_checkpointing_disable()
-
-
-@contextlib.contextmanager
-def _compact_head(wanted: bool) -> Iterator[None]:
-    """TRL scoring completion positions only, as it does on a GPU: one line upstream away."""
-    own = trl_utils._use_triton
-    if wanted:
-        trl_utils._use_triton = lambda _: True
-    try:
-        yield
-    finally:
-        trl_utils._use_triton = own
 
 
 def _arguments() -> argparse.Namespace:
