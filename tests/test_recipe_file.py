@@ -1,0 +1,248 @@
+"""Recipes: all problems at once, each with file, line, column and a way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alignkit.errors import AlignkitError, RecipeError
+from alignkit.recipe import DpoConfig, SftConfig
+from alignkit.recipe_file import parse_setting, read_recipe
+from tests.command import alignkit
+
+GOOD = """\
+name: helpful
+seed: 17
+backbone:
+  quantization: nf4
+stages:
+  - sft: {data: rows.jsonl, learning_rate: 2e-4}
+  - reward: {data: rows.jsonl}
+  - dpo: {data: rows.jsonl, policy: sft, beta: 0.1}
+  - evaluate: {policies: [sft, dpo], baseline: sft, judge: reward, prompts: rows.jsonl}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems(text: str, *settings: str) -> list[str]:
+    Path("r.yaml").write_text(text)
+    with pytest.raises(AlignkitError) as caught:
+        read_recipe(Path("r.yaml"), settings)
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+def test_a_good_recipe_is_read_whole(here: Path) -> None:
+    (here / "r.yaml").write_text(GOOD)
+    recipe = read_recipe(Path("r.yaml"))
+    assert [stage.name for stage in recipe.stages] == ["sft", "reward", "dpo", "evaluate"]
+    sft = recipe.stage("sft").config
+    assert isinstance(sft, SftConfig)
+    assert sft.learning_rate == 2e-4
+    assert recipe.seed == 17
+
+
+def test_settings_are_laid_over_by_stage_name(here: Path) -> None:
+    (here / "r.yaml").write_text(GOOD)
+    settings = ["dpo.beta=0.3", "seed=5", "backbone.lora_r=4", "dpo.trainer.optim=sgd"]
+    recipe = read_recipe(Path("r.yaml"), settings)
+    dpo = recipe.stage("dpo").config
+    assert isinstance(dpo, DpoConfig)
+    assert (dpo.beta, dpo.trainer) == (0.3, {"optim": "sgd"})
+    assert (recipe.seed, recipe.backbone.lora_r) == (5, 4)
+
+
+STAGE = "name: x\nstages:\n  - sft: {{data: rows.jsonl}}\n  - {}\n"
+
+# The number is the row of the catalogue of malformed recipes; text, then the message.
+MALFORMED: list[tuple[str, str, str]] = [
+    ("33 tab", "name: x\nstages:\n\t- sft: {}\n", "r.yaml:3:1: tab at column 1. Indent with two"),
+    (
+        "34 unknown key",
+        STAGE.format("dpo: {data: rows.jsonl, learning_rat: 1e-4}"),
+        "r.yaml:4:29: unknown key 'learning_rat'; did you mean 'learning_rate'?",
+    ),
+    (
+        "35 key twice",
+        STAGE.format("dpo:\n      beta: 1\n      beta: 2\n      data: rows.jsonl"),
+        "r.yaml:6:7: key 'beta' is set twice; first at 5:7",
+    ),
+    (
+        "37 negative",
+        STAGE.format("dpo: {data: rows.jsonl, learning_rate: -1}"),
+        "r.yaml:4:44: 'learning_rate' must be greater than 0, not -1",
+    ),
+    (
+        "37 infinite",
+        STAGE.format("dpo: {data: rows.jsonl, learning_rate: .inf}"),
+        "'learning_rate' must be a finite number, not inf",
+    ),
+    (
+        "38 text for a number",
+        STAGE.format('dpo: {data: rows.jsonl, beta: "0.1"}'),
+        "r.yaml:4:35: 'beta' must be a number, not the text '0.1'",
+    ),
+    (
+        "39 loop",
+        "name: x\nstages:\n  - dpo: {name: a, policy: b, data: rows.jsonl}\n"
+        "  - dpo: {name: b, policy: a, data: rows.jsonl}\n",
+        "r.yaml:3:28: stages wait for each other: a → b → a. Break the loop",
+    ),
+    (
+        "40 unknown stage",
+        STAGE.format("dpo: {data: rows.jsonl, policy: stf}"),
+        "r.yaml:4:37: no stage or run 'stf'; did you mean 'sft'?",
+    ),
+    (
+        "41 path out of the run",
+        STAGE.format("dpo: {data: rows.jsonl, name: ../../etc/x}"),
+        "r.yaml:4:35: '../../etc/x' is not a stage name",
+    ),
+    (
+        "41 output key",
+        STAGE.format("dpo: {data: rows.jsonl, output: ../../etc}"),
+        "'output' is no recipe key: where a run goes is said on the command line",
+    ),
+    ("41 run name", "name: ../x\nstages: [{sft: {data: rows.jsonl}}]\n", "'../x' is not a name"),
+    ("42 alias bomb", "a: &a [x]\nb: &b [*a, *a]\n", "aliases are not allowed (*a)"),
+    ("43 tag", "name: !!python/object/apply:os.system [id]\n", "tag !!python/object/apply:os"),
+    ("44 list", "- sft\n", "r.yaml:1:1: a recipe is a mapping with name and stages, this one is"),
+    ("empty", "", "a recipe is a mapping with name and stages, this one is empty"),
+    ("no stages", "name: x\n", "stages is missing"),
+    ("no name", "stages: [{sft: {data: rows.jsonl}}]\n", "'name' is missing"),
+    ("unknown kind", STAGE.format("dop: {}"), "unknown stage 'dop'; did you mean 'dpo'?"),
+    ("two kinds", STAGE.format("{dpo: {}, sft: {}}"), "a stage is one kind with its settings"),
+    ("other tool's word", STAGE.format("dpo: {cutoff_len: 5}"), "did you mean 'max_length'?"),
+    (
+        "remote code",
+        "name: x\nbackbone: {trust_remote_code: true}\nstages: [{sft: {data: rows.jsonl}}]\n",
+        "r.yaml:2:12: 'trust_remote_code' is no recipe key: code that comes with a model is never",
+    ),
+    (
+        "same name twice",
+        STAGE.format("sft: {data: rows.jsonl}"),
+        "r.yaml:4:5: a second stage is called 'sft'; the first is at 3:5",
+    ),
+    (
+        "later stage",
+        "name: x\nstages:\n  - dpo: {data: rows.jsonl, policy: sft}\n  - sft: {data: rows.jsonl}\n",
+        "r.yaml:3:37: stage 'sft' comes after 'dpo'",
+    ),
+    (
+        "wrong kind of stage",
+        STAGE.format("ppo: {prompts: rows.jsonl, reward_model: sft}"),
+        "stage 'sft' is a sft stage; this must be reward",
+    ),
+    (
+        "no file",
+        STAGE.format("dpo: {data: row.jsonl}"),
+        "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
+    ),
+    ("directory", STAGE.format("dpo: {data: .}"), "'.' is a directory"),
+    ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
+    (
+        "settings together",
+        STAGE.format("reward: {data: rows.jsonl, eval_strategy: steps}"),
+        "r.yaml:4:47: eval_strategy 'steps' needs eval_steps",
+    ),
+    ("seed", "name: x\nseed: -1\nstages: [{sft: {data: rows.jsonl}}]\n", "'seed' must be at least"),
+    (
+        "backbone",
+        "name: x\nbackbone: {lora_rank: 8}\nstages: [{sft: {data: rows.jsonl}}]\n",
+        "r.yaml:2:12: unknown key 'lora_rank'; did you mean 'lora_r'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), MALFORMED, ids=[row[0] for row in MALFORMED])
+def test_malformed_recipes(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, message: str
+) -> None:
+    (here / "r.yaml").write_text(text)
+    before = sorted(here.rglob("*"))
+    began = time.monotonic()
+    said = alignkit(capsys, "run", "r.yaml")
+    assert said.code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert time.monotonic() - began < 2
+    assert sorted(here.rglob("*")) == before
+
+
+def test_36_numbers_in_scientific_notation_are_numbers(here: Path) -> None:
+    (here / "r.yaml").write_text(STAGE.format("dpo: {data: rows.jsonl, learning_rate: 1e-4}"))
+    config = read_recipe(Path("r.yaml")).stage("dpo").config
+    assert isinstance(config, DpoConfig)
+    assert config.learning_rate == 1e-4
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file(here: Path) -> None:
+    found = problems(
+        "name: x\nseed: 1.5\nstages:\n  - sft: {data: gone.jsonl}\n"
+        "  - dpo: {data: rows.jsonl, polcy: sft, beta: 0}\n  - reward: {}\n"
+    )
+    assert [line.split(":")[1] for line in found] == ["2", "4", "5", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dpo.bta=1", "--set dpo.bta=1: unknown key 'bta'; did you mean 'beta'?"),
+        ("dop.beta=1", "no stage 'dop'; did you mean 'dpo'?"),
+        ("dpo.beta", "--set 'dpo.beta' is not key=value"),
+        ("dpo.beta=[1", "a list is never closed"),
+        ("dpo.beta=x", "--set dpo.beta=x: 'beta' must be a number, not the text 'x'"),
+        ("stages=1", "stages must be a list"),
+    ],
+)
+def test_problems_of_settings_name_the_setting(here: Path, setting: str, message: str) -> None:
+    assert any(message in line for line in problems(GOOD, setting))
+
+
+def test_values_of_settings_may_hold_equal_signs() -> None:
+    assert parse_setting("sft.name='a=b'") == (["sft", "name"], "a=b")
+
+
+@pytest.mark.parametrize("name", ["-x.yaml", "a b.yaml", "ü.yaml"])
+def test_odd_file_names_work(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (here / name).write_text("name: x\n")
+    said = alignkit(capsys, "run", "--", name)
+    assert said.code == 2
+    assert f"{name}:1:1: stages is missing" in said.err
+
+
+def test_an_absent_recipe_is_named(here: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read gone.yaml: No such file"):
+        read_recipe(Path("gone.yaml"))
+
+
+def test_a_typo_in_the_last_stage_is_told_in_two_seconds_without_torch(here: Path) -> None:
+    (here / "r.yaml").write_text(GOOD.replace("judge: reward", "jugde: reward"))
+    program = (
+        "import sys\n"
+        "from alignkit.cli import main\n"
+        "try:\n    main(['run', 'r.yaml'])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy))\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=here
+    )
+    assert time.monotonic() - began < 4  # two seconds, and the rest for a busy machine
+    assert done.returncode == 2
+    assert "r.yaml:9:53: unknown key 'jugde'; did you mean 'judge'?" in done.stderr
+    assert done.stdout.strip() == "heavy: []"
+    assert sorted(path.name for path in here.iterdir()) == ["r.yaml", "rows.jsonl"]
