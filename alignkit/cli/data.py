@@ -307,3 +307,259 @@ def pairs(
     count = write_records(output, records)
     groups = len({record.group for record in records})
     say(f"{output}: {count:,} preferences from {groups:,} rankings")
+
+
+# --- clean --------------------------------------------------------------------------------------
+
+
+@data.command()
+@click.argument("file")
+@reading_options
+@click.option("--repair", "repairs", multiple=True, metavar="NAME", help="Also do this repair.")
+@click.option(
+    "--drop",
+    "drops",
+    multiple=True,
+    metavar="KIND",
+    help="Also drop rows with this kind of problem (as data check names it), or malformed.",
+)
+@click.option("--no-default", is_flag=True, help="Do only what --repair and --drop name.")
+@click.option("--fill", multiple=True, metavar="NAME=TEXT", help="Fill the placeholder {{NAME}}.")
+@click.option(
+    "--pattern",
+    "patterns",
+    multiple=True,
+    metavar="REGEX=>TEXT",
+    help="Replace what a regular expression matches.",
+)
+@click.option("--not-in", multiple=True, metavar="FILE", help="Drop rows whose prompt FILE holds.")
+@click.option("--to", metavar="NAME", help="Output format; the input's own by default.")
+@click.option("--log", metavar="FILE", help="The change log; OUTPUT.changes.jsonl by default.")
+@click.option("--undo", metavar="LOG", help="Take back what LOG says was done to FILE.")
+@output_option
+def clean(
+    file: str,
+    format_: str | None,
+    columns: Columns | None,
+    repairs: Sequence[str],
+    drops: Sequence[str],
+    no_default: bool,
+    fill: Sequence[str],
+    patterns: Sequence[str],
+    not_in: Sequence[str],
+    to: str | None,
+    log: str | None,
+    undo: str | None,
+    output: str,
+) -> None:
+    """Repair FILE into a new file, with a log of every change.
+
+    By default: Unicode form C, control characters, exact duplicates, rows with an empty or
+    identical side. By name only: whitespace, mojibake, near-duplicates, pii, pii-names.
+    """
+    from alignkit.data import clean as cleaning
+
+    if undo is not None:
+        say(f"{output}: {cleaning.undo(file, undo, output):,} rows as they were before")
+        return
+    plan = cleaning.Plan(
+        repairs=[*(() if no_default else cleaning.DEFAULT), *repairs],
+        drops=[*(() if no_default else cleaning.DEFAULT_DROPS), *drops],
+        fill=_pairs_of(fill, "--fill"),
+        patterns=[cleaning.Pattern.parse(pattern) for pattern in patterns],
+        not_in=not_in,
+    )
+    done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
+    say(f"{output}: {cleaning.counts_line(done)}")
+
+
+def _pairs_of(texts: Sequence[str], option: str) -> dict[str, str]:
+    from alignkit.errors import RecipeError
+
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise RecipeError(f"{option} {text!r} is no NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+# --- stats, mix, augment, balance ---------------------------------------------------------------
+
+
+@data.command()
+@files_argument
+@reading_options
+@click.option("--html", metavar="FILE", help="Also write one self-contained page.")
+@click.option("--redact", is_flag=True, help="No example texts in the page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def stats(
+    files: Sequence[str],
+    format_: str | None,
+    columns: Columns | None,
+    html: str | None,
+    redact: bool,
+    as_json: bool,
+) -> None:
+    """Count what FILEs hold: lengths, turns, roles, sources, balance, agreement."""
+    from itertools import chain
+
+    from alignkit.data.read import read_records
+    from alignkit.data.stats import page, stats_of
+    from alignkit.data.write import refuse_in_place, whole_file
+
+    streams = (
+        read_records(path, format=format_, columns=columns, on_bad_row="drop", rules=False)
+        for path in files
+    )
+    counted = stats_of(chain.from_iterable(streams))
+    numbers = counted.as_dict()
+    if html is not None:
+        refuse_in_place(files, html)
+        with whole_file(html) as stream:
+            stream.write(page(counted, ", ".join(files), examples=not redact).encode())
+    if as_json:
+        click.echo(json.dumps(numbers))
+        return
+    click.echo(f"rows {counted.rows:,}")
+    for name in ("kinds", "formats", "roles", "turns", "scripts", "labels", "annotators"):
+        if numbers[name]:
+            listed = ", ".join(f"{key} {value:,}" for key, value in numbers[name].items())
+            click.echo(f"{name} {listed}")
+    for name, lengths in numbers["lengths"].items():
+        click.echo(
+            f"{name} characters: median {lengths['median']:,}, 95 % under "
+            f"{lengths['p95']:,}, most {lengths['max']:,}"
+        )
+
+
+@data.command()
+@click.argument("sources", nargs=-1, required=True, metavar="FILE[=WEIGHT]...")
+@reading_options
+@click.option("--total", type=int, help="Records in all; as many as the weights allow by default.")
+@click.option("--cap", type=int, help="Records of any one file at most.")
+@click.option("--seed", default=0, show_default=True)
+@output_option
+def mix(
+    sources: Sequence[str],
+    format_: str | None,
+    columns: Columns | None,
+    total: int | None,
+    cap: int | None,
+    seed: int,
+    output: str,
+) -> None:
+    """Mix FILEs in the ratio of their WEIGHTs (equal by default), no record twice."""
+    from alignkit.data.convert import read_to_convert
+    from alignkit.data.mix import mix as mixed
+    from alignkit.data.shares import parse_weight
+    from alignkit.data.write import refuse_in_place, write_records
+
+    weights = dict(parse_weight(source) for source in sources)
+    refuse_in_place(weights, output)
+    records = {
+        path: list(read_to_convert(path, format=format_, columns=columns)) for path in weights
+    }
+    result = mixed(records, weights, total=total, cap=cap, seed=seed)
+    say(f"{output}: {write_records(output, result):,} rows")
+
+
+@data.command()
+@click.argument("file")
+@reading_options
+@click.option("--method", required=True, type=click.Choice(["order", "template", "paraphrase"]))
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="With template: a text that holds {prompt} once.",
+)
+@click.option("--copies", default=1, show_default=True, help="New rows for each row.")
+@click.option("--endpoint", metavar="URL", help="With paraphrase: an OpenAI-compatible base URL.")
+@click.option("--endpoint-model", default="default", show_default=True, metavar="NAME")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--only-new", is_flag=True, help="Write the new rows without the old ones.")
+@output_option
+def augment(
+    file: str,
+    format_: str | None,
+    columns: Columns | None,
+    method: str,
+    templates: Sequence[str],
+    copies: int,
+    endpoint: str | None,
+    endpoint_model: str,
+    seed: int,
+    only_new: bool,
+    output: str,
+) -> None:
+    """Make new rows from FILE, each marked with its parent; answers are never changed.
+
+    A key for the endpoint is read from the environment: OPENAI_API_KEY.
+    """
+    import os
+
+    from alignkit.data import augment as augmenting
+    from alignkit.data.convert import read_to_convert
+    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.errors import RecipeError
+
+    refuse_in_place([file], output)
+    records = list(read_to_convert(file, format=format_, columns=columns))
+    if method == "order":
+        new = augmenting.reordered(records, copies=copies, seed=seed)
+    elif method == "template":
+        if not templates:
+            raise RecipeError(
+                "--method template needs --template", hint="Fix: --template 'Q: {prompt}'"
+            )
+        new = augmenting.templated(records, templates)
+    else:
+        if endpoint is None:
+            raise RecipeError("--method paraphrase needs --endpoint URL")
+        new = augmenting.paraphrased(
+            records,
+            endpoint=endpoint,
+            model=endpoint_model,
+            key=os.environ.get("OPENAI_API_KEY"),
+            copies=copies,
+        )
+    made = list(new)
+    count = write_records(output, made if only_new else [*records, *made])
+    say(f"{output}: {count:,} rows, {len(made):,} of them new")
+
+
+@data.command()
+@click.argument("file")
+@reading_options
+@click.option("--by", required=True, metavar="FIELD", help="The field to balance.")
+@click.option(
+    "--method",
+    default="down",
+    show_default=True,
+    type=click.Choice(["down", "up", "weight"]),
+    help="down: sample to the rarest; up: repeat the rare; weight: weigh them.",
+)
+@click.option("--seed", default=0, show_default=True)
+@output_option
+def balance(
+    file: str,
+    format_: str | None,
+    columns: Columns | None,
+    by: str,
+    method: Any,
+    seed: int,
+    output: str,
+) -> None:
+    """Make every value of a field of FILE count the same."""
+    from alignkit.data.convert import read_to_convert
+    from alignkit.data.mix import balance as balanced
+    from alignkit.data.write import refuse_in_place, write_records
+
+    refuse_in_place([file], output)
+    records = list(read_to_convert(file, format=format_, columns=columns))
+    say(
+        f"{output}: {write_records(output, balanced(records, by, method=method, seed=seed)):,} rows"
+    )

@@ -73,13 +73,18 @@ def _restored(written: Fields, as_read: Any, form: Format) -> Fields:
     """The row as it was read, as far as the record still says the same."""
     if not isinstance(as_read, dict) or as_read.get("format") != form.name:
         return written
+    # All or nothing: an instruction repaired while its input is put back would say it twice.
+    unchanged = all(
+        _digest(written.get(key)) == digest
+        for key, digest in [
+            *((key, digest) for key, (digest, _) in as_read["keep"].items()),
+            *as_read["absent"].items(),
+        ]
+    )
     row = dict(written)
-    for key, (digest, value) in as_read["keep"].items():
-        if _digest(written.get(key)) == digest:
-            row[key] = value
-    for key, digest in as_read["absent"].items():
-        if key in written and _digest(written[key]) == digest:
-            del row[key]
+    if unchanged:
+        row.update((key, value) for key, (_, value) in as_read["keep"].items())
+        row = {key: value for key, value in row.items() if key not in as_read["absent"]}
     order = {key: position for position, key in enumerate(as_read["order"])}
     return dict(sorted(row.items(), key=lambda item: order.get(item[0], len(order))))
 
@@ -220,7 +225,7 @@ def _converted(
 ) -> Iterator[Fields]:
     for path in files:
         records = read_to_convert(path, format=source_format, columns=columns)
-        for group in _by_row(records, form):
+        for group in by_row(records, form):
             where = _place(group[0], path)
             try:
                 row = row_of(group, form)
@@ -248,7 +253,7 @@ def _as_cells(row: Fields) -> Fields:
     }
 
 
-def _by_row(records: Iterable[Record], form: Format) -> Iterator[list[Record]]:
+def by_row(records: Iterable[Record], form: Format) -> Iterator[list[Record]]:
     """Records that came from one row of a format that merges, together; others alone."""
     if form.merge is None:
         yield from ([record] for record in records)

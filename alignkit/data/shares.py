@@ -30,3 +30,12 @@ def field_of(record: Record, path: str) -> str:
         for part in path.removeprefix("extra.").split("."):
             value = value.get(part) if isinstance(value, dict) else None
     return "" if value is None else str(value)
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """`FILE=0.7` as (file, weight); a file alone weighs 1, also when its name holds a sign."""
+    name, equals, number = text.rpartition("=")
+    try:
+        return (name, float(number)) if equals and name else (text, 1.0)
+    except ValueError:
+        return text, 1.0

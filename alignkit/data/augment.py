@@ -1,0 +1,139 @@
+"""New rows from old ones by sound transformations only; each says which row it came from.
+
+`order` shows a ranking's completions in another order, `template` puts a prompt into the user's
+own words, `paraphrase` asks an OpenAI-compatible endpoint to say a prompt differently. Answers and
+judgements are never touched.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from alignkit.data.records import Message, Ranking, Record
+from alignkit.errors import DataError, RecipeError
+
+SLOT = "{prompt}"
+SECONDS = 60.0
+ASK = (
+    "Rewrite the user's message in other words. Keep its meaning, its language, every name, "
+    "number, quotation and piece of code. Answer with the rewritten message only."
+)
+
+
+def child(record: Record, method: str, number: int, **changes: Any) -> Record:
+    """A changed copy that names its parent and has an id of its own."""
+    extra = {key: value for key, value in record.extra.items() if key != "as_read"}
+    extra |= {"parent": record.id, "augmented": method}
+    update = {"id": f"{record.id}~{method}{number}", "extra": extra, "source": None, **changes}
+    return record.model_copy(update=update)
+
+
+def reordered(records: Iterable[Record], *, copies: int = 1, seed: int = 0) -> Iterator[Record]:
+    """Rankings with their completions in another order; the ranks stay with the completions."""
+    for record in records:
+        if not isinstance(record, Ranking):
+            raise DataError(
+                "only rankings have an order to change",
+                where=record.id,
+                hint="Fix: choose --method template",
+            )
+        rng = random.Random(f"{seed}/{record.id}")
+        seen = [[candidate.cid for candidate in record.candidates]]
+        for number in range(1, copies + 1):
+            order = _other_order(list(record.candidates), seen, rng)
+            if order is None:
+                break
+            seen.append([candidate.cid for candidate in order])
+            yield child(record, "order", number, candidates=order)
+
+
+def _other_order(candidates: list[Any], seen: Sequence[list[str]], rng: random.Random) -> Any:
+    """A random order that was not seen yet, null when 100 tries find none."""
+    for _ in range(100):
+        rng.shuffle(candidates)
+        if [candidate.cid for candidate in candidates] not in seen:
+            return list(candidates)
+    return None
+
+
+def templated(records: Iterable[Record], templates: Sequence[str]) -> Iterator[Record]:
+    """Each record once for each template, its last user turn put in the place of `{prompt}`."""
+    for template in templates:
+        if template.count(SLOT) != 1:
+            raise RecipeError(f"template {template!r:.60} must hold {SLOT} exactly once")
+    for record in records:
+        for number, template in enumerate(templates, start=1):
+            yield _with_prompt(record, "template", number, partial(template.replace, SLOT))
+
+
+def paraphrased(
+    records: Iterable[Record], *, endpoint: str, model: str, key: str | None, copies: int = 1
+) -> Iterator[Record]:
+    """Each record with its last user turn said differently by an OpenAI-compatible endpoint.
+
+    A reply that is empty or equal to the prompt gives no row.
+    """
+    import httpx
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=endpoint.rstrip("/"), headers=headers, timeout=SECONDS) as client:
+        for record in records:
+            for number in range(1, copies + 1):
+                new = _with_prompt(
+                    record,
+                    "paraphrase",
+                    number,
+                    partial(_rewritten, client, model, number),
+                )
+                if _last_user_text(new) not in ("", _last_user_text(record)):
+                    yield new
+
+
+def _rewritten(client: Any, model: str, seed: int, text: str) -> str:
+    import httpx
+
+    messages = [{"role": "system", "content": ASK}, {"role": "user", "content": text}]
+    body = {"model": model, "messages": messages, "temperature": 0.7, "seed": seed}
+    try:
+        answer = client.post("/chat/completions", json=body)
+        answer.raise_for_status()
+        return str(answer.json()["choices"][0]["message"]["content"]).strip()
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"the endpoint gave no paraphrase: {error}",
+            where=str(client.base_url),
+            hint="Fix: check --endpoint and --endpoint-model",
+        ) from None
+
+
+def _messages_of(record: Record) -> tuple[str, list[Message]]:
+    """(field, messages) of the conversation that holds the prompt."""
+    for name in ("prompt", "messages"):
+        messages = getattr(record, name, None)
+        if isinstance(messages, list) and messages:
+            return name, messages
+    raise DataError("a record without a prompt cannot be rephrased", where=record.id)
+
+
+def _last_user(messages: Sequence[Message], record: Record) -> int:
+    for position in range(len(messages) - 1, -1, -1):
+        if messages[position].role == "user":
+            return position
+    raise DataError("no user turn to rephrase", where=record.id)
+
+
+def _last_user_text(record: Record) -> str:
+    _, messages = _messages_of(record)
+    return messages[_last_user(messages, record)].content
+
+
+def _with_prompt(record: Record, method: str, number: int, change: Callable[[str], str]) -> Record:
+    name, messages = _messages_of(record)
+    position = _last_user(messages, record)
+    said = messages[position]
+    changed = [*messages]
+    changed[position] = said.model_copy(update={"content": change(said.content)})
+    return child(record, method, number, **{name: changed})

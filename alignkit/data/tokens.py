@@ -1,0 +1,193 @@
+"""What a chat template and tokenizer make of records: lengths, cuts, trained shares, EOS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from alignkit.data.problems import Finding
+from alignkit.data.records import (
+    Candidates,
+    Demonstration,
+    Label,
+    Message,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+)
+from alignkit.errors import AlignkitError, ModelError
+
+if TYPE_CHECKING:
+    from alignkit.data.chat import Encoder
+
+FEW_TRAINED = 0.01
+
+
+@dataclass
+class Seen:
+    """Counts over the records of one file; `by_role` holds (trained, all) tokens of texts."""
+
+    lengths: list[int] = field(default_factory=list)
+    targets: int = 0
+    targets_with_eos: int = 0
+    trained: int = 0
+    total: int = 0
+    by_role: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class TokenInspector:
+    """Renders and tokenizes every record as training would, and says what does not fit."""
+
+    encoder: Encoder
+    max_length: int
+    train_on: str = "completion"
+    seen: Seen = field(default_factory=Seen)
+
+    @classmethod
+    def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
+        """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
+        from transformers import AutoTokenizer
+
+        from alignkit.data.chat import Encoder
+        from alignkit.model_files import find_model
+
+        files = find_model(model)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"the tokenizer cannot be loaded: {error}", where=str(files.path)
+            ) from None
+        return cls(Encoder(tokenizer), max_length, train_on)
+
+    def inspect(self, record: Record) -> Iterator[Finding]:
+        """Template errors, rows over the limit, rows that keep no target."""
+        try:
+            yield from self._measure(record)
+        except AlignkitError as error:
+            yield Finding("template", error.message, error.hint or "check the roles", "messages")
+
+    def _measure(self, record: Record) -> Iterator[Finding]:
+        if isinstance(record, Demonstration):
+            tokens = self.encoder.encode_demonstration(record, self.train_on)
+            self._count(record.messages, tokens.ids, tokens.trained)
+            yield from self._fit(
+                len(tokens.ids), sum(tokens.trained), "messages", _first(tokens.trained)
+            )
+        elif isinstance(record, Prompt):
+            self.seen.lengths.append(len(self.encoder.prompt_ids(record.prompt)))
+        else:
+            prompt, sides = _sides(record)
+            asked = len(self.encoder.prompt_ids(prompt)) if prompt else 0
+            for name, side in sides:
+                ids = self.encoder.completion_ids(prompt, side)
+                self.seen.targets += 1
+                self.seen.targets_with_eos += bool(ids) and ids[-1] in self.encoder.stop_token_ids
+                self.seen.trained += len(ids)
+                self.seen.total += asked + len(ids)
+                yield from self._fit(asked + len(ids), len(ids), name, asked)
+
+    def _count(self, messages: Iterable[Message], ids: list[int], trained: list[bool]) -> None:
+        """Trained tokens in all and by role; a target is a run of trained tokens."""
+        self.seen.trained += sum(trained)
+        self.seen.total += len(ids)
+        for position, is_trained in enumerate(trained):
+            if is_trained and (position + 1 == len(ids) or not trained[position + 1]):
+                self.seen.targets += 1
+                self.seen.targets_with_eos += ids[position] in self.encoder.stop_token_ids
+        for message in messages:
+            said = len(self.encoder.tokenizer(message.content, add_special_tokens=False).input_ids)
+            counts = self.seen.by_role.setdefault(message.role, [0, 0])
+            is_target = self.train_on == "all" or (
+                message.role == "assistant" and message.train is not False
+            )
+            counts[0] += said * is_target
+            counts[1] += said
+
+    def _fit(self, length: int, targets: int, name: str, before: int) -> Iterator[Finding]:
+        self.seen.lengths.append(length)
+        if targets == 0:
+            yield Finding(
+                "no-target",
+                "no token of this row is trained",
+                "mark an assistant turn as trained, or remove the row",
+                name,
+            )
+        elif before >= self.max_length:
+            yield Finding(
+                "overlong",
+                f"the prompt is {before:,} tokens, the limit "
+                f"{self.max_length:,}: no answer token is left",
+                f"raise max_length to {length:,}, or shorten the prompt",
+                name,
+            )
+        elif length > self.max_length:
+            cut = length - self.max_length
+            yield Finding(
+                "overlong",
+                f"{length:,} tokens, {cut:,} over max_length {self.max_length:,}",
+                "see on_overlong: drop or truncate_prompt",
+                name,
+                "warning",
+            )
+
+    def overall(self) -> Iterator[Finding]:
+        """The lengths, the share of trained tokens and of targets that end in EOS."""
+        if self.seen.lengths:
+            ordered = sorted(self.seen.lengths)
+            middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
+            over = sum(length > self.max_length for length in ordered)
+            yield Finding(
+                "tokens",
+                f"tokens a row: median {middle:,}, 99 % under {high:,}, most "
+                f"{ordered[-1]:,}; {over:,} of {len(ordered):,} over "
+                f"{self.max_length:,}",
+                "",
+                None,
+                "note",
+            )
+        if self.seen.total:
+            yield from self._trained_share()
+        self.seen = Seen()
+
+    def _trained_share(self) -> Iterator[Finding]:
+        share = self.seen.trained / self.seen.total
+        roles = ", ".join(
+            f"{role} {t / max(n, 1):.0%}" for role, (t, n) in sorted(self.seen.by_role.items())
+        )
+        low = share < FEW_TRAINED
+        yield Finding(
+            "trained-share",
+            f"{share:.1%} of the tokens are trained{f' ({roles})' if roles else ''}",
+            "check the roles: only assistant turns are trained" if low else "",
+            None,
+            "error" if not self.seen.trained else "warning" if low else "note",
+        )
+        if self.seen.targets:
+            ends = self.seen.targets_with_eos / self.seen.targets
+            yield Finding(
+                "eos-share",
+                f"{ends:.1%} of {self.seen.targets:,} targets end in a stop token",
+                "" if ends == 1 else "answers may never end: check the template",
+                None,
+                "note" if ends == 1 else "warning",
+            )
+
+
+def _first(trained: list[bool]) -> int:
+    """How many tokens stand before the first trained one."""
+    return trained.index(True) if True in trained else len(trained)
+
+
+def _sides(record: Record) -> tuple[list[Message], list[tuple[str, list[Message]]]]:
+    """(prompt, [(field, completion)]) of a record with completions."""
+    if isinstance(record, Preference):
+        return record.prompt, [("chosen", record.chosen), ("rejected", record.rejected)]
+    if isinstance(record, Label):
+        return record.prompt, [("completion", record.completion)]
+    if isinstance(record, Candidates | Ranking):
+        return record.prompt, [(f"candidates.{c.cid}", c.messages) for c in record.candidates]
+    return [], []
