@@ -36,7 +36,7 @@ HELP = """\
   q          stop; everything is saved, the same command goes on from here
 """
 _LINE = re.compile(
-    r"(?P<order>[^!#]*?)\s*(?:!\s*(?P<strength>\S+))?\s*(?:#\s*(?P<comment>.*))?$", re.DOTALL
+    r"(?P<order>[^!#]*?)\s*(?:!\s*(?P<strength>[^\s#]*))?\s*(?:#\s*(?P<comment>.*))?$", re.DOTALL
 )
 
 
@@ -200,7 +200,8 @@ class Terminal:
 def parse_line(line: str) -> Answer:
     """`2>1=3 !3 # comment` as an answer without its key and ticket."""
     match = _LINE.match(line.strip())
-    assert match is not None, "every part is optional"
+    if match is None:
+        raise DataError("order, then !strength, then # comment", hint="2>1 !3 # the code runs")
     strength = match["strength"]
     if strength is not None and strength not in tuple("1234"):
         raise DataError(f"!{strength}: the difference is 1 (slight) to 4 (vast)")
