@@ -190,13 +190,14 @@ def _to_tool(name: str) -> Callable[[Sequence[Event], Path, Iterable[Candidates]
         by_item: dict[str, list[Ranking]] = {}
         for ranking in rankings_from_events(events, candidates):
             by_item.setdefault(ranking.item, []).append(ranking)
-        rows = (_merged(name, rankings) for rankings in by_item.values())
+        rows = (row for rankings in by_item.values() for row in _tool_rows(name, rankings))
         return _write_lines((orjson.dumps(row) + b"\n" for row in rows), path)
 
     return write
 
 
-def _merged(name: str, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def _tool_rows(name: str, rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """What a tool keeps of one item: one row with all annotators, or one row each."""
     format = format_named(name)
     try:
         rows = [format.write(ranking) for ranking in rankings]
@@ -204,7 +205,7 @@ def _merged(name: str, rankings: Sequence[Ranking]) -> dict[str, Any]:
         raise DataError(
             f"item {rankings[0].item!r}: {error.message}", hint=error.fix.capitalize()
         ) from None
-    return format.merge(rows) if format.merge and len(rows) > 1 else rows[0]
+    return [format.merge(rows)] if format.merge and len(rows) > 1 else rows
 
 
 def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
         dict.fromkeys(shown, 1) if name == "prodigy" else {c: i + 1 for i, c in enumerate(shown)}
     )
     ranking = Ranking(item=item.id, prompt=record.prompt, candidates=blind, ranks=ranks)
-    row = _merged(name, [ranking])
+    [row] = _tool_rows(name, [ranking])
     return {key: value for key, value in row.items() if key not in _ANSWERED[name]}
 
 
