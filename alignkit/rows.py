@@ -7,8 +7,7 @@ apart (alignkit/attention.py). Everything here is arithmetic on lengths and ids;
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -175,62 +174,6 @@ def check_groups(groups: Sequence[Group]) -> None:
 def packed_length(group: Group) -> int:
     """Tokens `group` adds to a packed row."""
     return len(group.prompt) + sum(map(len, group.completions))
-
-
-def batches_by_tokens(
-    lengths: Sequence[int],
-    max_tokens: int,
-    *,
-    seed: int | None = None,
-    max_items: int | None = None,
-) -> list[list[int]]:
-    """Indices of `lengths` in batches of at most `max_tokens` tokens each, every index once.
-
-    Order is the given one, or a shuffle of it by `seed`; batches are filled first come, first
-    served, so they stay random. An item longer than the budget gets a batch of its own.
-    """
-    order = list(range(len(lengths)))
-    if seed is not None:
-        random.Random(seed).shuffle(order)
-    batches: list[list[int]] = []
-    used = max_tokens
-    for index in order:
-        full = max_items is not None and bool(batches) and len(batches[-1]) >= max_items
-        if not batches or full or used + lengths[index] > max_tokens:
-            batches.append([])
-            used = 0
-        batches[-1].append(index)
-        used += lengths[index]
-    return batches
-
-
-def largest_that_fits(step: Callable[[int], None], start: int) -> int:
-    """The largest of start, start/2, … items for which `step(items)` does not run out of memory.
-
-    `step` runs one forward and backward on that many copies of the longest batch. Running out with
-    one item is the caller's to explain, so that error passes through.
-    """
-    items = start
-    while True:
-        try:
-            step(items)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if items == 1 or not is_out_of_memory(error):
-                raise
-        else:
-            return items
-        # The failed step's tensors are held by the exception's frames until here.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        items = max(1, items // 2)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the accelerator or on the host."""
-    # torch's CPU allocator raises a bare RuntimeError; its text is all there is to go by.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 Tree = dict[tuple[int, ...], list[tuple[int, ...]]]

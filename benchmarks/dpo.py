@@ -17,9 +17,9 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from alignkit.batching import batches_by_tokens
 from alignkit.logps import Group, completion_logps
 from alignkit.losses import PairLogps, PairSettings, sigmoid
-from alignkit.rows import batches_by_tokens
 from benchmarks.common import (
     PAD,
     PeakMemory,

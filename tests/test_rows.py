@@ -11,12 +11,8 @@ from alignkit.errors import DataError
 from alignkit.layout import Layout, Segment
 from alignkit.rows import (
     Group,
-    batches_by_tokens,
-    is_out_of_memory,
-    largest_that_fits,
     pack,
     pack_sequences,
-    packed_length,
     pad,
 )
 
@@ -108,44 +104,3 @@ def test_a_branch_sees_all_of_its_prompt_and_its_own_past():
         [True, True, True, True, False],
         [True, True, True, True, True],
     ]
-
-
-@given(
-    st.lists(st.integers(1, 50), max_size=40), st.integers(1, 80), st.none() | st.integers(0, 99)
-)
-def test_a_token_budget_holds_and_loses_nothing(lengths, budget, seed):
-    batches = batches_by_tokens(lengths, budget, seed=seed)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
-
-
-def test_a_budget_also_bounds_the_number_of_items():
-    assert batches_by_tokens([1] * 5, 100, max_items=2) == [[0, 1], [2, 3], [4]]
-    assert packed_length(Group([1, 2], [[3], [4, 5]])) == 5
-
-
-def test_the_micro_batch_halves_until_it_fits():
-    tried = []
-
-    def step(items: int) -> None:
-        tried.append(items)
-        if items > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    assert largest_that_fits(step, 16) == 2
-    assert tried == [16, 8, 4, 2]
-
-
-def test_other_failures_are_not_taken_for_a_lack_of_memory():
-    def step(items: int) -> None:
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        largest_that_fits(step, 4)
-
-
-def test_the_hosts_own_words_for_running_out_are_known():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60)
-    assert is_out_of_memory(caught.value)
