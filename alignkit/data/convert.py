@@ -8,6 +8,7 @@ of the record has not been changed since.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -36,7 +37,7 @@ def canonical(value: Any) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
-        return repr(value).encode()
+        return json.dumps(value, sort_keys=True).encode()  # an integer beyond 64 bits
 
 
 def _digest(value: Any) -> str:

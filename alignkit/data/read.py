@@ -114,6 +114,8 @@ def _record(
         kind = fields["kind"]
         if not fields.get("source"):
             fields["source"] = source
+        if isinstance(fields.get("extra"), dict) and fields["extra"]:
+            fields["extra"] = _exact(row, "extra", fields["extra"])
     else:
         kind = form.kind
         fields["source"] = source
@@ -135,10 +137,14 @@ def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
     """The keys nobody asked for, in their order, integers beyond 64 bits intact."""
     value = row.value
     extra = {key: value[key] for key in value if key in unknown}
-    if row.raw is not None and _has_huge_float(extra):
-        exact = decode_exactly(row.raw)
-        extra = {key: exact.get(key, extra[key]) for key in extra}
-    return extra
+    return {key: _exact(row, key, inner) for key, inner in extra.items()}
+
+
+def _exact(row: Row, key: str, value: Any) -> Any:
+    """The value, read anew when a number in it is too large for the fast decoder."""
+    if row.raw is None or not _has_huge_float(value):
+        return value
+    return decode_exactly(row.raw)[key]
 
 
 def _has_huge_float(value: Any) -> bool:

@@ -6,6 +6,7 @@ its origin in `source`. Types are strict: `"1"` is no number and `1` is no boole
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -220,7 +221,11 @@ KINDS: dict[str, type[Record]] = {
 
 def to_json(record: Record) -> bytes:
     """The record as one line of JSON, with its newline."""
-    return orjson.dumps(record.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+    row = record.model_dump()
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # an integer beyond 64 bits in `extra`
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -50,10 +50,12 @@ class TokenInspector:
     def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
         """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
         from transformers import AutoTokenizer
+        from transformers.utils import logging as noise
 
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
 
+        noise.set_verbosity_error()  # it warns of every long text; we count them
         files = find_model(model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
@@ -82,6 +84,8 @@ class TokenInspector:
         else:
             prompt, sides = _sides(record)
             asked = len(self.encoder.prompt_ids(prompt)) if prompt else 0
+            if asked >= self.max_length:
+                yield self._no_room(asked, "prompt")
             for name, side in sides:
                 ids = self.encoder.completion_ids(prompt, side)
                 self.seen.targets += 1
@@ -116,15 +120,9 @@ class TokenInspector:
                 "mark an assistant turn as trained, or remove the row",
                 name,
             )
-        elif before >= self.max_length:
-            yield Finding(
-                "overlong",
-                f"the prompt is {before:,} tokens, the limit "
-                f"{self.max_length:,}: no answer token is left",
-                f"raise max_length to {length:,}, or shorten the prompt",
-                name,
-            )
-        elif length > self.max_length:
+        elif before >= self.max_length and name == "messages":
+            yield self._no_room(before, name)
+        elif before < self.max_length < length:
             cut = length - self.max_length
             yield Finding(
                 "overlong",
@@ -133,6 +131,15 @@ class TokenInspector:
                 name,
                 "warning",
             )
+
+    def _no_room(self, prompt: int, name: str) -> Finding:
+        return Finding(
+            "overlong",
+            f"the prompt is {prompt:,} tokens, the limit {self.max_length:,}: "
+            "no answer token is left",
+            "raise max_length, or shorten the prompt",
+            name,
+        )
 
     def overall(self) -> Iterator[Finding]:
         """The lengths, the share of trained tokens and of targets that end in EOS."""

@@ -95,25 +95,22 @@ def _compressed(plain: BinaryIO, compression: str | None) -> Iterator[BinaryIO]:
     else:
         import pyarrow as pa
 
-        sink = pa.PythonFile(plain, mode="w")
+        sink = pa.PythonFile(_Unclosed(plain), mode="w")
         with pa.CompressedOutputStream(sink, compression) as stream:
-            yield cast(BinaryIO, _Unclosed(stream))
-            stream.flush()
-        # Arrow closes the Python file with its stream; whole_file still has to sync it.
+            yield cast(BinaryIO, stream)
 
 
 class _Unclosed(io.RawIOBase):
-    """Passes writes on; whoever opened the stream closes it."""
+    """Passes writes on but not `close`: Arrow closes what it writes to, and we have to sync it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.stream.write(bytes(data))
-        return len(data)
+        return self.stream.write(data)
 
 
 def _write_jsonl(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
