@@ -23,7 +23,7 @@ from alignkit.data.formats import Format, format_named
 from alignkit.data.formats.shape import Fields
 from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
-from alignkit.data.read import Reading, records_of, scan
+from alignkit.data.read import Reading, exact_value, records_of, scan
 from alignkit.data.records import KINDS, Preference, Ranking, Record
 from alignkit.data.write import refuse_in_place, write_rows
 from alignkit.errors import DataError
@@ -56,14 +56,15 @@ def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
     except RowError:
         # The writer cannot express this record at all: everything must be kept.
         written = {}
+    value = exact_value(row)
     kept = {
-        key: [_digest(written.get(key)), value]
-        for key, value in row.value.items()
-        if key not in written or canonical(written[key]) != canonical(value)
+        key: [_digest(written.get(key)), cell]
+        for key, cell in value.items()
+        if key not in written or canonical(written[key]) != canonical(cell)
     }
-    absent = {key: _digest(written[key]) for key in written if key not in row.value}
-    if kept or absent or list(written) != list(row.value):
-        order = list(row.value)
+    absent = {key: _digest(written[key]) for key in written if key not in value}
+    if kept or absent or list(written) != list(value):
+        order = list(value)
         records[0].extra[AS_READ] = {
             "format": form.name, "keep": kept, "absent": absent, "order": order
         }  # fmt: skip

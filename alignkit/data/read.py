@@ -142,9 +142,15 @@ def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
 
 def _exact(row: Row, key: str, value: Any) -> Any:
     """The value, read anew when a number in it is too large for the fast decoder."""
-    if row.raw is None or not _has_huge_float(value):
-        return value
-    return decode_exactly(row.raw)[key]
+    return exact_value(row)[key] if _has_huge_float(value) else value
+
+
+def exact_value(row: Row) -> dict[str, Any]:
+    """The row's object with integers beyond 64 bits intact."""
+    if row.raw is None or not _has_huge_float(row.value):
+        return row.value
+    exact: dict[str, Any] = decode_exactly(row.raw)
+    return exact
 
 
 def _has_huge_float(value: Any) -> bool:
