@@ -8,11 +8,14 @@ or order, hits; another quantization, adapter or template misses.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +23,11 @@ from torch import Tensor
 from alignkit.errors import DataError, DiskFull
 from alignkit.rows import Group
 
+logger = logging.getLogger(__name__)
+
+Wanted = Literal["auto", "always", "never"]
+
+FILE = "reference_logps.sqlite"
 FORMAT = "1"  # part of every key: raise it when the forward's numbers change
 
 
@@ -48,7 +56,7 @@ class ReferenceCache:
 
     def __init__(self, directory: Path, identity: ReferenceIdentity) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.file = directory / "reference_logps.sqlite"
+        self.file = directory / FILE
         self.identity = identity
         self.hits = 0
         self.computed = 0
@@ -63,7 +71,7 @@ class ReferenceCache:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._database.close()
+        self.close()
 
     def sums(self, groups: Sequence[Group], compute: Callable[[Sequence[Group]], Tensor]) -> Tensor:
         """(completions,) summed log-probs in fp32, order of groups then completions.
@@ -95,6 +103,10 @@ class ReferenceCache:
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes())
         return digest.digest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -136,3 +148,36 @@ class ReferenceCache:
                     hint="Free space, or set cache_reference: never.",
                 ) from None
             raise
+
+
+def cache_directory() -> Path:
+    """$ALIGNKIT_CACHE, or alignkit's place among the user's caches."""
+    if place := os.environ.get("ALIGNKIT_CACHE"):
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alignkit"
+
+
+def open_cache(
+    wanted: Wanted, identity: ReferenceIdentity, sample: Sequence[Group], *, epochs: float
+) -> ReferenceCache | None:
+    """The cache if it will be read: `auto` wants a second epoch or an earlier run's numbers.
+
+    Filling one costs as much as it saves in one pass, so a single epoch goes without. A cache that
+    cannot be opened is only an error when it was asked for.
+    """
+    directory = cache_directory()
+    if wanted == "never":
+        return None
+    if wanted == "auto" and epochs <= 1 and not (directory / FILE).exists():
+        return None
+    try:
+        cache = ReferenceCache(directory, identity)
+    except (DataError, OSError) as error:
+        if wanted == "always":
+            raise
+        logger.warning("reference log-probs are computed afresh: %s", error)
+        return None
+    if wanted == "always" or epochs > 1 or cache.holds(sample) > 0:
+        return cache
+    cache.close()
+    return None

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.backbone import POLICY, REFERENCE, Backbone
+from alignkit.batching import TokenBatches
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_preferences
@@ -27,6 +30,7 @@ from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.logps import Group, Path, completion_logps
 from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
+from alignkit.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_split
 from alignkit.stages.rows import PairRow, fit_to_length, pair_rows
@@ -51,9 +55,10 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     continued = start_adapter(backbone, POLICY, config, context)
     trainer = _trainer(config, context, train, held_out)
     _check_start(trainer, train[: config.per_device_eval_batch_size], config, continued)
-    metrics = fit(trainer, backbone.parameters_of(POLICY), context)
-    if held_out:
-        metrics |= trainer.evaluate()
+    with trainer.cached_reference(train):
+        metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+        if held_out:
+            metrics |= trainer.evaluate()
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 
@@ -69,6 +74,51 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
         self.pad = pad_token_id
         self.settings = PairSettings(config.beta, config.label_smoothing, config.discopop_tau)
         self.reference_role = REFERENCE if config.reference == "start" else None
+        self.cache: ReferenceCache | None = None
+
+    @contextmanager
+    def cached_reference(self, rows: Sequence[PairRow]) -> Iterator[None]:
+        """Reference log-probs from disk inside, where `cache_reference` says so."""
+        role, backbone = self.reference_role, self.backbone
+        identity = ReferenceIdentity(
+            backbone=backbone.fingerprint,
+            adapter=None if role is None else backbone.adapter_hash(role),
+            dtype=str(backbone.dtype),
+            path="padded" if self.config.exact_padded else "auto",
+        )
+        sample = [Group(row.prompt, (row.chosen, row.rejected)) for row in rows[:64]]
+        epochs = self.args.num_train_epochs
+        self.cache = open_cache(self.config.cache_reference, identity, sample, epochs=epochs)
+        try:
+            yield
+        finally:
+            if self.cache is not None:
+                self.cache.close()
+                self.cache = None
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of at most `max_tokens_per_batch` tokens where it is set."""
+        budget = self.config.max_tokens_per_batch
+        if budget is None:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        lengths = [
+            len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+            for row in rows
+        ]
+        sampler = TokenBatches(
+            lengths,
+            budget,
+            seed=self.args.data_seed or self.args.seed,
+            max_items=self.args.per_device_train_batch_size,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are token ids already
@@ -99,8 +149,15 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
     @torch.no_grad()
     def reference_logps(self, inputs: Batch) -> Tensor:
         """(pairs, 2): chosen and rejected under the reference."""
+        if self.cache is None:
+            return self._live_reference(inputs["groups"]).view(-1, 2)
+        known = self.cache.sums(inputs["groups"], self._live_reference)
+        return known.to(self.backbone.device).view(-1, 2)
+
+    def _live_reference(self, groups: Sequence[Group]) -> Tensor:
         with self.backbone.role(self.reference_role) as model:
-            return self._logps(model, inputs["groups"]).sums.view(-1, 2)
+            sums: Tensor = self._logps(model, groups).sums
+            return sums
 
     def _logps(self, model: Any, groups: Sequence[Group]) -> Any:
         path: Path = "padded" if self.config.exact_padded else "auto"

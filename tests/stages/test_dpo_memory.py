@@ -1,0 +1,74 @@
+"""What DPO keeps and how much it forwards at once changes its time, not its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.reference_cache import ReferenceCache
+from alignkit.stages import dpo
+
+SETTINGS = {"learning_rate": 1e-3, "logging_steps": 1, "per_device_train_batch_size": 6}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def losses(workshop: Any, name: str) -> list[float]:
+    rows = (workshop.root / name / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(hits, computed) of every cache that was opened, in order of closing."""
+    found: list[tuple[int, int]] = []
+    close = ReferenceCache.close
+
+    def noting(cache: ReferenceCache) -> None:
+        found.append((cache.hits, cache.computed))
+        close(cache)
+
+    monkeypatch.setattr(ReferenceCache, "close", noting)
+    return found
+
+
+def test_the_second_epoch_and_the_next_run_compute_no_reference(workshop, preferences, seen):
+    data = workshop.write("prefs.jsonl", preferences)
+    workshop.run(
+        "dpo", "live", data=[data], num_train_epochs=2, cache_reference="never", **SETTINGS
+    )
+    workshop.run("dpo", "first", data=[data], num_train_epochs=2, **SETTINGS)
+    workshop.run("dpo", "again", data=[data], num_train_epochs=1, beta=0.3, **SETTINGS)
+    assert seen == [(24, 24), (24, 0)]
+    assert losses(workshop, "first") == pytest.approx(losses(workshop, "live"), abs=1e-5)
+
+
+def test_one_epoch_without_a_cache_leaves_none(workshop, preferences, own_cache):
+    data = workshop.write("prefs.jsonl", preferences)
+    workshop.run("dpo", data=[data], num_train_epochs=1, **SETTINGS)
+    assert not own_cache.exists()
+
+
+def test_a_token_budget_bounds_every_forward(workshop, preferences, monkeypatch):
+    data = workshop.write("prefs.jsonl", preferences)
+    sizes: list[int] = []
+    collate = dpo.collate
+
+    def noting(rows: Any) -> Any:
+        sizes.append(
+            sum(len(r[k]) for r in rows for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        )
+        return collate(rows)
+
+    monkeypatch.setattr(dpo, "collate", noting)
+    found = workshop.run("dpo", data=[data], max_tokens_per_batch=500, **SETTINGS)
+    trained = sizes[-found["steps"] :]  # those before are the check of the reference
+    assert found["steps"] > 24 / 6
+    assert max(trained) <= 500
