@@ -15,7 +15,7 @@ from alignkit.data.convert import canonical, convert, read_to_convert, row_of
 from alignkit.data.files import read_rows
 from alignkit.data.formats import FORMATS, detect, format_named
 from alignkit.data.problems import Problem
-from alignkit.data.read import read_records
+from alignkit.data.read import exact_value, read_records
 from alignkit.data.records import Preference, Ranking
 from alignkit.errors import AlignkitError, DataError
 
@@ -174,7 +174,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
     problems: list[Problem] = []
-    rows = [row.value for row in read_rows(path, problems.append)]
+    rows = [exact_value(row) for row in read_rows(path, problems.append)]
     assert [problem for problem in problems if problem.level == "error"] == []
     return rows
 

@@ -193,7 +193,7 @@ def _write_parquet(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
     for name in names:
         cells = [row.get(name) for row in listed]
         kinds = {type(cell) for cell in cells if cell is not None}
-        if len(kinds) == 1 and kinds <= {str, int, float, bool}:
+        if len(kinds) == 1 and kinds <= {str, int, float, bool} and not any(map(_is_huge, cells)):
             column = pa.array(cells)
             fields.append(pa.field(name, column.type))
         else:
@@ -209,6 +209,10 @@ def _write_parquet(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
     pq.write_table(table, buffer)
     stream.write(buffer.getvalue().to_pybytes())
     return len(listed)
+
+
+def _is_huge(cell: Any) -> bool:
+    return isinstance(cell, int) and cell.bit_length() > 63
 
 
 WRITERS: dict[str, RowWriter] = {
