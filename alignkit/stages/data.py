@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from alignkit.data.problems import tally
 from alignkit.data.read import Loaded
 from alignkit.data.records import Record
 from alignkit.data.split import split_by_prompt
@@ -40,8 +41,12 @@ def load_all(
         path = context.data_file(source)
         loaded = load(path, format=config.format, on_bad_row=config.on_bad_row)
         context.say(f"{path.name}: {len(loaded.records)} rows, format {loaded.format}")
-        for problem in loaded.problems:
+        for problem in loaded.dropped:
             context.say(f"dropped {problem}")
+        doubtful = [problem for problem in loaded.problems if problem.level == "warning"]
+        if doubtful:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in tally(doubtful).items())
+            context.say(f"{path.name}: {kinds}; alignkit data check {path} names the lines")
         records += loaded.records
     if not records:
         raise DataError("no rows are left to train on", where=", ".join(sources))
