@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from alignkit.cli import LazyGroup
 from alignkit.errors import GateMissed, RecipeError
+
+if TYPE_CHECKING:
+    from alignkit.evaluation.winrate import Options
 
 LENGTH_CONTROLS = ("prior", "free", "alpacaeval")
 TIES = ("half", "drop", "count")
@@ -16,13 +19,61 @@ INTERVALS = ("t", "wilson", "clopper", "bootstrap")
 FORMATS = ("judgement", "alpacaeval", "mtbench", "arena", "arenahard")
 
 
-@click.group("eval", cls=LazyGroup)
+# name -> (module, attribute, one line), imported when asked for.
+TRIALS = {
+    name: ("alignkit.cli.trials", name, line)
+    for name, line in (
+        ("reward", "A reward model on trial: accuracy, calibration, length."),
+        ("perplexity", "How well a model predicts held-out completions."),
+        ("replies", "Length, variety, endings, refusals and labels of completions."),
+        ("drift", "What moved between an old and a new file."),
+        ("fairness", "Win rates, labels and exchanged terms by group."),
+    )
+}
+
+
+@click.group("eval", cls=LazyGroup, lazy=TRIALS)
 def evaluate() -> None:
     """Win rates that can be believed, and the judges behind them."""
 
 
+def contest_options(command: Any) -> Any:
+    """The options that make judgements where there are none yet."""
+    options = [
+        click.option(
+            "--policies", metavar="A B …", help="Runs or models to judge; NAME=DIR renames one."
+        ),
+        click.option("--prompts", type=click.Path(path_type=Path), help="Prompts to answer."),
+        click.option(
+            "--judge", "judges", multiple=True, metavar="JUDGE",
+            help="gold, a reward run, llm:MODEL@URL, human:FILE, chrf:FILE, module:function …; "
+            "may be repeated.",
+        ),
+        click.option(
+            "--judge-set", multiple=True, metavar="KEY=VALUE",
+            help="Setting of an llm judge: mode, template, concurrency, timeout, retries …",
+        ),
+        click.option(
+            "--work", type=click.Path(path_type=Path), default=Path("winrate"), show_default=True,
+            help="Where completions, replies of judges and judgements are kept.",
+        ),
+        click.option("--temperature", type=float, default=1.0, show_default=True),
+        click.option("--max-new-tokens", type=int, default=128, show_default=True),
+        click.option("--batch-size", type=int, default=32, show_default=True),
+        click.option("--limit", type=int, help="The first N prompts only."),
+        click.option(
+            "--quantization", type=click.Choice(("nf4", "int8", "none")), default="nf4",
+            show_default=True,
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @evaluate.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1)
+@contest_options
 @click.option("--a", help="The policy under test.")
 @click.option("--b", help="What it is compared with.")
 @click.option("--baseline", help="Same as --b; with several other models, all are rated.")
@@ -54,7 +105,8 @@ def evaluate() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--fail-under", type=float, metavar="X", help="Exit 1 unless ci.low >= X (0 to 1).")
 def winrate(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
+    policies: str | None,
     output: Path | None,
     html: Path | None,
     as_json: bool,
@@ -62,20 +114,63 @@ def winrate(
     lc_slope: str | None,
     **settings: Any,
 ) -> None:
-    """The win rate of one policy against another, from files of judgements."""
-    from alignkit.evaluation.screen import winrate_lines
-    from alignkit.evaluation.winrate import Options, read_for, report_of
+    """The win rate of one policy against another.
 
-    if not files:
-        raise click.UsageError("give one or more files of judgements")
+    From FILES of judgements; or, with --policies A B --baseline A --prompts FILE --judge JUDGE,
+    from policies, which answer the prompts and are judged in both orders.
+    """
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise RecipeError(f"--fail-under is {fail_under:g}", hint="Give a fraction from 0 to 1")
-    options = Options(**_slope(lc_slope, settings))
-    judgements = read_for(files, options, keep_texts=html is not None)
-    report = report_of(judgements, options, files)
-    _publish(report, output, as_json, winrate_lines(report))
+    making = {name: settings.pop(name) for name in MAKING}
+    options = _options(_slope(lc_slope, settings))
+    paths = [Path(file) for file in files]
+    if policies is not None:
+        from alignkit.cli.contests import hold
+
+        # What follows the first policy reaches us as files: options take one value only.
+        judged, options = hold([policies, *files], options, **making)
+        paths = [judged]
+    elif not files:
+        raise click.UsageError("give one or more files of judgements, or --policies")
+    _report(paths, options, output, html, as_json, fail_under)
+
+
+MAKING = (
+    "prompts",
+    "judges",
+    "judge_set",
+    "work",
+    "temperature",
+    "max_new_tokens",
+    "batch_size",
+    "limit",
+    "quantization",
+)
+
+
+def _options(settings: dict[str, Any]) -> Options:
+    from alignkit.evaluation.winrate import Options
+
+    return Options(**settings)
+
+
+def _report(
+    paths: list[Path],
+    options: Options,
+    output: Path | None,
+    html: Path | None,
+    as_json: bool,
+    fail_under: float | None,
+) -> None:
+    """Read, report, write, print, and hold the gate last: both files are written first."""
+    from alignkit.evaluation.report_files import write_whole
+    from alignkit.evaluation.screen import winrate_lines
+    from alignkit.evaluation.winrate import read_for, report_of
+
+    judgements = read_for(paths, options, keep_texts=html is not None)
+    report = report_of(judgements, options, paths)
+    publish(report, output, as_json, winrate_lines(report))
     if html is not None:
-        from alignkit.evaluation.report_files import write_whole
         from alignkit.evaluation.report_html import winrate_page
 
         write_whole(html, winrate_page(report, judgements).encode())
@@ -94,7 +189,7 @@ def _slope(given: str | None, settings: dict[str, Any]) -> dict[str, Any]:
         raise RecipeError(f"--lc-slope is {given!r}", hint="Give 'free' or a number") from None
 
 
-def _publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: list[str]) -> None:
+def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: list[str]) -> None:
     import orjson
 
     from alignkit.evaluation.report_files import write_whole
@@ -130,4 +225,4 @@ def power(prompts: int | None, as_json: bool, **settings: Any) -> None:
     from alignkit.evaluation.power import power_lines, power_report
 
     report = power_report(n=prompts, **settings)
-    _publish(report, None, as_json, power_lines(report))
+    publish(report, None, as_json, power_lines(report))

@@ -45,20 +45,21 @@ def gold_judge(rest: str = "", **_options: Any) -> ScoreJudge:
 
 
 def reward_judge(
-    rest: str, *, backbone: Any = None, batch_size: int = 16, **_options: Any
+    rest: str, *, backbones: Any = None, batch_size: int = 16, **_options: Any
 ) -> ScoreJudge:
-    """A reward run's model, on the given backbone or on the run's own."""
-    from alignkit.backbone import Backbone
+    """A reward run's model, on one of the backbones already loaded where its base is the same."""
     from alignkit.data.chat import Encoder
+    from alignkit.judges.contest import Backbones
     from alignkit.logps import Group
+    from alignkit.model_files import find_model
     from alignkit.recipe import BackboneConfig
     from alignkit.reward_model import RewardModel
 
     directory = Path(rest)
-    if not (directory / "manifest.json").is_file():
+    if not (directory / "adapter" / "head.safetensors").is_file():
         raise RecipeError(f"{rest} is no finished reward run", hint="Name its directory")
-    if backbone is None:
-        backbone = Backbone.load(BackboneConfig(model_name_or_path=str(directory)))
+    loaded = backbones or Backbones(BackboneConfig())
+    backbone = loaded.of(find_model(rest))
     model = RewardModel.load(backbone, directory)
     encoder = Encoder(backbone.tokenizer)
 

@@ -1,0 +1,97 @@
+"""What `eval winrate --policies` does before it reports: answers, then judgements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.data.read import load_prompts
+from alignkit.data.records import Prompt
+from alignkit.errors import DataError, RecipeError, did_you_mean, pick
+from alignkit.evaluation.winrate import Options
+from alignkit.judges import Judge, judge_named
+from alignkit.judges.llm import LlmSettings
+
+
+def hold(
+    policies: Sequence[str],
+    options: Options,
+    *,
+    prompts: Path | None,
+    judges: Sequence[str],
+    judge_set: Sequence[str],
+    work: Path,
+    limit: int | None,
+    quantization: str,
+    **sampling: Any,
+) -> tuple[Path, Options]:
+    """Let the policies answer and the judges decide; the judgements' file, and whom to report."""
+    asked = _prompts(prompts, limit)
+    if not judges:
+        raise RecipeError("--policies needs a judge", hint="Give --judge gold, a reward run …")
+    settings = _judge_settings(judge_set) | {"cache": work / "replies.db"}
+    # Checked above without torch; from here on models are loaded.
+    from alignkit.judges.contest import Backbones, Sampling, completions, contest, parse_policies
+    from alignkit.recipe import BackboneConfig
+    from alignkit.stages.context import progress_bar
+
+    entrants = parse_policies([name for text in policies for name in text.split(",") if name])
+    names = [entrant.name for entrant in entrants]
+    baseline = options.baseline or options.b or names[0]
+    pick(dict.fromkeys(names), baseline, what="baseline")
+    backbones = Backbones(BackboneConfig.model_validate({"quantization": quantization}))
+    jury: list[Judge] = [
+        judge_named(spec, settings=settings, backbones=backbones) for spec in judges
+    ]
+    plan = Sampling(seed=options.seed, **sampling)
+    answers = {
+        entrant.name: completions(entrant, asked, plan, work, backbones, progress_bar)
+        for entrant in entrants
+    }
+    told = {"temperature": plan.temperature, "top_p": plan.top_p, "seed": plan.seed}
+    told |= {"max_new_tokens": plan.max_new_tokens}
+    target = work / "judgements.jsonl"
+    contest(entrants, baseline, asked, jury, answers, target, progress_bar, settings=told)
+    if len(names) > 2 and options.a is None:
+        return target, replace(options, baseline=baseline, b=None)
+    others = [name for name in names if name != baseline]
+    return target, replace(options, a=options.a or others[0], b=baseline, baseline=None)
+
+
+def _prompts(path: Path | None, limit: int | None) -> list[Prompt]:
+    if path is None:
+        raise RecipeError("--policies needs --prompts", hint="Give a file of prompts")
+    found = load_prompts(path).records[:limit]
+    if not found:
+        raise DataError("no prompts", where=str(path))
+    return found
+
+
+def _judge_settings(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE of an llm judge; a template is read from the file it names."""
+    settings: dict[str, Any] = {}
+    known = {name: kind for name, kind in LlmSettings.__annotations__.items() if name not in _FIXED}
+    for text in given:
+        key, equals, value = text.partition("=")
+        key = key.replace("-", "_")
+        if not equals or key not in known:
+            raise RecipeError(
+                f"--judge-set {text!r} is no setting of an llm judge{did_you_mean(key, known)}",
+                hint=f"Known: {', '.join(known)}",
+            )
+        settings[key] = _template(value) if key == "template" else yaml.safe_load(value)
+    return settings
+
+
+def _template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the judge's template cannot be read: {error}", where=path) from None
+
+
+_FIXED = ("model", "url", "cache")

@@ -1,0 +1,212 @@
+"""From policies to judgements: completions of the same prompts, kept on disk, then judged.
+
+A policy's completions are keyed by what they depend on (model, adapter, prompts, sampling), so that
+another run, another judge or another opponent finds them; a run that stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from alignkit.artifacts import write_durably
+from alignkit.backbone import POLICY, Backbone
+from alignkit.data.chat import Encoder
+from alignkit.data.records import Judgement, Prompt, to_json
+from alignkit.errors import RecipeError
+from alignkit.generation import generate
+from alignkit.judges import Judge
+from alignkit.judges.both_orders import Duel, judged
+from alignkit.model_files import ModelFiles, find_model
+from alignkit.recipe import BackboneConfig
+
+BATCHES_A_PART = 4
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every policy is asked."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A name for the report, and the model or run behind it."""
+
+    name: str
+    files: ModelFiles
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """`NAME=MODEL`, or a model or a run's directory, which is then its own name."""
+        name, equals, model = text.partition("=")
+        if not equals:
+            name, model = Path(text).name, text
+        return cls(name, find_model(model))
+
+
+def parse_policies(texts: Sequence[str]) -> list[Policy]:
+    """Two or more policies with different names."""
+    policies = [Policy.parse(text) for text in texts]
+    names = [policy.name for policy in policies]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"two policies are called {twice!r}", hint=f"Write NAME={twice}")
+    if len(policies) < 2:
+        raise RecipeError("--policies needs two or more", hint="Name a baseline and a policy")
+    return policies
+
+
+class Backbones:
+    """One backbone a base model, loaded when it is first asked for."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        self.config = config
+        self.loaded: dict[Path, Backbone] = {}
+
+    def of(self, files: ModelFiles) -> Backbone:
+        if files.path not in self.loaded:
+            # Another base is another few gigabytes: only one stays.
+            self.loaded.clear()
+            config = self.config.model_copy(update={"model_name_or_path": str(files.path)})
+            self.loaded[files.path] = Backbone.load(config)
+        return self.loaded[files.path]
+
+
+def completions(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    folder: Path,
+    backbones: Backbones,
+    progress: Progress,
+) -> list[str]:
+    """One completion of each prompt, in order; those on disk are not made again."""
+    file = folder / f"completions-{policy.name}-{_key(policy, prompts, sampling, backbones)}.jsonl"
+    done = _read(file)[: len(prompts)]
+    if len(done) < len(prompts):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(file, b"".join(_line(text) for text in done))
+        with progress(len(prompts), f"{policy.name} answers") as advance:
+            advance(len(done))
+            for part in _generated(policy, prompts, len(done), sampling, backbones, advance):
+                with file.open("ab") as stream:
+                    stream.write(b"".join(_line(text) for text in part))
+                done += part
+    return done
+
+
+def _generated(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    start: int,
+    sampling: Sampling,
+    backbones: Backbones,
+    advance: Callable[[int], None],
+) -> Iterator[list[str]]:
+    backbone = backbones.of(policy.files)
+    encoder = Encoder(backbone.tokenizer)
+    backbone.clear()
+    adapter = None
+    if policy.files.adapter is not None:
+        backbone.load_adapter(POLICY, policy.files.adapter)
+        adapter = POLICY
+    size = BATCHES_A_PART * sampling.batch_size
+    for first in range(start, len(prompts), size):
+        with backbone.role(adapter) as model:
+            found = generate(
+                model,
+                [encoder.prompt_ids(p.prompt) for p in prompts[first : first + size]],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                batch_size=sampling.batch_size,
+                stop_token_ids=sorted(encoder.stop_token_ids),
+                pad_token_id=encoder.pad_token_id,
+                first_row=first,
+                on_progress=advance,
+            )
+        # NUL, which a byte-level model may say, is no text in any JSONL reader.
+        yield [encoder.decode(completion.ids).replace("\0", "") for completion in found]
+    backbone.clear()
+
+
+def _key(
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, backbones: Backbones
+) -> str:
+    """What the completions depend on, as sixteen hexadecimal digits."""
+    adapter = policy.files.adapter
+    weights = adapter / "adapter_model.safetensors" if adapter else None
+    settings = asdict(sampling)
+    settings.pop("batch_size")  # changes nothing but the time
+    told = {
+        "base": policy.files.fingerprint,
+        "quantization": backbones.config.quantization,
+        "dtype": backbones.config.dtype,
+        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+        "prompts": [[(m.role, m.content) for m in p.prompt] for p in prompts],
+        "sampling": settings,
+    }
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _line(text: str) -> bytes:
+    return orjson.dumps({"reply": text}) + b"\n"
+
+
+def _read(file: Path) -> list[str]:
+    """The whole lines of a file that may have been cut short."""
+    if not file.exists():
+        return []
+    lines = file.read_bytes().split(b"\n")[:-1]
+    return [str(orjson.loads(line)["reply"]) for line in lines]
+
+
+def contest(
+    policies: Sequence[Policy],
+    baseline: str,
+    prompts: Sequence[Prompt],
+    judges: Sequence[Judge],
+    answers: dict[str, list[str]],
+    target: Path,
+    progress: Progress,
+    *,
+    settings: dict[str, Any],
+) -> Path:
+    """Judge every other policy against the baseline, each judge in turn; the judgements' file.
+
+    The file appears when all are there; a judge that costs keeps its replies itself, so that
+    nothing is asked twice when a run is started again.
+    """
+    others = [policy.name for policy in policies if policy.name != baseline]
+    found: list[Judgement] = []
+    for judge in judges:
+        with progress(len(prompts) * len(others), f"{judge.name} judges") as advance:
+            for name in others:
+                duels = [
+                    Duel(prompt.id or str(i), prompt.prompt, ours, theirs, {"settings": settings})
+                    for i, (prompt, ours, theirs) in enumerate(
+                        zip(prompts, answers[name], answers[baseline], strict=True)
+                    )
+                ]
+                for judgement in judged(judge, duels, a=name, b=baseline):
+                    found.append(judgement)
+                    advance(judgement.first != "b")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    write_durably(partial, b"".join(map(to_json, found)))
+    partial.replace(target)
+    return target

@@ -1,0 +1,113 @@
+"""`eval winrate --policies`: answers once, both orders judged, everything kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from alignkit.backbone import POLICY, Backbone
+from alignkit.cli.evaluate import evaluate
+from alignkit.errors import AlignkitError
+from alignkit.recipe import BackboneConfig
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose adapter is not the base: random B."""
+    directory = tmp_path_factory.mktemp("runs") / "louder"
+    backbone = Backbone.load(BackboneConfig(model_name_or_path="tiny", quantization="none"))
+    backbone.new_adapter(POLICY, seed=1)
+    with torch.no_grad():
+        for name, weight in backbone.parameters_of(POLICY).items():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+    backbone.save_adapter(POLICY, directory / "adapter")
+    return directory
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"kind": "prompt", "id": f"q{i}", "prompt": [{"role": "user", "content": text}]}
+        for i, text in enumerate(["sort: 3 1 2", "reverse: abc", "hello", "count: a a", "x", "y"])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def hold(prompts: Path, tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    common = ["--prompts", str(prompts), "--work", str(tmp_path / "work"), "--quantization", "none"]
+    common += ["--max-new-tokens", "8", "--json"]
+    result = CliRunner().invoke(evaluate, ["winrate", *arguments, *common])
+    if isinstance(result.exception, AlignkitError):
+        return result.exception.exit_code, str(result.exception)
+    assert result.exception is None, result.exception
+    return result.exit_code, result.output
+
+
+def test_two_policies_and_a_function(
+    run: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_for_contest.py").write_text(
+        "asked = []\n"
+        "def longer(prompt, left, right):\n"
+        "    asked.append((left, right))\n"
+        "    return 'tie' if len(left) == len(right) else float(len(left) > len(right))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policies = ["--policies", "base=tiny", str(run), "--baseline", "base"]
+    code, text = hold(prompts, tmp_path, *policies, "--judge", "judge_for_contest:longer")
+    assert code == 0
+    report = json.loads(text)
+    assert (report["a"], report["b"], report["n_prompts"]) == ("louder", "base", 6)
+    kept = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
+    assert len(kept) == report["n_judgements"] == 12
+    assert {row["first"] for row in kept} == {"a", "b"}
+    for row in kept:
+        longer = len(row["output_a"]) - len(row["output_b"])
+        assert row["score"] == (0.5 if longer == 0 else float(longer > 0))
+        assert row["extra"]["settings"]["max_new_tokens"] == 8
+    assert any(row["output_a"] != row["output_b"] for row in kept)
+    # Completions are kept: cut one file short, and the same answers come back.
+    answers = sorted((tmp_path / "work").glob("completions-*.jsonl"))
+    before = [file.read_bytes() for file in answers]
+    answers[0].write_bytes(before[0][: len(before[0]) // 2])
+    again = json.loads(hold(prompts, tmp_path, *policies, "--judge", "judge_for_contest:longer")[1])
+    assert [file.read_bytes() for file in answers] == before
+    assert again["win_rate"] == report["win_rate"]
+
+
+def test_one_model_twice_is_a_tie(prompts: Path, tmp_path: Path) -> None:
+    code, text = hold(prompts, tmp_path, "--policies", "x=tiny", "y=tiny", "--judge", "math:fsum")
+    assert code == 0
+    report = json.loads(text)
+    assert (report["a"], report["b"], report["ties"]) == ("y", "x", 6)
+    assert report["anomalies"]["identical"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policies", "tiny"], "needs a judge"),
+        (["--policies", "tiny", "--judge", "math:fsum"], "needs two or more"),
+        (["--policies", "tiny", "tiny", "--judge", "math:fsum"], "two policies are called 'tiny'"),
+        (["--policies", "tiny", "x=tinny", "--judge", "math:fsum"], "tinny"),
+        (
+            ["--policies", "x=tiny", "y=tiny", "--judge", "math:fsum", "--baseline", "z"],
+            "unknown baseline 'z'",
+        ),
+        (
+            ["--policies", "x=tiny", "--judge", "llm:m", "--judge-set", "retry=3"],
+            "did you mean 'retries'",
+        ),
+    ],
+)
+def test_mistakes(prompts: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, text = hold(prompts, tmp_path, *arguments)
+    assert code == 2
+    assert message in text
