@@ -167,13 +167,12 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
     quiet_libraries()
-    with private_files(), locked(partial / LOCK, str(output)), interruptible():
+    with private_files(), _working_in(partial, str(output)), interruptible():
         if fresh:
             _clear(output, partial)
         _refuse_other_settings(planned, options)
         if (output / MANIFEST).is_file():
             manifest = verify(output)
-            shutil.rmtree(partial)
             options.say(f"{output} is complete; --fresh starts over")
             return Outcome(planned.name, planned.stage.kind, output, True, manifest)
         _write_embedded(plan.stages)
@@ -333,6 +332,17 @@ def _set_aside(directory: Path, options: Options) -> None:
         number += 1
     directory.rename(aside)
     options.say(f"{directory.name} is not as it was left; it is now {aside.name}")
+
+
+@contextmanager
+def _working_in(partial: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a stage's working directory, which goes away if nothing was put there."""
+    with locked(partial / LOCK, what):
+        try:
+            yield
+        finally:
+            if partial.is_dir() and [path.name for path in partial.iterdir()] == [LOCK]:
+                shutil.rmtree(partial)
 
 
 def _refuse_other_settings(planned: PlannedStage, options: Options) -> None:
