@@ -50,11 +50,13 @@ from alignkit.errors import (
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
+from alignkit.model_files import EMBEDDED
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
+from alignkit.template_check import check_template, template_of
 
 if TYPE_CHECKING:
     from alignkit.backbone import Backbone
@@ -122,6 +124,8 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan) -> None:
     """
     quiet_libraries()
     to_run = [planned for planned in stages if planned.action != "reuse"]
+    if to_run:
+        _check_template(plan)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
@@ -373,6 +377,13 @@ def _clear(output: Path, partial: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _check_template(plan: Plan) -> None:
+    """The embedded model's template is our own; any other is tried out first."""
+    found = template_of(plan.model.path, plan.backbone.chat_template)
+    if found and (plan.model.name not in EMBEDDED or plan.backbone.chat_template):
+        check_template(*found)
 
 
 # --- checks ------------------------------------------------------------------------------------

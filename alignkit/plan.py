@@ -21,13 +21,13 @@ from alignkit.artifacts import (
     open_sealed_json,
     partial_of,
     plain_value,
+    read_manifest,
     seal_of,
     verify,
 )
-from alignkit.errors import AlignkitError, RecipeError, did_you_mean
+from alignkit.errors import AlignkitError, ModelError, RecipeError, did_you_mean
 from alignkit.model_files import ModelFiles, find_model, sha256_of
 from alignkit.recipe import (
-    OUTPUTS,
     BackboneConfig,
     Cosmetic,
     Recipe,
@@ -35,6 +35,7 @@ from alignkit.recipe import (
     Source,
     Stage,
     StageConfig,
+    output_of,
 )
 from alignkit.recipe_file import resolve
 from alignkit.stages import STAGES
@@ -115,17 +116,33 @@ class _Planner:
         return planned
 
     def input(self, value: str, marker: Source | Refers) -> Input:
+        kinds = {name: planned.stage.kind for name, planned in self.done.items()}
+        output = output_of(value, kinds) if isinstance(marker, Source) else None
+        if output:
+            earlier = self.done[output[0]]
+            return Input(earlier.key, earlier.directory / output[1])
         if value in self.done:
-            earlier = self.done[value]
-            output = OUTPUTS.get(earlier.stage.kind) if isinstance(marker, Source) else None
-            path = earlier.directory / output if output else earlier.directory
-            return Input(earlier.key, path)
+            return Input(self.done[value].key, self.done[value].directory)
         if value.startswith("embedded:") and isinstance(marker, Source):
             return self.embedded_input(value)
         path = resolve(self.recipe.directory, value).resolve()
         if isinstance(marker, Source):
             return Input(seal_of(path).sha256, path)
+        self.refuse_other_base(path)
         return Input(_directory_hash(path), path)
+
+    def refuse_other_base(self, path: Path) -> None:
+        """An adapter counts only on the base it was trained on."""
+        if not (path / MANIFEST).is_file():
+            return
+        recorded = read_manifest(path).backbone
+        if recorded.get("fingerprint") not in (None, self.model.fingerprint):
+            raise ModelError(
+                f"its adapter was trained on {recorded.get('model')}, this run has "
+                f"{self.model.name}, and their files differ",
+                where=str(path),
+                hint="Take the base it was trained on, or train it again",
+            )
 
     def embedded_input(self, value: str) -> Input:
         """Generated data counts by its content, which a seed decides."""

@@ -129,4 +129,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader of our stdout left (`alignkit ... | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        from alignkit.cli.crash import tell_crash
+
+        tell_crash(error)
+        sys.exit(1)
     sys.exit(0)
