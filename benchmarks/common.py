@@ -111,6 +111,7 @@ class Measured:
     loss_error: float = 0.0
     gradient_error: float = 0.0
     items: int = 0
+    tokens: int = 0
 
     def ratios(self, baseline: str, ours: str = "ours") -> list[float]:
         return [b / o for b, o in zip(self.seconds[baseline], self.seconds[ours], strict=True)]
@@ -346,15 +347,15 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def report(found: Measured, *, dtype: str = "float32", tokens: int = 0) -> Iterator[str]:
+def report(found: Measured, *, dtype: str = "float32") -> Iterator[str]:
     """Lines for people: one per baseline."""
     ours = sum(found.seconds["ours"])
     peak = peak_flops(dtype)
     for side, seconds in found.seconds.items():
         mfu = found.needed_flops / sum(seconds) / peak
         line = f"{found.name:28} {side:22} {sum(seconds):8.2f} CPU s  MFU {mfu:5.1%}"
-        if tokens:
-            line += f"  {tokens / sum(seconds):7.0f} tok/s"
+        if found.tokens:
+            line += f"  {found.tokens / sum(seconds):7.0f} tok/s"
         if side != "ours":
             line += (
                 f"  x{spread(found.ratios(side))} (total {sum(seconds) / ours:.2f}, "

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from alignkit.logps import Group, completion_logps
 from alignkit.losses import PairLogps, PairSettings, sigmoid
 from benchmarks.common import (
     PAD,
+    Measured,
     PeakMemory,
     Setting,
     Side,
@@ -153,35 +155,62 @@ def main() -> None:
         _peak_of(arguments.child, setting)
         return
     print(versions())
-    pairs = hh_pairs(setting.batch * setting.batches, 8000, setting.seed)
-    trainer, sides = sides_of(setting, names, pairs)
-    flops = pair_flops(trainer.model.config, 2 if "cached" in names else 3)
-    gate = 1e-4 if setting.dtype == "float32" else 1e-1
-    label = f"dpo {setting.name}" + (" cached" if "cached" in names else "")
-    found = compare(
-        label, trainer.model, sides, batches_of(pairs, setting.batch), gate=gate, flops=flops
-    )
-    tokens = sum(2 * len(p["prompt_ids"]) + len(p["chosen_ids"] + p["rejected_ids"]) for p in pairs)
-    for line in report(found, dtype=setting.dtype, tokens=tokens):
+    for line in report(measure(setting, names), dtype=setting.dtype):
         print(line)
     if arguments.budget:
-        _token_budget(trainer.model, pairs, arguments.budget, tokens)
+        print(token_budget(setting, arguments.budget))
     if arguments.memory:
         _memory(arguments)
 
 
-def _token_budget(model: Any, pairs: list[Any], budget: int, tokens: int) -> None:
-    """Ours with batches of a token budget, against the best of TRL's batch sizes run before."""
-    import time
+def measure(setting: Setting, names: list[str]) -> Measured:
+    """The sides of `names` (tuned, compact, shipped; cached changes ours) on the same batches."""
+    pairs = hh_pairs(setting.batch * setting.batches, 8000, setting.seed)
+    trainer, sides = sides_of(setting, names, pairs)
+    cached = "cached" in names
+    found = compare(
+        f"dpo {setting.name}" + (" cached" if cached else ""),
+        trainer.model,
+        sides,
+        batches_of(pairs, setting.batch),
+        gate=1e-4 if setting.dtype == "float32" else 1e-1,
+        flops=pair_flops(trainer.model.config, 2 if cached else 3),
+    )
+    found.tokens = trl_tokens(pairs)
+    return found
 
+
+def trl_tokens(pairs: list[dict[str, list[int]]]) -> int:
+    """Tokens of both sequences of each pair, un-padded: the same numerator for every side."""
+    return sum(2 * len(p["prompt_ids"]) + len(p["chosen_ids"] + p["rejected_ids"]) for p in pairs)
+
+
+def token_budget(setting: Setting, budget: int) -> str:
+    """Ours with a token budget against each of TRL's batch sizes on the same pairs."""
+    pairs = hh_pairs(setting.batch * setting.batches, 8000, setting.seed)
+    trainer, sides = sides_of(setting, ["tuned"], pairs[:4])
     lengths = [sum(map(len, pair.values())) for pair in pairs]
-    step = our_side(model)
+    ours = [[pairs[i] for i in batch] for batch in batches_by_tokens(lengths, budget)]
+    used = {"ours": _seconds(sides["ours"], ours, trainer.model)}
+    for size in (1, 2, 4, 8):
+        used[f"TRL batch {size}"] = _seconds(
+            sides["TRL tuned"], batches_of(pairs, size), trainer.model
+        )
+    best = min((k for k in used if k != "ours"), key=used.__getitem__)
+    tokens = trl_tokens(pairs)
+    rates = ", ".join(f"{name} {tokens / seconds:.0f}" for name, seconds in used.items())
+    return (
+        f"tok/s with {budget} tokens a batch: {rates}; "
+        f"against TRL's best ({best}) x{used[best] / used['ours']:.2f}"
+    )
+
+
+def _seconds(step: Side, batches: list[Any], model: Any) -> float:
     start = time.process_time()
-    for batch in batches_by_tokens(lengths, budget):
-        step([pairs[i] for i in batch])
-    model.zero_grad(set_to_none=True)
-    used = time.process_time() - start
-    print(f"ours, {budget} tokens a batch: {used:.2f} CPU s, {tokens / used:.0f} tok/s")
+    for batch in batches:
+        step(batch)
+        model.zero_grad(set_to_none=True)
+    return time.process_time() - start
 
 
 def _memory(arguments: argparse.Namespace) -> None:

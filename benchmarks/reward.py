@@ -20,6 +20,7 @@ from trl import RewardConfig, RewardTrainer
 from alignkit.logps import Group, completion_states
 from benchmarks.common import (
     PAD,
+    Measured,
     Setting,
     Side,
     batches_of,
@@ -113,11 +114,12 @@ def main() -> None:
     options = parser.parse_args()
     setting = Setting(options.shape, "float32", False, options.batch, options.batches)
     print(versions())
-    run(setting, options.lists)
+    for line in report(measure(setting, options.lists)):
+        print(line)
 
 
-def run(setting: Setting, completions: int) -> None:
-    """Print TRL against ours on lists of `completions` (2: pairs)."""
+def measure(setting: Setting, completions: int) -> Measured:
+    """TRL against ours on lists of `completions` (2: pairs)."""
     rows = hh_lists(setting.batch * setting.batches, 8000, completions, setting.seed)
     trainer = trl_trainer(setting)
     model = trainer.model
@@ -127,15 +129,13 @@ def run(setting: Setting, completions: int) -> None:
         return needed_flops(model.config, tokens, 0, passes=2)
 
     kind = "pairs" if completions == 2 else f"lists of {completions}"
-    found = compare(
+    return compare(
         f"reward {setting.name} {kind}",
         model,
         {"ours": our_side(model), "TRL tuned": trl_side(trainer)},
         batches_of(rows, setting.batch),
         flops=flops,
     )
-    for line in report(found):
-        print(line)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from alignkit.logps import sequence_logps
 from benchmarks.common import (
     PAD,
+    Measured,
     Setting,
     Side,
     base_model,
@@ -106,11 +107,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20)
     options = parser.parse_args()
     print(versions())
-    run(Setting(options.shape, "float32", False, options.batch, options.batches))
+    setting = Setting(options.shape, "float32", False, options.batch, options.batches)
+    for line in report(measure(setting)):
+        print(line)
 
 
-def run(setting: Setting) -> None:
-    """Print three ways of TRL against ours."""
+def measure(setting: Setting) -> Measured:
+    """Three ways of TRL against ours."""
     rows = hh_pairs(setting.batch * setting.batches, 8000, setting.seed)
     trainer = trl_trainer(setting)
     model = trainer.model
@@ -126,11 +129,9 @@ def run(setting: Setting) -> None:
         "TRL padding_free": trl_side(trainer, padding_free=True),
         "TRL compact": trl_side(trainer, compact=True),
     }
-    found = compare(
+    return compare(
         f"sft {setting.name}", model, sides, batches_of(rows, setting.batch), flops=flops
     )
-    for line in report(found):
-        print(line)
 
 
 if __name__ == "__main__":
