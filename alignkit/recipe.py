@@ -103,6 +103,11 @@ class Config(BaseModel):
                     yield name, value
 
 
+# What stages read: demonstrations, and rankings or preferences, from files or earlier stages.
+DEMONSTRATED = Source(stages=("split",), records=("demonstration",))
+RANKED = Source(stages=("rank", "split"), records=("ranking", "preference"))
+
+
 class BackboneConfig(Config):
     """The frozen base model every adapter sits on, and the shape of those adapters."""
 
@@ -239,9 +244,9 @@ class SftConfig(TrainingConfig):
 
     kind: ClassVar[str] = "sft"
 
-    data: Annotated[Texts, Source(records=("demonstration",))] = Field(min_length=1)
+    data: Annotated[Texts, DEMONSTRATED] = Field(min_length=1)
     """Demonstrations: prompts with a good completion, in any format `data check` knows."""
-    eval_data: Annotated[Texts | None, Source(records=("demonstration",))] = None
+    eval_data: Annotated[Texts | None, DEMONSTRATED] = None
     """Demonstrations to evaluate on. They take no part in training."""
     learning_rate: Positive = 2e-4
     """Peak step size. The default is meant for adapters, about ten times one for full weights."""
@@ -256,13 +261,9 @@ class RewardConfig(TrainingConfig):
 
     kind: ClassVar[str] = "reward"
 
-    data: Annotated[Texts, Source(stages=("rank",), records=("ranking", "preference"))] = Field(
-        min_length=1
-    )
+    data: Annotated[Texts, RANKED] = Field(min_length=1)
     """Rankings or preferences: a file in any format `data check` knows, or a rank stage."""
-    eval_data: Annotated[
-        Texts | None, Source(stages=("rank",), records=("ranking", "preference"))
-    ] = None
+    eval_data: Annotated[Texts | None, RANKED] = None
     """Rankings to evaluate on. They take no part in training."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the prompts held out of `data` for evaluation when there is no eval_data; all rows
@@ -300,13 +301,9 @@ class DpoConfig(TrainingConfig):
 
     kind: ClassVar[str] = "dpo"
 
-    data: Annotated[Texts, Source(stages=("rank",), records=("preference", "ranking"))] = Field(
-        min_length=1
-    )
+    data: Annotated[Texts, RANKED] = Field(min_length=1)
     """Preferences or rankings: a file in any format `data check` knows, or a rank stage."""
-    eval_data: Annotated[
-        Texts | None, Source(stages=("rank",), records=("preference", "ranking"))
-    ] = None
+    eval_data: Annotated[Texts | None, RANKED] = None
     """Preferences to evaluate on. They take no part in training."""
     learning_rate: Positive = 5e-6
     """Peak step size. The default is meant for adapters, about ten times one for full weights."""
@@ -346,6 +343,23 @@ class DpoConfig(TrainingConfig):
         return self
 
 
+class SplitConfig(StageConfig):
+    """Data in two parts by prompt: `NAME` is the training part, `NAME.held_out` the other."""
+
+    kind: ClassVar[str] = "split"
+
+    data: Annotated[Texts, Source(stages=("rank",), records=("preference", "ranking"))] = Field(
+        min_length=1
+    )
+    """Files to split, in any format `data check` knows."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the prompts in the held-out part; all rows of one prompt stay on one side."""
+    format: str | None = None
+    """Format of the files; without it, it is found and named."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """A row that cannot be read: stop, or leave it out and say which."""
+
+
 class GenerateConfig(StageConfig):
     """Completions sampled from a policy, n for each prompt, as candidates for people to rank."""
 
@@ -353,7 +367,7 @@ class GenerateConfig(StageConfig):
 
     policy: Annotated[str | None, Refers(POLICY_KINDS)] = None
     """Stage or run directory to sample from; without it, the bare model."""
-    prompts: Annotated[Texts, Source(records=("prompt",))] = Field(min_length=1)
+    prompts: Annotated[Texts, Source(stages=("split",), records=("prompt",))] = Field(min_length=1)
     """Files with prompts; of records with completions only the prompts are read."""
     n: Count = 4
     """Completions for each prompt."""
@@ -400,7 +414,7 @@ class EvaluateConfig(StageConfig):
     first one decides the win rates of the table."""
     reward_model: Annotated[str | None, Refers(("reward",))] = None
     """Reward stage or run whose score is reported beside the verdicts."""
-    prompts: Annotated[Texts, Source(records=("prompt",))] = Field(min_length=1)
+    prompts: Annotated[Texts, Source(stages=("split",), records=("prompt",))] = Field(min_length=1)
     """Files with prompts that took no part in training."""
     temperatures: Numbers = (1.0, 0.0)
     """Sampling temperatures to compare at: 0 is greedy. One alone can mislead."""
@@ -426,9 +440,9 @@ class OnlineConfig(StageConfig):
 
     policy: Annotated[str | None, Refers(POLICY_KINDS)] = None
     """Stage or run directory whose adapter to start from; its frozen copy is the reference."""
-    prompts: Annotated[Texts, Source(records=("prompt",))] = Field(min_length=1)
+    prompts: Annotated[Texts, Source(stages=("split",), records=("prompt",))] = Field(min_length=1)
     """Files with prompts to practise on; of records with completions only the prompts are read."""
-    eval_prompts: Annotated[Texts | None, Source(records=("prompt",))] = None
+    eval_prompts: Annotated[Texts | None, Source(stages=("split",), records=("prompt",))] = None
     """Prompts on which the best checkpoint is chosen, by score minus kl_coef times KL."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of `prompts` held out for that choice when there is no eval_prompts."""
@@ -679,8 +693,23 @@ def _stage_schema(kind: str, config: type[StageConfig]) -> Mapping[str, Any]:
     }
 
 
-# Files that stages leave for others to read as data.
-OUTPUTS: dict[str, str] = {"generate": "candidates.jsonl", "rank": "rankings.jsonl"}
+# Files that stages leave for others to read as data, by part; the part "" is the stage itself.
+OUTPUTS: dict[str, dict[str, str]] = {
+    "split": {"": "train.jsonl", "held_out": "held_out.jsonl"},
+    "generate": {"": "candidates.jsonl"},
+    "rank": {"": "rankings.jsonl"},
+}
+
+
+def output_of(value: str, kinds: Mapping[str, str]) -> tuple[str, str] | None:
+    """The stage and its file that a data value names: `rank`, or `split.held_out`; else None.
+
+    `kinds`: kind of every stage by name. Names hold no dot, so a file's name is never taken.
+    """
+    name, _, part = value.partition(".")
+    file = OUTPUTS.get(kinds.get(name, ""), {}).get(part)
+    return None if file is None else (name, file)
+
 
 CONFIGS: dict[str, type[StageConfig]] = {
     config.kind: config
@@ -690,6 +719,7 @@ CONFIGS: dict[str, type[StageConfig]] = {
         DpoConfig,
         PpoConfig,
         RlooConfig,
+        SplitConfig,
         GenerateConfig,
         RankConfig,
         EvaluateConfig,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from alignkit.recipe import (
     Source,
     Stage,
     StageConfig,
+    output_of,
 )
 from alignkit.yaml_source import (
     Document,
@@ -141,8 +143,8 @@ def validated(
 
 
 def resolve(directory: Path, source: str) -> Path:
-    """A data path as written in a recipe in this directory."""
-    path = Path(source).expanduser()
+    """A data path as written in a recipe in this directory; `$NAME` is the environment's."""
+    path = Path(os.path.expandvars(source)).expanduser()
     return path if path.is_absolute() else directory / path
 
 
@@ -274,10 +276,12 @@ def _path_back(start: str, needs: Mapping[str, Sequence[str]]) -> list[str] | No
 def _check_source(
     value: str, marker: Source, earlier: Mapping[str, str], directory: Path
 ) -> Problem | None:
-    if value in earlier:
-        if earlier[value] in marker.stages:
+    if value.partition(".")[0] in earlier:
+        output = output_of(value, earlier)
+        kind = earlier[value.partition(".")[0]]
+        if output and kind in marker.stages:
             return None
-        return f"stage {value!r} is a {earlier[value]} stage, which leaves no such data", None
+        return f"stage {value!r} is a {kind} stage, which leaves no such data", None
     if value.startswith("embedded:"):
         word = value.removeprefix("embedded:")
         if word in EMBEDDED:

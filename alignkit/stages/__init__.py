@@ -13,6 +13,7 @@ from typing import Any
 # stage's arithmetic changes, so that no artifact of the old one is reused.
 STAGES: dict[str, tuple[str, int]] = {
     "sft": ("alignkit.stages.sft", 1),
+    "split": ("alignkit.stages.split", 1),
     "generate": ("alignkit.stages.generate", 1),
     "rank": ("alignkit.stages.rank", 1),
     "reward": ("alignkit.stages.reward", 1),

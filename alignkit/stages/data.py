@@ -10,7 +10,7 @@ from alignkit.data.read import Loaded
 from alignkit.data.records import Record
 from alignkit.data.split import split_by_prompt
 from alignkit.errors import DataError
-from alignkit.recipe import OnlineConfig, TrainingConfig
+from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
 
 R = TypeVar("R", bound=Record)
@@ -32,7 +32,7 @@ def load_split(
 def load_all(
     load: Callable[..., Loaded[R]],
     sources: Sequence[str],
-    config: TrainingConfig | OnlineConfig,
+    config: TrainingConfig | OnlineConfig | SplitConfig,
     context: StageContext,
 ) -> list[R]:
     """The records of all files. Raises DataError when nothing is left."""
@@ -49,5 +49,5 @@ def load_all(
             context.say(f"{path.name}: {kinds}; alignkit data check {path} names the lines")
         records += loaded.records
     if not records:
-        raise DataError("no rows are left to train on", where=", ".join(sources))
+        raise DataError("no rows are left", where=", ".join(sources))
     return records

@@ -38,7 +38,7 @@ def run(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
     _complete(prompts, len(done), unfinished, config, context)
     items = [r for r in read_records(unfinished, rules=False) if isinstance(r, Candidates)]
     items = without_empty(merged(items, _others(config, context), context.say), context.say)
-    write_durably(context.directory / OUTPUTS["generate"], b"".join(map(to_json, items)))
+    write_durably(context.directory / OUTPUTS["generate"][""], b"".join(map(to_json, items)))
     unfinished.unlink()
     return _metrics(items)
 

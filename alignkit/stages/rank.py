@@ -33,7 +33,7 @@ def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
         ranking_of(item, own, [s + noise.gauss(0.0, config.noise) for s in own], config.judge)
         for item, own in zip(items, scores, strict=True)
     ]
-    write_durably(context.directory / OUTPUTS["rank"], b"".join(map(to_json, rankings)))
+    write_durably(context.directory / OUTPUTS["rank"][""], b"".join(map(to_json, rankings)))
     return {"rankings": len(items), "candidates": sum(len(own) for own in scores)}
 
 
