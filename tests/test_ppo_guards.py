@@ -1,0 +1,85 @@
+"""Guards speak when they should, name the cause, and stay silent otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignkit.errors import TrainingFailed
+from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
+from alignkit.ppo.learners import rate_factor
+from alignkit.ppo.rollout import practice_order, sampling_seed
+from alignkit.recipe import PpoConfig
+
+START = Start(length=20.0, eos_rate=0.95)
+HEALTHY = {
+    "objective/kl": 2.0,
+    "objective/scores": 0.5,
+    "rollout/eos_rate": 0.9,
+    "rollout/length": 24.0,
+}
+
+
+def config(**changes):
+    return PpoConfig(prompts=("p",), reward_model=("gold",), response_length=64, **changes)
+
+
+def test_a_healthy_iteration_passes():
+    check_iteration(HEALTHY, START, config(kl_limit=10.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective/kl": 11.0}, r"KL to the reference is 11 nats .*raise kl_coef"),
+        ({"objective/scores": float("nan")}, "objective/scores is nan"),
+        ({"rollout/eos_rate": 0.2}, "only 20% of completions stop by themselves, 95% did"),
+        ({"rollout/length": 63.0}, "completions grew from 20 to 63 tokens"),
+    ],
+)
+def test_each_guard_names_what_happened(change, message):
+    with pytest.raises(TrainingFailed, match=message):
+        check_iteration(HEALTHY | change, START, config(kl_limit=10.0))
+
+
+def test_a_policy_that_never_stopped_is_not_held_to_it():
+    check_iteration(HEALTHY | {"rollout/eos_rate": 0.0}, Start(20.0, 0.1), config())
+
+
+def seen(iteration, score, win_rate, prompts=200):
+    return Evaluation(iteration, score, win_rate, prompts)
+
+
+def test_the_alarm_of_reward_hacking_needs_both_a_rise_and_a_fall_beyond_chance():
+    rising = [seen(5, 0.2, 0.60), seen(10, 0.5, 0.75)]
+    assert reward_hacking(rising) is None
+    # Two standard errors of the difference of two win rates on 200 prompts: 2*sqrt(.5/200) = 0.1.
+    assert reward_hacking([*rising, seen(15, 0.9, 0.66)]) is None
+    alarm = reward_hacking([*rising, seen(15, 0.9, 0.64)])
+    assert alarm == (
+        "the score rose from 0.5 to 0.9 since iteration 10 while the win rate fell from 75% to "
+        "64%: the policy probably exploits the reward"
+    )
+    assert reward_hacking([*rising, seen(15, 0.4, 0.40)]) is None
+
+
+def test_learning_rates_are_a_function_of_the_iteration():
+    linear = config(warmup_steps=2)
+    assert [rate_factor(linear, i, 6) for i in range(6)] == [0, 0.5, 1, 0.75, 0.5, 0.25]
+    cosine = config(lr_scheduler_type="cosine")
+    assert rate_factor(cosine, 0, 4) == 1
+    assert rate_factor(cosine, 2, 4) == pytest.approx(0.5)
+    assert rate_factor(config(lr_scheduler_type="constant"), 3, 4) == 1
+
+
+def test_each_lap_visits_every_prompt_once_in_an_order_of_its_own():
+    laps = [practice_order(6, 3, seed=1, iteration=i) for i in range(4)]
+    assert sorted(laps[0] + laps[1]) == [0, 1, 2, 3, 4, 5]
+    assert sorted(laps[2] + laps[3]) == [0, 1, 2, 3, 4, 5]
+    assert laps[0] + laps[1] != laps[2] + laps[3]
+    assert practice_order(6, 3, seed=1, iteration=2) == laps[2]
+    assert practice_order(6, 4, seed=1, iteration=1)[:2] == laps[1][1:]
+
+
+def test_sampling_seeds_differ_by_iteration_and_run():
+    seeds = {sampling_seed(seed, iteration) for seed in range(3) for iteration in range(50)}
+    assert len(seeds) == 150

@@ -1,0 +1,188 @@
+"""Where scores come from, how they are normalised, and how each failure names its prompt."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.heads import Scale
+from alignkit.ppo.rewards import (
+    FunctionReward,
+    GoldReward,
+    PracticePrompt,
+    Rewards,
+    Sample,
+    UrlReward,
+    gold_applies,
+    load_function,
+)
+
+
+def sample(text, line=1, prompt="why?"):
+    turns = ({"role": "user", "content": prompt},)
+    return Sample(PracticePrompt(f"p.jsonl:{line}", turns, (1, 2)), (3, 4), text, True)
+
+
+class Constant:
+    def __init__(self, label, scores):
+        self.label, self.given = label, scores
+
+    def scores(self, samples):
+        return self.given[: len(samples)]
+
+
+@pytest.fixture
+def service():
+    """A real HTTP server; `answers` is a list of functions body -> (status, content)."""
+    answers, bodies = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append((self.path, body, self.headers.get("Authorization")))
+            status, content = answers[min(len(bodies), len(answers)) - 1](body)
+            raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers, bodies
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def by_length(body):
+    return 200, {"scores": [len(text) for text in body["completions"]]}
+
+
+def test_a_service_scores_in_batches_and_order(service, monkeypatch):
+    address, answers, bodies = service
+    monkeypatch.setenv("ALIGNKIT_REWARD_API_KEY", "k1")
+    answers.append(by_length)
+    reward = UrlReward(f"{address}/reward", timeout=5, batch_size=2)
+    assert reward.scores([sample("a"), sample("bbb"), sample("cc")]) == [1.0, 3.0, 2.0]
+    path, body, key = bodies[0]
+    assert (path, key) == ("/reward", "Bearer k1")
+    assert body == {
+        "prompts": [[{"role": "user", "content": "why?"}]] * 2,
+        "completions": ["a", "bbb"],
+    }
+
+
+def test_an_openai_compatible_scorer_is_asked_in_its_own_words(service):
+    address, answers, bodies = service
+    data = [{"index": 1, "score": 0.25}, {"index": 0, "score": 0.75}]
+    answers.append(lambda body: (200, {"data": data}))
+    reward = UrlReward(f"{address}/v1/score?model=rm", timeout=5, batch_size=8)
+    assert reward.scores([sample("a"), sample("b")]) == [0.75, 0.25]
+    assert bodies[0][1] == {"model": "rm", "text_1": ["why?", "why?"], "text_2": ["a", "b"]}
+
+
+def test_a_busy_service_is_asked_again(service):
+    address, answers, bodies = service
+    answers += [lambda b: (503, {}), lambda b: (429, {}), by_length]
+    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.01)
+    assert reward.scores([sample("four")]) == [4.0]
+    assert len(bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda b: (500, {}), r"p.jsonl:1: .* gave no answer in 5 tries \(HTTP 500\)"),
+        (lambda b: (403, b"no key"), "answered HTTP 403: no key"),
+        (lambda b: (200, b"<html>"), "did not answer in JSON"),
+        (lambda b: (200, {"rewards": []}), "answered without scores"),
+        (lambda b: (200, {"scores": ["good"]}), "answered without scores"),
+        (lambda b: (200, {"scores": [1, 2]}), "gave 2 scores for 1 completions"),
+    ],
+)
+def test_a_service_that_fails_stops_the_run_by_name(service, given, message):
+    address, answers, _ = service
+    answers.append(given)
+    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
+    with pytest.raises(TrainingFailed, match=message):
+        reward.scores([sample("a")])
+
+
+def test_a_service_that_is_not_there_or_hangs_stops_the_run():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        reward = UrlReward(address, timeout=0.02, batch_size=8, wait=0.001)
+        with pytest.raises(TrainingFailed, match="ReadTimeout"):
+            reward.scores([sample("a")])
+    with pytest.raises(TrainingFailed, match="ConnectError"):
+        reward.scores([sample("a")])
+
+
+def test_addresses_that_are_none_are_refused():
+    with pytest.raises(RecipeError, match="is no http address"):
+        UrlReward("localhost:8000", timeout=1, batch_size=1)
+
+
+def test_functions_get_messages_and_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewarding.py").write_text(
+        "def score(prompt, completion):\n    return len(prompt[0]['content']) + len(completion)\n"
+    )
+    assert FunctionReward("rewarding:score").scores([sample("abc")]) == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json", "is not of the form module:function"),
+        ("no_such_module:f", "no_such_module cannot be imported"),
+        ("json:no_such", "json has no function 'no_such'"),
+    ],
+)
+def test_functions_that_do_not_exist(name, message):
+    with pytest.raises(RecipeError, match=message):
+        load_function(name)
+
+
+def test_scores_are_normalised_clipped_weighted_and_summed():
+    # First source: mean 2, deviation 1 -> -1, 1; second: mean 0, deviation 10 -> 1, -1, weight 0.5.
+    rewards = Rewards(
+        [Constant("a", [1.0, 3.0]), Constant("b", [10.0, -10.0])], [1.0, 0.5], clip=None
+    )
+    rewards.fix_scales(rewards.raw([sample("x"), sample("y")]))
+    assert rewards.scales == [Scale(2.0, 1.0), Scale(0.0, 10.0)]
+    assert rewards.combine(torch.tensor([[1.0, 3.0], [10.0, -10.0]])).tolist() == [-0.5, 0.5]
+    rewards.clip = 0.75
+    assert rewards.combine(torch.tensor([[1.0, 3.0], [10.0, -10.0]])).tolist() == [-0.375, 0.375]
+
+
+def test_a_constant_reward_is_shifted_but_not_divided_by_zero():
+    rewards = Rewards([Constant("a", [5.0, 5.0])], [1.0], clip=10.0)
+    rewards.fix_scales(rewards.raw([sample("x"), sample("y")]))
+    assert rewards.combine(torch.tensor([[5.0, 6.0]])).tolist() == [0.0, 1.0]
+
+
+def test_scores_that_are_not_finite_name_the_prompt():
+    rewards = Rewards([Constant("a", [1.0, float("inf")])], [1.0], clip=None)
+    with pytest.raises(TrainingFailed, match=r"p.jsonl:9: reward a is inf"):
+        rewards.raw([sample("x"), sample("y", line=9)])
+
+
+def test_gold_is_known_for_prompts_of_the_embedded_task_only():
+    ask = "I cannot work out how to set up the brown watch. Iris"
+    assert gold_applies([sample("", prompt=ask).prompt])
+    assert not gold_applies([sample("", prompt="why?").prompt])
+    (score,) = GoldReward().scores([sample("No.", prompt=ask)])
+    assert score < 0
