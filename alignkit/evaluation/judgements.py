@@ -70,6 +70,7 @@ class Judgements:
     left_injects: Floats  # 1 when the completion talks to the judge, nan when nobody looked
     right_injects: Floats
     clusters: Ints | None  # (prompts,)
+    cluster_names: list[str]
     categories: list[str | None]  # (prompts,)
     texts: list[Texts]  # (prompts,), or empty when not kept
     inputs: list[dict[str, Any]]
@@ -380,14 +381,16 @@ class _Builder:
 
     def finish(self, inputs: list[dict[str, Any]]) -> Judgements:
         arrays = {name: np.array(self.columns[name], dtype=_TYPES[name]) for name in _COLUMNS}
-        clusters = None
+        clusters, names = None, []
         if self.cluster is not None:
-            clusters = np.unique(self.clusters, return_inverse=True)[1].astype(np.int64)
+            found, inverse = np.unique(self.clusters, return_inverse=True)
+            clusters, names = inverse.astype(np.int64), found.tolist()
         return Judgements(
             prompts=list(self.prompts),
             models=list(self.models),
             judges=list(self.judges),
             clusters=clusters,
+            cluster_names=names,
             categories=self.categories,
             texts=self.texts if self.keep_texts else [],
             inputs=inputs,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.records import Message
-from alignkit.errors import RecipeError
+import orjson
+
+from alignkit.artifacts import write_durably
+from alignkit.data.records import Message, Ranking
+from alignkit.errors import DataError, RecipeError
+from alignkit.evaluation.reward_trial import ScoredRanking
 from alignkit.judges import Comparison, Verdict
 
 Scorer = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]
@@ -21,14 +26,19 @@ class ScoreJudge:
     name: str
     score: Scorer
     has_order: bool = False
+    temperature: float | None = None  # a calibrated judge also says how sure it is
 
     def compare_many(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         sides = [(c.prompt, text) for c in comparisons for text in (c.left, c.right)]
         scores = self.score(sides)
-        return [
-            Verdict(_won(left, right), notes={"score_left": left, "score_right": right})
-            for left, right in zip(scores[::2], scores[1::2], strict=True)
-        ]
+        return [self._verdict(*pair) for pair in zip(scores[::2], scores[1::2], strict=True)]
+
+    def _verdict(self, left: float, right: float) -> Verdict:
+        notes: dict[str, float] = {"score_left": left, "score_right": right}
+        if self.temperature is not None:
+            sure = 0.5 * (1.0 + math.tanh((left - right) / (2 * self.temperature)))
+            notes |= {"probability_left": sure, "probability_right": 1.0 - sure}
+        return Verdict(_won(left, right), notes=notes)
 
 
 def _won(left: float, right: float) -> float:
@@ -71,4 +81,56 @@ def reward_judge(
             groups.append(Group(encoder.prompt_ids(list(prompt)), [ids]))
         return model.scores(groups, batch_size)
 
-    return ScoreJudge(directory.name, score)
+    return ScoreJudge(directory.name, score, temperature=stored_temperature(directory))
+
+
+def scored_rankings(judge: ScoreJudge, rankings: Sequence[Ranking]) -> list[ScoredRanking]:
+    """Rankings with the judge's score of each ranked completion; a candidate's own is gold."""
+    sides: list[tuple[Sequence[Message], str]] = []
+    owners = []
+    for ranking in rankings:
+        known = [c for c in ranking.candidates if c.cid in ranking.ranks]
+        owners.append(known)
+        sides += [(ranking.prompt, c.messages[-1].content) for c in known]
+    scores = iter(judge.score(sides))
+    found = []
+    for ranking, known in zip(rankings, owners, strict=True):
+        gold = [c.score for c in known if c.score is not None]
+        category = ranking.extra.get("category") or ranking.extra.get("subset")
+        found.append(
+            ScoredRanking(
+                id=ranking.item or ranking.id,
+                scores=[next(scores) for _ in known],
+                ranks=[ranking.ranks[c.cid] for c in known],
+                lengths=[len(c.messages[-1].content) for c in known],
+                category=None if category is None else str(category),
+                gold=gold if len(gold) == len(known) else None,
+            )
+        )
+    return found
+
+
+CALIBRATION = "calibration.json"
+
+
+def store_temperature(directory: Path, found: dict[str, Any]) -> Path:
+    """Keep a reward run's temperature beside its adapter, where `reward_judge` finds it."""
+    target = directory / CALIBRATION
+    partial = target.with_suffix(".partial")
+    write_durably(partial, orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    partial.replace(target)
+    return target
+
+
+def stored_temperature(directory: Path) -> float | None:
+    """The temperature that `eval reward --calibrate` left; None when there is none."""
+    file = directory / CALIBRATION
+    if not file.is_file():
+        return None
+    try:
+        value = float(orjson.loads(file.read_bytes())["temperature"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise DataError("holds no temperature", where=str(file), hint="Calibrate again") from None
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"temperature {value} is not above 0", where=str(file))
+    return value

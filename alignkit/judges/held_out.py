@@ -1,0 +1,52 @@
+"""Log-probabilities that a model gives to completions it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from alignkit.backbone import POLICY, Backbone
+from alignkit.data.chat import Encoder
+from alignkit.data.records import Demonstration
+from alignkit.errors import DataError
+from alignkit.logps import Group, completion_logps
+from alignkit.model_files import find_model
+from alignkit.recipe import BackboneConfig
+from alignkit.stages.context import progress_bar
+
+
+@torch.no_grad()
+def completion_log_probabilities(
+    model: str, demonstrations: Sequence[Demonstration], quantization: str, batch_size: int
+) -> tuple[list[float], list[int]]:
+    """Summed log-probability and tokens of each last assistant turn, its stop token included."""
+    files = find_model(model)
+    config = {"model_name_or_path": model, "quantization": quantization}
+    backbone = Backbone.load(BackboneConfig.model_validate(config))
+    encoder = Encoder(backbone.tokenizer)
+    adapter = None
+    if files.adapter is not None:
+        backbone.load_adapter(POLICY, files.adapter)
+        adapter = POLICY
+    groups = [_group(demonstration, encoder) for demonstration in demonstrations]
+    sums: list[float] = []
+    with (
+        backbone.role(adapter) as network,
+        progress_bar(len(groups), "perplexity") as advance,
+    ):
+        for start in range(0, len(groups), batch_size):
+            part = groups[start : start + batch_size]
+            found = completion_logps(network, part, pad_token_id=encoder.pad_token_id)
+            sums += found.sums.tolist()
+            advance(len(part))
+    return sums, [len(group.completions[0]) for group in groups]
+
+
+def _group(demonstration: Demonstration, encoder: Encoder) -> Group:
+    *prompt, last = demonstration.messages
+    if last.role != "assistant" or not prompt:
+        source = demonstration.source
+        where = None if source is None else f"{source.file}:{source.row + 1}"
+        raise DataError("does not end in an answer to something", where=where)
+    return Group(encoder.prompt_ids(prompt), [encoder.completion_ids(prompt, [last])])
