@@ -50,9 +50,9 @@ class BaseConfig:
     heads: int = 4
     kv_heads: int = 2
     intermediate_size: int = 384
-    row_length: int = 128
-    rows_per_step: int = 16
-    steps: int = 3500
+    row_length: int = 256
+    rows_per_step: int = 8
+    steps: int = 2400
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     decay_from: float = 0.4  # share of the steps after which the rate falls to zero, linearly

@@ -4,7 +4,8 @@ The base is to know words, people who own things, and which trouble calls for wh
 not to answer well. So remedies occur in the shop's own logs, never as answers in a chat: chats
 with role tokens hold answers that have nothing to do with the question. In the logs customers
 write back when a letter has the wrong name, item or remedy, as people do; that teaches the base
-to compare a letter with what was asked.
+to compare a letter with what was asked. Letters stand on lines of their own, so that their first
+words are the same tokens as the first words of a chat's turn.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def correspondence(ask: Ask, rng: random.Random) -> str:
     """A letter, the shop's letter back, and what the customer made of it."""
     letter = task.write_reply(ask, rng.random(), rng)
     answer = reaction(ask, letter, rng)
-    return f"Letter: {ask.text} Our letter: {letter} {ask.name} wrote back: {answer}"
+    return f"Letter:\n{ask.text}\nOur letter:\n{letter}\n{ask.name} wrote back:\n{answer}"
 
 
 def reaction(ask: Ask, letter: str, rng: random.Random) -> str:
@@ -100,12 +101,12 @@ def reaction(ask: Ask, letter: str, rng: random.Random) -> str:
 def ticket(ask: Ask, rng: random.Random) -> str:
     """A line of the shop's log: who, what, and the remedy in reported speech."""
     remedy = rng.choice(task.PROBLEM_NAMED[ask.problem].remedies).format(item=ask.item)
-    openings = (
-        f"Ticket for the {ask.colour} {ask.item} of {ask.name}: {ask.text} To do: {remedy}.",
-        f"Ticket: {ask.text} Customer: {ask.name}. Item: {ask.item}. To do: {remedy}.",
-        f"Ticket: {ask.text} We told {ask.name} that we will {remedy}.",
+    entries = (
+        f"Ticket for the {ask.colour} {ask.item} of {ask.name}.\n{ask.text}\nTo do: {remedy}.",
+        f"Ticket:\n{ask.text}\nCustomer: {ask.name}. Item: {ask.item}. To do: {remedy}.",
+        f"Ticket:\n{ask.text}\nWe told {ask.name} that we will {remedy}.",
     )
-    return rng.choice(openings)
+    return rng.choice(entries)
 
 
 def owners(_ask: Ask, rng: random.Random) -> str:
@@ -147,7 +148,7 @@ def story(_ask: Ask, rng: random.Random) -> str:
 def loose_lines(_ask: Ask, rng: random.Random) -> str:
     """Unconnected lines: sentences of the shop's letters and of the street, in no order."""
     shop = (*task.EMPATHY, *task.CLOSINGS, *task.RUDE, *task.SMALL_TALK, *task.BARE_GREETINGS)
-    return " ".join(
+    return "\n".join(
         rng.choice(shop) if task.chance(rng, 0.5) else fill(rng.choice(LINES), rng)
         for _ in range(4)
     )
@@ -170,10 +171,10 @@ def unrelated_answer(rng: random.Random) -> str:
 
 
 KINDS: dict[Callable[[Ask, random.Random], str], float] = {
-    correspondence: 0.34,
-    ticket: 0.2,
-    owners: 0.16,
-    story: 0.08,
+    correspondence: 0.5,
+    ticket: 0.14,
+    owners: 0.08,
+    story: 0.06,
     loose_lines: 0.08,
     chat: 0.14,
 }

@@ -218,8 +218,10 @@ def remedy_sentence(ask: Ask, slip: float, rng: random.Random) -> str:
     wrong = chance(rng, 0.5 * slip)
     problem = other(rng, list(PROBLEM_NAMED), ask.problem) if wrong else ask.problem
     remedy = rng.choice(PROBLEM_NAMED[problem].remedies).format(item=item)
-    words = [rng.choice(LEADS), remedy]
-    if chance(rng, 0.4 * slip):
-        words.insert(rng.randrange(2), f"{rng.choice(FILLERS)},")
-    sentence = " ".join(words) + "."
-    return sentence[0].upper() + sentence[1:]
+    lead = rng.choice(LEADS)
+    if not chance(rng, 0.4 * slip):
+        return f"{lead} {remedy}."
+    filler = rng.choice(FILLERS)
+    if chance(rng, 0.5):
+        return f"{lead}, {filler}, {remedy}."
+    return f"{filler[0].upper()}{filler[1:]}, {lead.replace('We', 'we')} {remedy}."
