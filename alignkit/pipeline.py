@@ -37,6 +37,7 @@ from alignkit.artifacts import (
     sealed_json,
     verify,
     versions,
+    without_secrets,
     write_durably,
     write_manifest,
 )
@@ -54,6 +55,7 @@ from alignkit.model_files import EMBEDDED
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
+from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
 from alignkit.template_check import check_template, template_of
@@ -274,9 +276,9 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
         metrics = stage_function(planned.stage.kind)(
             planned.stage.config, _context(planned, partial, shared, options)
         )
-        manifest = write_manifest(
-            partial, _manifest_fields(planned, shared, options, metrics, started)
-        )
+        fields = _manifest_fields(planned, shared, options, metrics, started)
+        write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
+        manifest = write_manifest(partial, fields)
     return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
 
 

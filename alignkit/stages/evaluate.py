@@ -69,7 +69,7 @@ def run(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         "baseline": config.baseline,
         "judge": config.judge[0],
         "prompts": len(questions.names),
-        "samples": _samples(ordered, questions),
+        "samples": _samples(ordered, questions, config.judge[0]),
     }
 
 
@@ -286,18 +286,14 @@ def _write_replies(said: Sequence[Replies], questions: Questions, file: Path) ->
     write_durably(file, b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
 
-def _samples(said: Sequence[Replies], questions: Questions) -> list[dict[str, Any]]:
-    """A few prompts with every policy's least random reply, for people to read."""
+def _samples(said: Sequence[Replies], questions: Questions, judge: str) -> list[dict[str, Any]]:
+    """A few prompts with every policy's least random reply and its score, for people to read."""
     coolest = min(r.temperature for r in said)
     return [
         {
             "prompt": questions.messages[i][-1].content,
             "replies": {r.policy: r.texts[i] for r in said if r.temperature == coolest},
-            "scores": {
-                r.policy: {name: scores[i] for name, scores in r.scores.items()}
-                for r in said
-                if r.temperature == coolest
-            },
+            "scores": {r.policy: r.scores[judge][i] for r in said if r.temperature == coolest},
         }
         for i in range(min(SAMPLES, len(questions.names)))
     ]
