@@ -181,7 +181,8 @@ def _gradient_survives() -> tuple[bool, str]:
     before = _gradient(layer, device)
     with torch.no_grad():
         layer.eval()(torch.ones(1, 64, device=device))
-    same = bool(torch.equal(before, _gradient(layer.train(), device)))
+    after = _gradient(layer.train(), device)
+    same = after is not None and bool(torch.equal(before, after))
     guard = f", guard on for {guarded} layer" if guarded else ""
     return same, f"bitsandbytes on {device}{guard}"
 
