@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,44 @@ class MicroBatches:
         logger.warning(
             "out of memory with %d rows in a forward; going on with %d", tried, self.size
         )
+
+
+class FittingSteps:
+    """Before a transformers.Trainer among the bases: its training step, cut to what memory allows.
+
+    A batch is a mapping whose values have one entry a row. `share` is what a mean over the part's
+    rows must be multiplied with; a loss that compares rows with each other sets `can_split` false.
+    """
+
+    args: Any
+    can_split = True
+    share = 1.0
+    _micro: MicroBatches | None = None
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of the whole batch; its loss."""
+        whole: Any = super()
+        if not self.can_split:
+            loss: Tensor = whole.training_step(model, inputs, num_items_in_batch)
+            return loss
+
+        def step(part: Sequence[int], share: float) -> Tensor:
+            self.share = share
+            rows = slice(part[0], part[-1] + 1)
+            piece = {key: value[rows] for key, value in inputs.items()}
+            found: Tensor = whole.training_step(model, piece, num_items_in_batch)
+            return found
+
+        if self._micro is None:
+            self._micro = MicroBatches(self.args.per_device_train_batch_size)
+        count = len(next(iter(inputs.values())))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        try:
+            return self._micro.run(range(count), step, trained)
+        finally:
+            self.share = 1.0
 
 
 def largest_that_fits(step: Callable[[int], None], start: int) -> int:

@@ -22,7 +22,7 @@ from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.backbone import POLICY, REFERENCE, Backbone
-from alignkit.batching import TokenBatches
+from alignkit.batching import FittingSteps, TokenBatches
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_preferences
@@ -62,7 +62,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 
-class PairTrainer(SealedCheckpoints, DPOTrainer):
+class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
     """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
 
     model: Any
@@ -75,6 +75,7 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
         self.settings = PairSettings(config.beta, config.label_smoothing, config.discopop_tau)
         self.reference_role = REFERENCE if config.reference == "start" else None
         self.cache: ReferenceCache | None = None
+        self.can_split = not BATCH_LOSSES & set(config.loss_type)
 
     @contextmanager
     def cached_reference(self, rows: Sequence[PairRow]) -> Iterator[None]:
@@ -129,7 +130,7 @@ class PairTrainer(SealedCheckpoints, DPOTrainer):
         weights = inputs["weights"].to(pair.chosen.device)
         loss = combined_loss(pair, weights, self.config, self.settings)
         self._note(pair, loss)
-        return loss
+        return loss * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
         """Log-probs under policy and reference; the reference is live unless the batch has it."""

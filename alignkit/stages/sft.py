@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.backbone import POLICY
+from alignkit.batching import FittingSteps
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_demonstrations
@@ -72,7 +73,7 @@ def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str,
     }
 
 
-class DemonstrationTrainer(SealedCheckpoints, SFTTrainer):
+class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
     """TRL's SFT trainer with its loss computed on targets only, rows packed without padding."""
 
     model: Any
@@ -93,6 +94,8 @@ class DemonstrationTrainer(SealedCheckpoints, SFTTrainer):
         logps = sequence_logps(self.model, inputs["ids"], inputs["masks"], pad_token_id=self.pad)
         targets = num_items_in_batch if num_items_in_batch is not None else logps.per_token.numel()
         loss = -logps.per_token.sum() / torch.as_tensor(targets, device=logps.per_token.device)
+        if num_items_in_batch is None:
+            loss = loss * self.share
         store = self._metrics["train" if self.model.training else "eval"]
         store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alignkit.reference_cache import ReferenceCache
-from alignkit.stages import dpo
+from alignkit.stages import dpo, sft
 
 SETTINGS = {"learning_rate": 1e-3, "logging_steps": 1, "per_device_train_batch_size": 6}
 
@@ -72,3 +74,30 @@ def test_a_token_budget_bounds_every_forward(workshop, preferences, monkeypatch)
     trained = sizes[-found["steps"] :]  # those before are the check of the reference
     assert found["steps"] > 24 / 6
     assert max(trained) <= 500
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_running_out_of_memory_halves_the_forward_and_changes_no_loss(
+    workshop, preferences, demonstrations, monkeypatch, caplog, kind
+):
+    """Memory runs out above two rows, in training only, as if the machine were that small."""
+    rows = {"dpo": preferences, "sft": demonstrations}[kind]
+    data = workshop.write("rows.jsonl", rows)
+    workshop.run(kind, "whole", data=[data], **SETTINGS)
+    module, name = {"dpo": (dpo, "completion_logps"), "sft": (sft, "sequence_logps")}[kind]
+    forward = getattr(module, name)
+
+    def small(model: Any, rows: Any, *rest: Any, **settings: Any) -> Any:
+        if torch.is_grad_enabled() and len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, rows, *rest, **settings)
+
+    monkeypatch.setattr(module, name, small)
+    with caplog.at_level(logging.WARNING, "alignkit.batching"):
+        workshop.run(kind, "parts", data=[data], **SETTINGS)
+    assert losses(workshop, "parts") == pytest.approx(losses(workshop, "whole"), rel=1e-4)
+    said = [r.getMessage() for r in caplog.records if r.name == "alignkit.batching"]
+    assert said == [
+        "out of memory with 6 rows in a forward; going on with 3",
+        "out of memory with 3 rows in a forward; going on with 1",
+    ]
