@@ -1,0 +1,110 @@
+"""The house rules that a reviewer would otherwise have to remember."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "alignkit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower layers know nothing of higher ones. A module is in the layer of the longest name it
+# begins with.
+LAYERS: dict[str, int] = {
+    "alignkit": 0,
+    "alignkit.errors": 0,
+    "alignkit.resources": 0,
+    "alignkit.heads": 2,
+    "alignkit.losses": 1,
+    "alignkit.rows": 1,
+    "alignkit.attention": 1,
+    "alignkit.lm_head": 1,
+    "alignkit.logps": 1,
+    "alignkit.yaml_source": 1,
+    "alignkit.artifacts": 2,
+    "alignkit.recipe": 2,
+    "alignkit.recipe_file": 2,
+    "alignkit.model_files": 1,
+    "alignkit.data": 2,
+    "alignkit.tiny": 2,
+    "alignkit.backbone": 3,
+    "alignkit.reward_model": 3,
+    "alignkit.checkpoints": 3,
+    "alignkit.generation": 3,
+    "alignkit.evaluation": 4,
+    "alignkit.judges": 4,
+    "alignkit.ppo": 4,
+    "alignkit.stages": 5,
+    "alignkit.stages.context": 3,
+    "alignkit.stages.data": 4,
+    "alignkit.stages.rows": 4,
+    "alignkit.stages.training": 4,
+    "alignkit.collect": 5,
+    "alignkit.pipeline": 6,
+    "alignkit.cli": 7,
+}
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> int | None:
+    parts = module.split(".")
+    for end in range(len(parts), 1, -1):
+        name = ".".join(parts[:end])
+        if name in LAYERS:
+            return LAYERS[name]
+    return None
+
+
+def imports_at_top(file: Path) -> Iterator[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_downwards(file: Path) -> None:
+    own = layer_of(module_of(file))
+    if own is None:
+        return
+    for imported in imports_at_top(file):
+        if imported.startswith("alignkit."):
+            other = layer_of(imported)
+            assert other is None or other <= own, f"{module_of(file)} imports {imported}"
+
+
+def calls(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+def test_models_are_loaded_in_one_place() -> None:
+    loading = {
+        module_of(file)
+        for file in FILES
+        for call in calls(file)
+        if call.endswith(".from_pretrained") and "Config" not in call and "Tokenizer" not in call
+    }
+    assert loading == {"alignkit.backbone"}
+
+
+def test_nothing_unpickles_or_opens_a_shell() -> None:
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        for word in ("pickle.load", "weights_only=False", "shell=True", "os.system("):
+            assert word not in text, f"{word} in {module_of(file)}"
+
+
+def test_remote_code_is_never_trusted() -> None:
+    for file in FILES:
+        assert "trust_remote_code=True" not in file.read_text(encoding="utf-8"), file
