@@ -448,6 +448,12 @@ def test_people_as_a_judge(tmp_path: Path) -> None:
     assert compare(judge, PROMPT, "four", "nine").error == "nobody compared these two"
     with pytest.raises(DataError, match="the candidates of item 'i1' are in none of the files"):
         judge_named(f"human:{events}")
+    # Events as `alignkit rank` writes them carry their texts.
+    carried = json.loads(items.read_text())
+    texts = {"prompt": carried["prompt"], "candidates": carried["candidates"]}
+    rows = [json.loads(line) | {"extra": texts} for line in events.read_text().splitlines()]
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert compare(judge_named(f"human:{events}"), PROMPT, "four", "five").score == 0.75
 
 
 def test_votes_become_judgements_of_the_models(tmp_path: Path) -> None:

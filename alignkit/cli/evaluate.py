@@ -19,20 +19,23 @@ INTERVALS = ("t", "wilson", "clopper", "bootstrap")
 FORMATS = ("judgement", "alpacaeval", "mtbench", "arena", "arenahard")
 
 
-# name -> (module, attribute, one line), imported when asked for.
+# name -> (module, one line for the overview); imported when asked for.
 TRIALS = {
-    name: ("alignkit.cli.trials", name, line)
-    for name, line in (
-        ("reward", "A reward model on trial: accuracy, calibration, length."),
-        ("perplexity", "How well a model predicts held-out completions."),
-        ("replies", "Length, variety, endings, refusals and labels of completions."),
-        ("drift", "What moved between an old and a new file."),
-        ("fairness", "Win rates, labels and exchanged terms by group."),
-    )
+    "winrate": ("evaluate", "The win rate of one policy against another, with what it rests on."),
+    "reward": ("trials", "A reward model on trial: accuracy, calibration, length."),
+    "power": ("evaluate", "How many prompts a win rate needs."),
+    "perplexity": ("trials", "How well a model predicts held-out completions."),
+    "replies": ("trials", "Length, variety, endings, refusals and labels of completions."),
+    "drift": ("trials", "What moved between an old and a new file."),
+    "fairness": ("trials", "Win rates, labels and exchanged terms by group."),
 }
 
 
-@click.group("eval", cls=LazyGroup, lazy=TRIALS)
+@click.group(
+    "eval",
+    cls=LazyGroup,
+    lazy={name: (f"alignkit.cli.{module}", name, line) for name, (module, line) in TRIALS.items()},
+)
 def evaluate() -> None:
     """Win rates that can be believed, and the judges behind them."""
 
@@ -71,7 +74,7 @@ def contest_options(command: Any) -> Any:
     return command
 
 
-@evaluate.command()
+@click.command()
 @click.argument("files", nargs=-1)
 @contest_options
 @click.option("--a", help="The policy under test.")
@@ -213,7 +216,7 @@ def _gate(report: dict[str, Any], fail_under: float | None) -> None:
         raise GateMissed(f"the win rate's lower bound is {shown}, below {100 * fail_under:.1f} %")
 
 
-@evaluate.command()
+@click.command()
 @click.option("--effect", type=float, metavar="X", help="Distance of the true win rate from 0.5.")
 @click.option("--prompts", type=int, metavar="N", help="What can this many prompts show?")
 @click.option("--ties", type=float, default=0.0, show_default=True, help="Share of tied prompts.")

@@ -55,20 +55,29 @@ def _text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_items(paths: Sequence[str | Path]) -> dict[str, Item]:
-    """The items of candidates and ranking records, by the name that votes give them."""
+    """The items of candidates, rankings and events, by the name that votes give them."""
     items = {}
     for path in paths:
         for line, row in RowFile(path):
-            if row.get("kind") in ("candidates", "ranking"):
-                name = row.get("item") or row.get("id")
+            told = _told(row)
+            if told is not None:
                 try:
-                    items[str(name)] = _item(row)
+                    items[str(row.get("item") or row.get("id"))] = _item(told)
                 except (KeyError, TypeError, AttributeError):
                     raise DataError(
                         "needs 'prompt' and 'candidates' with 'cid' and 'messages'",
                         where=f"{path}:{line}",
                     ) from None
     return items
+
+
+def _told(row: Row) -> Row | None:
+    """What holds the texts: the record, or the `extra` of an event that carries them."""
+    if row.get("kind") in ("candidates", "ranking"):
+        return row
+    extra = row.get("extra")
+    carries = row.get("kind") == "event" and isinstance(extra, dict) and "candidates" in extra
+    return extra if carries else None
 
 
 def _item(row: Row) -> Item:
