@@ -37,7 +37,6 @@ import torch  # noqa: E402  the environment above must be set first
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
-from trl.trainer import utils as trl_utils  # noqa: E402
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -212,6 +211,8 @@ def hh_lists(count: int, vocabulary: int, completions: int, seed: int = 0) -> li
 @contextmanager
 def compact_head(wanted: bool) -> Iterator[None]:
     """TRL scoring completion positions only, as it does on a GPU: one line upstream away."""
+    from trl.trainer import utils as trl_utils
+
     own = trl_utils._use_triton
     if wanted:
         trl_utils._use_triton = lambda _: True
