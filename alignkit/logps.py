@@ -281,7 +281,8 @@ def _refuse_repacking(base: nn.Module) -> None:
     Remove when bitsandbytes' CPU kernel has a backward.
     """
     for name, module in base.named_modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
+        repacks = getattr(module, "support_avx512bf16_for_cpu", False)
+        if repacks and module.weight.device.type == "cpu":
             raise ModelError(
                 f"4-bit layer {name} repacks its weights when evaluated, which breaks training",
                 hint="Load the model with alignkit.backbone.Backbone.",
