@@ -45,7 +45,6 @@ PATTERN_SECONDS = 0.5
 # --- text repairs -------------------------------------------------------------------------------
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
-_BLANKS_AT_LINE_END = re.compile(r"[ \t]{1,10000}(?=\n)")
 _MANY_LINES = re.compile(r"\n{4,}")
 # Runs of what Windows-1252 makes of UTF-8: re-encoded they must be valid UTF-8 to be touched.
 _HIGH_RUN = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
@@ -65,7 +64,8 @@ def without_control(text: str) -> str:
 
 def tidy_space(text: str) -> str:
     """No white space at the ends or before line breaks, at most two blank lines in a row."""
-    return _MANY_LINES.sub("\n\n\n", _BLANKS_AT_LINE_END.sub("", text)).strip()
+    lines = (line.rstrip(" \t") for line in text.split("\n"))
+    return _MANY_LINES.sub("\n\n\n", "\n".join(lines)).strip()
 
 
 def remade(text: str) -> str:
@@ -73,16 +73,19 @@ def remade(text: str) -> str:
     return text if text.isascii() else _HIGH_RUN.sub(_remade_run, text)
 
 
+# The bytes that Windows-1252 shows as characters beyond Latin-1.
+_BYTE_OF = {
+    ord(bytes([byte]).decode("cp1252")): byte
+    for byte in range(0x80, 0xA0)
+    if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+}
+
+
 def _remade_run(match: re.Match[str]) -> str:
     try:
-        return b"".join(map(_byte, match[0])).decode("utf-8")
+        return match[0].translate(_BYTE_OF).encode("latin-1").decode("utf-8")
     except (UnicodeEncodeError, UnicodeDecodeError):
         return match[0]
-
-
-def _byte(character: str) -> bytes:
-    point = ord(character)
-    return bytes([point]) if point < 0x100 else character.encode("cp1252")
 
 
 TEXT_REPAIRS: dict[str, tuple[TextRepair, str]] = {

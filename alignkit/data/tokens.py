@@ -49,14 +49,14 @@ class TokenInspector:
     @classmethod
     def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
         """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
-        from transformers import AutoTokenizer
-        from transformers.utils import logging as noise
-
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
 
+        files = find_model(model)  # a wrong name is told before seconds go into imports
+        from transformers import AutoTokenizer
+        from transformers.utils import logging as noise
+
         noise.set_verbosity_error()  # it warns of every long text; we count them
-        files = find_model(model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
         except (OSError, ValueError) as error:
