@@ -24,6 +24,7 @@ from alignkit.artifacts import (
     read_manifest,
     seal_of,
     verify,
+    without_secrets,
 )
 from alignkit.errors import AlignkitError, ModelError, RecipeError, did_you_mean
 from alignkit.model_files import ModelFiles, find_model, sha256_of
@@ -109,8 +110,9 @@ class _Planner:
         inputs = {value: self.input(value, marker) for value, marker in _named(stage.config)}
         settings = self.settings(stage, seed, inputs)
         key = key_of(settings)
+        settings = without_secrets(settings)  # the key may depend on them, what is written not
         directory = self.only or self.directory / f"{stage.name}-{key[:12]}"
-        action, why = self.decide(stage, directory, settings, inputs)
+        action, why = self.decide(stage, directory, key, settings, inputs)
         planned = PlannedStage(stage, seed, key, directory, settings, inputs, action, why)
         self.done[stage.name] = planned
         return planned
@@ -182,6 +184,7 @@ class _Planner:
         self,
         stage: Stage,
         directory: Path,
+        key: str,
         settings: Mapping[str, Any],
         inputs: Mapping[str, Input],
     ) -> tuple[Action, str]:
@@ -195,7 +198,7 @@ class _Planner:
                 manifest = verify(directory)
             except AlignkitError as error:
                 return "run", f"{directory.name} is damaged: {error.message}"
-            if manifest.key != key_of(settings):
+            if manifest.key != key:
                 return "run", f"{directory.name} holds another stage's result"
             return "reuse", f"finished {manifest.finished}"
         if (partial_of(directory) / RECORD).is_file():

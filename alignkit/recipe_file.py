@@ -144,7 +144,7 @@ def validated(
 
 def resolve(directory: Path, source: str) -> Path:
     """A data path as written in a recipe in this directory; `$NAME` is the environment's."""
-    path = Path(os.path.expandvars(source)).expanduser()
+    path = Path(os.path.expanduser(os.path.expandvars(source)))
     return path if path.is_absolute() else directory / path
 
 

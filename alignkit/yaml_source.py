@@ -69,11 +69,12 @@ class Document:
         """Put a value at a path of mapping keys, as if it had been written there."""
         holder = self.value
         for depth, key in enumerate(path[:-1], start=1):
-            child = holder.get(key) if isinstance(holder, dict) else holder[key]
+            child = _entry(holder, key, where)
             if child is None:
                 child = holder[key] = {}
                 self.values.setdefault(path[:depth], where)
             holder = child
+        _entry(holder, path[-1], where)
         holder[path[-1]] = value
         for places in (self.keys, self.values):
             for known in [known for known in places if known[: len(path)] == path]:
@@ -268,6 +269,15 @@ class _Builder:
 
     def place(self, event: Event) -> str:
         return _place(self.out.file, event.start_mark)
+
+
+def _entry(holder: Value, key: str | int, where: str) -> Value:
+    """What a mapping (or, by number, a list) holds under a key; None when it has no such key."""
+    if isinstance(holder, dict) and isinstance(key, str):
+        return holder.get(key)
+    if isinstance(holder, list) and isinstance(key, int) and key < len(holder):
+        return holder[key]
+    raise RecipeError(f"there is no mapping to set {shortened(str(key))} in", where=where)
 
 
 def _inside(text: str) -> str:

@@ -148,6 +148,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         STAGE.format("dpo: {data: row.jsonl}"),
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
     ),
+    ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
     ("directory", STAGE.format("dpo: {data: .}"), "'.' is a directory"),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
     (
@@ -204,6 +205,9 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(here: Path) -> N
         ("dpo.beta=[1", "a list is never closed"),
         ("dpo.beta=x", "--set dpo.beta=x: 'beta' must be a number, not the text 'x'"),
         ("stages=1", "stages must be a list"),
+        ("name.x=1", "--set name.x: no stage 'name'"),
+        ("dpo.beta.x=1", "--set dpo.beta.x=1: there is no mapping to set 'x' in"),
+        ("backbone.lora_r.x=1", "'backbone.lora_r' must be a whole number, not a mapping"),
     ],
 )
 def test_problems_of_settings_name_the_setting(here: Path, setting: str, message: str) -> None:
