@@ -29,6 +29,7 @@ from alignkit.checkpoints import (
     stop_requests,
 )
 from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.generation import Completion
 from alignkit.heads import Scale
 from alignkit.ppo.advantages import (
     k3,
@@ -41,7 +42,7 @@ from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacki
 from alignkit.ppo.learners import PolicyLearner, ValueLearner
 from alignkit.ppo.objective import explained_variance
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
-from alignkit.ppo.rewards import PracticePrompt, Rewards
+from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
 from alignkit.ppo.rollout import (
     Rollout,
     Sampler,
@@ -55,6 +56,7 @@ from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
+CAPTURE_TOLERANCE = 5e-5  # nats; half of what the first update of an iteration allows
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class State:
     start: Start = field(default_factory=lambda: Start(0.0, 0.0))
     best_objective: float = float("-inf")
     best_iteration: int = 0
+    captures_logps: bool = True
     history: list[Evaluation] = field(default_factory=list)
 
 
@@ -254,7 +257,9 @@ class OnlineTrainer:
         """Fix score scales on the starting policy, and see that policy and reference agree."""
         prompts = self.prompts[:START_SAMPLES]
         seed = sampling_seed(self.context.seed, 2**31 + 1)
-        samples, _ = self.sampler.sample(prompts, seed=seed, temperature=self.config.temperature)
+        samples, completions = self.sampler.sample(
+            prompts, seed=seed, temperature=self.config.temperature
+        )
         if self.config.normalize_rewards:
             self.rewards.fix_scales(self.rewards.raw(samples))
         if self.critic is not None:
@@ -263,7 +268,9 @@ class OnlineTrainer:
             length=sum(len(sample.ids) for sample in samples) / len(samples),
             eos_rate=sum(sample.stopped for sample in samples) / len(samples),
         )
-        self._check_reference(samples[: self.config.rollout_forward_batch_size])
+        few = self.config.rollout_forward_batch_size
+        self._check_reference(samples[:few])
+        self._check_capture(samples[:few], completions[:few])
         if self.validation is not None:
             self._keep_if_best(self.validation.look(self.state.kl_coef), note=False)
 
@@ -273,7 +280,20 @@ class OnlineTrainer:
         starts_as_reward = bool(self.config.reward_model) and self.config.reward_model[0] != "gold"
         return Scale(scale.mean, scale.std / weight) if starts_as_reward and weight else Scale()
 
-    def _check_reference(self, samples: list[Any]) -> None:
+    def _check_capture(self, samples: list[Sample], completions: list[Completion]) -> None:
+        """Score completions again from now on where the sampled log-probs are not exact enough."""
+        if self.sampler.captures_logps:
+            captured = self.sampler.own_logps(samples, completions)
+            gap = float((captured - self.sampler.logps(samples, POLICY)).abs().max())
+            if gap > CAPTURE_TOLERANCE:
+                self.context.say(
+                    f"log-probs seen while sampling differ by {gap:.1g} from the update's: "
+                    "they are scored again"
+                )
+                self.sampler.captures_logps = False
+        self.state.captures_logps = self.sampler.captures_logps
+
+    def _check_reference(self, samples: list[Sample]) -> None:
         """With reference `start`, KL is exactly 0 before the first step."""
         if self.sampler.reference is None:
             return
@@ -393,6 +413,7 @@ class OnlineTrainer:
         saved["start"] = Start(**saved["start"])
         saved["history"] = [Evaluation(**seen) for seen in saved["history"]]
         self.state = State(**saved)
+        self.sampler.captures_logps = self.state.captures_logps
         self.rewards.scales = [Scale(**scale) for scale in tree["scales"]]
         if self.critic is not None:
             self.critic.head.scale = Scale(**tree["value_scale"])

@@ -11,7 +11,6 @@ import importlib
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,13 +24,11 @@ from alignkit.backbone import REWARD, Backbone
 from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.heads import Scale
 from alignkit.logps import Group
+from alignkit.ppo.http import post_json
 from alignkit.recipe import OnlineConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
-
-RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-RETRIES = 5
 
 
 @dataclass(frozen=True)
@@ -144,46 +141,17 @@ class UrlReward:
         for start in range(0, len(samples), self.batch_size):
             part = samples[start : start + self.batch_size]
             ask, read = PROTOCOLS[self.speaks]
-            answer = self._post(ask(part, self.model), part[0].prompt.where)
+            answer = post_json(
+                self.label,
+                ask(part, self.model),
+                what="reward_url",
+                timeout=self.timeout,
+                key=os.environ.get("ALIGNKIT_REWARD_API_KEY"),
+                where=part[0].prompt.where,
+                wait=self.wait,
+            )
             found += self._checked(read, answer, part)
         return found
-
-    def _post(self, body: Mapping[str, Any], where: str) -> Any:
-        import httpx
-
-        key = os.environ.get("ALIGNKIT_REWARD_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        trouble = ""
-        for attempt in range(RETRIES):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            try:
-                answer = httpx.post(self.label, json=body, headers=headers, timeout=self.timeout)
-            except httpx.HTTPError as error:
-                trouble = f"{type(error).__name__}: {error}"
-                continue
-            if answer.status_code not in RETRY_STATUS:
-                return self._content(answer, where)
-            trouble = f"HTTP {answer.status_code}"
-        raise TrainingFailed(
-            f"reward_url {self.label} gave no answer in {RETRIES} tries ({trouble})",
-            where=where,
-            hint="check the service, then run the same command again: it goes on from the "
-            "last checkpoint",
-        )
-
-    def _content(self, answer: Any, where: str) -> Any:
-        if answer.status_code >= 400:
-            raise TrainingFailed(
-                f"reward_url {self.label} answered HTTP {answer.status_code}: {answer.text[:200]}",
-                where=where,
-            )
-        try:
-            return answer.json()
-        except ValueError:
-            raise TrainingFailed(
-                f"reward_url {self.label} did not answer in JSON: {answer.text[:80]!r}", where=where
-            ) from None
 
     def _checked(
         self, read: Callable[[Any], list[Any]], answer: Any, part: Sequence[Sample]

@@ -19,6 +19,7 @@ from alignkit.data.chat import Encoder
 from alignkit.generation import Completion, generate
 from alignkit.logps import Group, completion_logps
 from alignkit.ppo.ranks import rank, world_size
+from alignkit.ppo.remote import RemotePolicy
 from alignkit.ppo.rewards import PracticePrompt, Sample
 from alignkit.recipe import OnlineConfig
 
@@ -76,11 +77,15 @@ class Sampler:
         self.backbone, self.config, self.reference = backbone, config, reference
         self.encoder = Encoder(backbone.tokenizer)
         self.stop_token_ids = sorted(stop_token_ids)
-
-    @property
-    def captures_logps(self) -> bool:
-        """Whether log-probs seen while sampling equal the update's: in fp32, up to rounding."""
-        return self.backbone.dtype == torch.float32 and self.backbone.config.quantization != "int8"
+        url = config.rollout_url
+        self.remote = RemotePolicy(url, self.stop_token_ids) if url else None
+        # Log-probs seen while sampling equal the update's in fp32, up to rounding; elsewhere they
+        # are scored again. The loop turns this off where a model rounds too much.
+        self.captures_logps = (
+            self.remote is None
+            and backbone.dtype == torch.float32
+            and backbone.config.quantization != "int8"
+        )
 
     def sample(
         self,
@@ -91,10 +96,24 @@ class Sampler:
         first_row: int = 0,
     ) -> tuple[list[Sample], list[Completion]]:
         """One completion of the policy for each prompt."""
+        ids = [prompt.ids for prompt in prompts]
+        if self.remote is not None:
+            completions = self._sample_remotely(ids, seed + first_row, temperature)
+        else:
+            completions = self._sample_here(ids, seed, temperature, first_row)
+        samples = [
+            Sample(prompt, tuple(c.ids), self.encoder.decode(c.ids), c.stopped)
+            for prompt, c in zip(prompts, completions, strict=True)
+        ]
+        return samples, completions
+
+    def _sample_here(
+        self, ids: Sequence[Sequence[int]], seed: int, temperature: float, first_row: int
+    ) -> list[Completion]:
         with self.backbone.role(POLICY) as model:
-            completions = generate(
+            return generate(
                 model,
-                [prompt.ids for prompt in prompts],
+                ids,
                 max_new_tokens=self.config.response_length,
                 temperature=temperature,
                 seed=seed,
@@ -104,11 +123,19 @@ class Sampler:
                 capture_logps=self.captures_logps,
                 first_row=first_row,
             )
-        samples = [
-            Sample(prompt, tuple(c.ids), self.encoder.decode(c.ids), c.stopped)
-            for prompt, c in zip(prompts, completions, strict=True)
-        ]
-        return samples, completions
+
+    def _sample_remotely(
+        self, ids: Sequence[Sequence[int]], seed: int, temperature: float
+    ) -> list[Completion]:
+        assert self.remote is not None
+        self.remote.load(self.backbone)
+        return self.remote.complete(
+            ids,
+            max_new_tokens=self.config.response_length,
+            temperature=temperature,
+            seed=seed,
+            batch_size=self.config.rollout_forward_batch_size,
+        )
 
     def logps(self, samples: Sequence[Sample], adapter: str | None) -> Tensor:
         """(completions, tokens): log-probs under an adapter (None: the bare backbone)."""

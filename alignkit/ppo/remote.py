@@ -1,0 +1,122 @@
+"""Rollouts from a server: vLLM, or anything that speaks its OpenAI-compatible completions.
+
+The server holds the base and takes the policy's adapter as it is now: the adapter is written to a
+directory both sides see and loaded under a new name (vLLM: `--enable-lora`, and
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment). Token ids come back, not text, so nothing
+is tokenized twice; log-probs of the server are never used, ours are scored afresh.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from alignkit.backbone import POLICY, Backbone
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.generation import Completion
+from alignkit.ppo.http import post_json
+
+TIMEOUT = 600.0  # seconds for one batch of completions
+
+
+class RemotePolicy:
+    """The policy on a server at `url` (ending in /v1), reloaded for each rollout."""
+
+    def __init__(self, url: str, stop_token_ids: Sequence[int], *, wait: float = 0.5) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise RecipeError(
+                f"rollout_url {url!r} is no http address", hint="such as http://localhost:8000/v1"
+            )
+        self.url, self.stop_token_ids, self.wait = url.rstrip("/"), list(stop_token_ids), wait
+        self.loaded: str | None = None
+        self.count = 0
+
+    def load(self, backbone: Backbone) -> None:
+        """Hand the server the adapter as it is now, and let it forget the one before."""
+        self.count += 1
+        name = f"alignkit-{os.getpid()}-{self.count}"
+        directory = Path(tempfile.mkdtemp(prefix="alignkit-adapter-"))
+        try:
+            backbone.save_adapter(POLICY, directory)
+            self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(directory)})
+        finally:
+            shutil.rmtree(directory)
+        if self.loaded is not None:
+            self._post("unload_lora_adapter", {"lora_name": self.loaded})
+        self.loaded = name
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        batch_size: int,
+    ) -> list[Completion]:
+        """One completion per prompt, in the order given."""
+        found: list[Completion] = []
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            answer = self._post(
+                "completions",
+                {
+                    "model": self.loaded,
+                    "prompt": [list(ids) for ids in part],
+                    "max_tokens": max_new_tokens,
+                    "temperature": temperature,
+                    "top_p": 1.0,
+                    "top_k": -1,
+                    "min_p": 0.0,
+                    "repetition_penalty": 1.0,
+                    "seed": (seed + start) % 2**31,
+                    "stop_token_ids": self.stop_token_ids,
+                    "return_token_ids": True,
+                },
+            )
+            found += self._read(answer, len(part))
+        return found
+
+    def _read(self, answer: Any, expected: int) -> list[Completion]:
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            completions = [self._completion(choice) for choice in choices]
+        except (KeyError, TypeError):
+            raise TrainingFailed(
+                f"rollout_url {self.url} answered without token ids: {str(answer)[:120]}",
+                hint="it must know return_token_ids, as vLLM does from 0.10.2",
+            ) from None
+        if len(completions) != expected:
+            raise TrainingFailed(
+                f"rollout_url {self.url} gave {len(completions)} completions for {expected} prompts"
+            )
+        return completions
+
+    def _completion(self, choice: Any) -> Completion:
+        """Ids that end in the stop token if it came; servers differ in whether they keep it."""
+        ids = [int(token) for token in choice["token_ids"]]
+        stopped = choice["finish_reason"] == "stop"
+        if stopped and (not ids or ids[-1] not in self.stop_token_ids):
+            reason = choice.get("stop_reason")
+            ids.append(reason if isinstance(reason, int) else self.stop_token_ids[0])
+        if not ids:
+            raise KeyError("token_ids")
+        return Completion(ids, stopped)
+
+    def _post(self, call: str, body: dict[str, Any]) -> Any:
+        return post_json(
+            f"{self.url}/{call}",
+            body,
+            what="rollout_url",
+            timeout=TIMEOUT,
+            key=os.environ.get("ALIGNKIT_ROLLOUT_API_KEY"),
+            wait=self.wait,
+            # Loading an adapter is answered in plain words.
+            as_json=call == "completions",
+        )

@@ -1,0 +1,121 @@
+"""Rollouts from a server: the adapter handed over, ids read back, and PPO on top of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.ppo.remote import RemotePolicy
+from alignkit.recipe import RlooConfig
+from alignkit.stages import rloo
+from tests.test_ppo_loop import rows_of, settings, surroundings, workplace
+
+__all__ = ["workplace"]
+
+
+@pytest.fixture
+def server():
+    """Answers as vLLM does; `state` holds what it was asked and which adapters it has."""
+    state = {"asked": [], "adapters": set(), "token_ids": [40, 41, 2]}
+    state |= {"finish": "stop", "varied": False}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state["asked"].append((self.path, body))
+            raw = answers[self.path](body)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_):
+            pass
+
+    def load(body):
+        assert (Path(body["lora_path"]) / "adapter_model.safetensors").exists()
+        state["adapters"].add(body["lora_name"])
+        return b"Success"
+
+    def unload(body):
+        state["adapters"].remove(body["lora_name"])
+        return b"Success"
+
+    def complete(body):
+        assert body["model"] in state["adapters"]
+        said = state["token_ids"]
+        choices = [
+            {"index": i, "token_ids": said and [*said], "finish_reason": state["finish"]}
+            for i in range(len(body["prompt"]))
+        ]
+        for choice in choices[1:] if state["varied"] else []:
+            choice["token_ids"][0] += choice["index"] % 7
+        return json.dumps({"choices": choices[::-1]}).encode()
+
+    answers = {
+        "/v1/load_lora_adapter": load,
+        "/v1/unload_lora_adapter": unload,
+        "/v1/completions": complete,
+    }
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}/v1", state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def complete(url, prompts):
+    policy = RemotePolicy(url, [2, 5], wait=0.001)
+    policy.loaded = "known"
+    return policy.complete(prompts, max_new_tokens=4, temperature=0.7, seed=3, batch_size=2)
+
+
+def test_ids_come_back_in_order_and_nothing_of_the_servers_defaults_counts(server):
+    url, state = server
+    state["adapters"].add("known")
+    found = complete(url, [[1, 2], [3], [4]])
+    assert [c.ids for c in found] == [[40, 41, 2]] * 3
+    assert all(c.stopped for c in found)
+    body = state["asked"][0][1]
+    assert body["prompt"] == [[1, 2], [3]]
+    assert (body["temperature"], body["top_p"], body["top_k"]) == (0.7, 1.0, -1)
+    assert (body["repetition_penalty"], body["stop_token_ids"]) == (1.0, [2, 5])
+
+
+def test_a_stop_token_the_server_left_out_is_put_back(server):
+    url, state = server
+    state["adapters"].add("known")
+    state["token_ids"] = [40]
+    assert complete(url, [[1]])[0].ids == [40, 2]
+    state["finish"] = "length"
+    cut = complete(url, [[1]])[0]
+    assert cut.ids == [40] and not cut.stopped
+
+
+def test_a_server_without_token_ids_is_refused_by_name(server):
+    url, state = server
+    state["adapters"].add("known")
+    state["token_ids"] = None
+    with pytest.raises(TrainingFailed, match=r"answered without token ids.*return_token_ids"):
+        complete(url, [[1]])
+    with pytest.raises(RecipeError, match="is no http address"):
+        RemotePolicy("localhost", [2])
+
+
+def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workplace, tiny_model):
+    url, state = server
+    state["varied"] = True
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    rloo.run(settings(RlooConfig, rollout_url=url, total_episodes=32), context)
+    row = rows_of(context)[0]
+    assert row["rollout/length"] == 3
+    assert row["objective/kl"] == 0
+    assert row["objective/entropy"] == pytest.approx(3 * 5.77, rel=0.1)  # log 320 a token
+    assert len(state["adapters"]) == 1
