@@ -153,7 +153,8 @@ def test_one_call_in_five_fails() -> None:
             return 503, {"error": "overloaded"}
         return 200, longer_wins(text)
 
-    with serving(flaky) as (url, endpoint), asking(url) as judge:
+    prices = {"price_in": 2.0, "price_out": 10.0}
+    with serving(flaky) as (url, endpoint), asking(url, **prices) as judge:
         found = list(judged(judge, duels(100), a="x", b="y"))
         sides = {(d.output_a, d.output_b) for d in duels(100) if d.output_a != d.output_b}
         distinct = len(sides | {(b, a) for a, b in sides})
@@ -162,6 +163,9 @@ def test_one_call_in_five_fails() -> None:
         assert judge.tally.asked == distinct
         assert judge.tally.retries == len(endpoint.texts) - distinct > 0
         assert judge.tally.prompt_tokens == 100 * judge.tally.asked
+        # 100 tokens in at 2 and 10 out at 10 per million.
+        assert judge.cost == pytest.approx(judge.tally.asked * 300e-6)
+        assert judge.summary().startswith(f"judge toy: asked {distinct}, kept ")
 
 
 def test_nonsense_is_counted_and_bounded(tmp_path: Path) -> None:
@@ -262,11 +266,11 @@ def test_log_probabilities_give_soft_verdicts() -> None:
         serving(lambda _n, _t: (200, reply("1"))) as (url, _),
         asking(url, mode="logprobs") as judge,
     ):
-        assert compare(judge, PROMPT, "x", "y") == Verdict(
-            None,
-            "parse: the reply holds no log-probabilities",
-            {"injection_left": False, "injection_right": False},
-        )
+        found = compare(judge, PROMPT, "x", "y")
+        assert (found.score, found.error) == (None, "parse: the reply holds no log-probabilities")
+        # The wording is part of what the verdict rests on.
+        assert found.notes is not None
+        assert found.notes["template"] == judge.template_sha256
 
 
 def test_the_key_is_sent_and_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_arena(tmp_path: Path) -> None:
 
 
 def test_arenahard(tmp_path: Path) -> None:
-    games = [("A>>B", "B>>A"), ("B>A", "A>B"), ("A=B", None), (None, None)]
+    games = [("A>>B", "B>>A"), ("B>A", "A>B"), ("B>>A", "A=B"), ("A=B", None), (None, None)]
     rows = [
         {"uid": f"u{n}", "model": "ours", "baseline": "base"}
         | {"games": [None if g is None else {"score": g} for g in pair]}
@@ -224,11 +224,12 @@ def test_arenahard(tmp_path: Path) -> None:
     ]
     report = winrate_report([write(tmp_path / "j.jsonl", rows)])
     assert (report["a"], report["b"]) == ("ours", "base")
-    assert (report["n_judgements"], report["n_failed"]) == (8, 3)
-    assert report["win_rate"] == pytest.approx((0 + 1 + 0.5) / 3)
-    assert report["position"]["consistency"] == 1.0
-    # First shown: A>>B 1, B>>A 0, B>A 0, A>B 1, A=B 0.5.
-    assert report["position"]["first_rate"] == pytest.approx(0.5)
+    assert (report["n_judgements"], report["n_failed"]) == (10, 3)
+    # A is the baseline in the first game and the model in the second.
+    assert report["win_rate"] == pytest.approx((0 + 1 + 0.75 + 0.5) / 4)
+    assert report["position"]["consistency"] == pytest.approx(2 / 3)
+    # First shown: A>>B 1, B>>A 0, B>A 0, A>B 1, B>>A 0, A=B 0.5, A=B 0.5.
+    assert report["position"]["first_rate"] == pytest.approx(3 / 7)
 
 
 # --- several models ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from alignkit.data.read import load_prompts
@@ -14,7 +15,7 @@ from alignkit.data.records import Prompt
 from alignkit.errors import DataError, RecipeError, did_you_mean, pick
 from alignkit.evaluation.winrate import Options
 from alignkit.judges import Judge, judge_named
-from alignkit.judges.llm import LlmSettings
+from alignkit.judges.llm import LlmJudge, LlmSettings
 
 
 def hold(
@@ -55,7 +56,13 @@ def hold(
     told = {"temperature": plan.temperature, "top_p": plan.top_p, "seed": plan.seed}
     told |= {"max_new_tokens": plan.max_new_tokens}
     target = work / "judgements.jsonl"
-    contest(entrants, baseline, asked, jury, answers, target, progress_bar, settings=told)
+    try:
+        contest(entrants, baseline, asked, jury, answers, target, progress_bar, settings=told)
+    finally:
+        for judge in jury:
+            if isinstance(judge, LlmJudge):
+                click.echo(judge.summary(), err=True)
+                judge.close()
     if len(names) > 2 and options.a is None:
         return target, replace(options, baseline=baseline, b=None)
     others = [name for name in names if name != baseline]

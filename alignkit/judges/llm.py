@@ -272,6 +272,12 @@ class LlmJudge:
             for request, comparison in zip(requests, comparisons, strict=True)
         ]
 
+    def summary(self) -> str:
+        """What asking took, in one line."""
+        counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in self.tally.as_dict().items())
+        cost = "" if self.cost is None else f", cost {self.cost:.4f}"
+        return f"judge {self.name}: {counts}{cost}"
+
     def close(self) -> None:
         self._client.close()
         if self.cache is not None:
@@ -298,9 +304,8 @@ class LlmJudge:
             self.tally.add(**{counter.get(kind, "transport_failures"): 1})
         left, right = attempts_injection(comparison.left), attempts_injection(comparison.right)
         self.tally.add(injections=left + right)
-        return Verdict(
-            verdict.score, verdict.error, {"injection_left": left, "injection_right": right}
-        )
+        notes = {"injection_left": left, "injection_right": right}
+        return Verdict(verdict.score, verdict.error, notes | {"template": self.template_sha256})
 
     def _answer(self, request: Mapping[str, Any]) -> Verdict:
         key = _key(request)
