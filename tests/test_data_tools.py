@@ -227,7 +227,7 @@ def test_lengths_are_those_of_training(tiny_tokenizer: Any, tmp_path: Path) -> N
 
 def test_the_share_of_trained_tokens_is_said_by_role(tiny_tokenizer: Any, tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
-            {"role": "user", "content": "So"}, {"role": "assistant", "content": "Well"}]  # fmt: skip
+            {"role": "user", "content": "S"}, {"role": "assistant", "content": "Well"}]  # fmt: skip
     path = write(tmp_path / "d.jsonl", {"messages": talk})
     report, _ = check_file(path, inspectors=[inspector(tiny_tokenizer, 500)])
     tokens = Encoder(tiny_tokenizer).encode_demonstration(
