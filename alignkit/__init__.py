@@ -3,4 +3,9 @@
 Importing this package imports nothing heavy; every command loads what it needs when it runs.
 """
 
+import logging
+
+# bitsandbytes warns at import that an optional kernel package is missing; nothing here needs it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

@@ -53,7 +53,7 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
         stages={o.name: rows for o in outcomes if (rows := metric_rows(o.directory))},
         summary=table_rows(outcomes),
         samples=last.metrics.get("samples", ()) if last else (),
-        frontier={o.name: f for o in outcomes if (f := o.metrics.get("frontier"))},
+        frontier=frontier(outcomes),
         settings=without_secrets(
             {
                 "backbone": plain_value(plan.backbone),
@@ -63,6 +63,16 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
         versions=versions(),
         notes=[_line(outcome) for outcome in outcomes],
     )
+
+
+def frontier(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Score against KL of every policy: its checkpoints where it kept them, else where it ended."""
+    ended = {
+        row["policy"]: [row]
+        for row in table_rows(outcomes)
+        if row["temperature"] == 1.0 and row["policy"] != "base" and row["kl"]
+    }
+    return ended | {o.name: rows for o in outcomes if (rows := o.metrics.get("frontier"))}
 
 
 def metric_rows(directory: Path) -> list[dict[str, Any]]:
