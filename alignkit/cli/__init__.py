@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rloo": ("alignkit.cli.train", "rloo", "Like ppo without a value model."),
     "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
     "rank": ("alignkit.cli.rank", "rank", "Collect rankings by people: on a page, in a terminal."),
+    "chat": ("alignkit.cli.chat", "chat", "Talk to a run; compare two; keep your verdicts."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),
     "agreement": ("alignkit.cli.agreement", "agreement", "What the annotators agree on."),
     "eval": ("alignkit.cli.evaluate", "evaluate", "Win rates, power, reward models on trial."),

@@ -235,9 +235,13 @@ def rankings_from_votes(
     """The standing votes with the texts they are about.
 
     Texts come from `items` (id -> prompt, candidates), else from the event, which carries them in
-    its `extra`.
+    its `extra`. A verdict on a single candidate compares nothing and gives no ranking.
     """
-    return [_ranking_from_vote(event, items or {}) for event in standing_votes(events)]
+    return [
+        _ranking_from_vote(event, items or {})
+        for event in standing_votes(events)
+        if len(event.ranks or {}) > 1
+    ]
 
 
 def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
