@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.data.across import Across
 from alignkit.data.columns import Columns, parse_columns
-from alignkit.data.convert import canonical, convert, read_to_convert, row_of
-from alignkit.data.files import read_rows
+from alignkit.data.convert import canonical, convert, read_to_convert, remember, row_of
+from alignkit.data.files import Row, read_rows
 from alignkit.data.formats import FORMATS, detect, format_named
-from alignkit.data.problems import Problem
-from alignkit.data.read import exact_value, read_records
+from alignkit.data.problems import Problem, RowError
+from alignkit.data.read import exact_value, read_records, records_of
 from alignkit.data.records import Preference, Ranking
+from alignkit.data.rules import findings
 from alignkit.errors import AlignkitError, DataError
 
 
@@ -152,7 +154,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                      {"data": {"prompt": "Two?", "items": [{"id": "x", "body": "a"},
                                                            {"id": "y", "body": "b"}]},
                       "annotations": [{"completed_by": 3, "result": [
-                          {"type": "ranker", "value": {"ranker": {"rank": ["y", "x"]}}}]}]}],
+                          {"type": "ranker", "value": {"ranker": {"rank": ["y", "x"]}}}]}]},
+                     {"data": {"prompt": "Two?", "left": "a", "right": "b"}, "annotations": [
+                         {"completed_by": 3, "result": [
+                             {"type": "pairwise", "value": {"selected": "neither"}}]}]}],
     "prodigy": [{"text": "Two?", "options": [{"id": "A", "text": "a"}, {"id": "B", "text": "b"}],
                  "accept": ["B"], "answer": "accept", "_session_id": "s", "_timestamp": 1,
                  "mapping": {"A": "sft", "B": "dpo"}}],
@@ -358,6 +363,14 @@ def test_a_changed_record_is_not_overwritten_by_what_was_read(tmp_path: Path) ->
     assert row == {"instruction": "Sum\n2 2", "input": "", "output": "four"}
 
 
+def test_a_row_its_writer_cannot_say_is_kept_whole_until_it_changes(tmp_path: Path) -> None:
+    record = record_of("label-studio", 2, folder=tmp_path)
+    assert row_of([record], format_named("label-studio")) == ROWS["label-studio"][2]
+    record.candidates[0].messages[0].content = "changed"
+    with pytest.raises(RowError, match="no ties"):
+        row_of([record], format_named("label-studio"))
+
+
 def test_rankings_are_not_silently_cut_into_pairs(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", ROWS["ranked"])
     with pytest.raises(AlignkitError, match="alignkit data pairs"):
@@ -419,3 +432,42 @@ def test_a_map_must_be_new_equals_old() -> None:
     assert parse_columns("a=b, c=d.e") == Columns({"a": "b", "c": "d.e"})
     with pytest.raises(AlignkitError, match="NEW=OLD"):
         parse_columns("prompt")
+
+
+# --- whatever stands under the keys --------------------------------------------------------------
+
+SAID = st.sampled_from(["user", "assistant", "system", "gpt", "human", "", "x", "1", "tie", "N/A",
+                        "\n\nHuman: a\n\nAssistant: b", "model_a", "accept", "text"])  # fmt: skip
+INNER_KEYS = st.sampled_from(
+    ["role", "content", "from", "value", "rank", "answer", "model", "response", "id", "text",
+     "type", "cid", "messages", "output", "full_text", "post", "Rating", "result", "ranker",
+     "selected", "values", "user_id", "annotations", "weight", "tool_calls", "extra", "body"]
+)  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=False) | SAID,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(INNER_KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_any_values_are_read_or_refused_by_field(name: str, data: st.DataObject) -> None:
+    form = FORMATS[name]
+    required = {key: ANYTHING | SAID for key in form.keys}
+    optional = {key: ANYTHING for key in form.also | {"id", "margin"} if key not in form.keys}
+    value = data.draw(st.fixed_dictionaries(required, optional=optional))
+    row = Row(1, 0, value)
+    try:
+        records = records_of(row, form, "f")
+    except RowError:
+        return
+    across = Across()
+    for record in records:
+        list(findings(record))
+        across.add(record, 1)
+    list(across.problems("f"))
+    written = row_of(remember(records, row, form), form)
+    if name != "alignkit":
+        assert canonical(written) == canonical(value)

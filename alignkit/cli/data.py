@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +16,7 @@ from alignkit.data.columns import Columns, parse_columns
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN_PER_KIND = 5
+SMALL = 32 << 20  # bytes that are read in about a second
 
 
 @click.group()
@@ -54,6 +57,20 @@ def output_option(command: F) -> F:
 def say(message: str) -> None:
     """One line for people, on stderr."""
     click.echo(message, err=True)
+
+
+@contextmanager
+def reading(files: Iterable[str], label: str) -> Iterator[None]:
+    """A bar on stderr over the bytes of these files, when somebody looks and it takes a while."""
+    from alignkit.data.files import watched
+    from alignkit.stages.context import progress_bar
+
+    sizes = [os.path.getsize(path) for path in files if os.path.isfile(path)]
+    if sum(sizes) < SMALL:
+        yield
+        return
+    with progress_bar(sum(sizes), label) as advance, watched(advance):
+        yield
 
 
 # --- check --------------------------------------------------------------------------------------
@@ -111,15 +128,16 @@ def check(
         from alignkit.data.tokens import TokenInspector
 
         inspectors = [TokenInspector.load(model, max_length=max_length, train_on=train_on)]
-    reports = check_files(
-        files,
-        held_out=held_out,
-        format=format_,
-        columns=columns,
-        near=not no_near,
-        allowed=allow,
-        inspectors=inspectors,
-    )
+    with reading([*files, *held_out], "checking"):
+        reports = check_files(
+            files,
+            held_out=held_out,
+            format=format_,
+            columns=columns,
+            near=not no_near,
+            allowed=allow,
+            inspectors=inspectors,
+        )
     if as_json:
         click.echo(json.dumps({"files": [report.as_json() for report in reports]}))
     else:
@@ -163,7 +181,8 @@ def convert(
     """Convert FILEs into one file of another format, and back, without loss."""
     from alignkit.data.convert import convert as run
 
-    done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
+    with reading(files, "converting"):
+        done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
     lost = ", ".join(f"{name} in {count:,} rows" for name, count in done.lost.items())
     say(f"{output}: {done.rows:,} rows as {to}" + (f"; lost: {lost}" if lost else ""))
 
@@ -369,7 +388,8 @@ def clean(
         patterns=[cleaning.Pattern.parse(pattern) for pattern in patterns],
         not_in=not_in,
     )
-    done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
+    with reading([file], "cleaning"):
+        done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
     say(f"{output}: {cleaning.counts_line(done)}")
 
 
@@ -413,7 +433,8 @@ def stats(
         read_records(path, format=format_, columns=columns, on_bad_row="drop", rules=False)
         for path in files
     )
-    counted = stats_of(chain.from_iterable(streams))
+    with reading(files, "counting"):
+        counted = stats_of(chain.from_iterable(streams))
     numbers = counted.as_dict()
     if html is not None:
         refuse_in_place(files, html)
@@ -499,8 +520,6 @@ def augment(
 
     A key for the endpoint is read from the environment: OPENAI_API_KEY.
     """
-    import os
-
     from alignkit.data import augment as augmenting
     from alignkit.data.convert import read_to_convert
     from alignkit.data.write import refuse_in_place, write_records

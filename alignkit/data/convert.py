@@ -54,8 +54,11 @@ def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
     try:
         written = _merged([_plain_row(record, form) for record in records], form)
     except RowError:
-        # The writer cannot express this record at all: everything must be kept.
-        written = {}
+        # The writer cannot say this at all: the row is kept whole, for as long as nothing changes.
+        records[0].extra[AS_READ] = {
+            "format": form.name, "whole": exact_value(row), "of": _content(records)
+        }  # fmt: skip
+        return records
     value = exact_value(row)
     kept = {
         key: [_digest(written.get(key)), cell]
@@ -69,6 +72,11 @@ def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
             "format": form.name, "keep": kept, "absent": absent, "order": order
         }  # fmt: skip
     return records
+
+
+def _content(records: list[Record]) -> str:
+    """A digest of what records say, where they came from and what they carry aside."""
+    return _digest([record.model_dump(exclude={"extra", "source"}) for record in records])
 
 
 def _restored(written: Fields, as_read: Any, form: Format) -> Fields:
@@ -120,9 +128,14 @@ def row_of(records: list[Record], form: Format) -> Fields:
     """The row of a record, or of several that came from one row, in a format."""
     if form.name == "alignkit":
         return records[0].model_dump()
+    as_read = records[0].extra.get(AS_READ)
+    if isinstance(as_read, dict) and "whole" in as_read and as_read.get("format") == form.name:
+        if as_read["of"] == _content(records):
+            return dict(as_read["whole"])
+        as_read = None
     fitted = [fit_kind(record, form) for record in records]
     row = _merged([_plain_row(record, form) for record in fitted], form)
-    return _restored(row, records[0].extra.get(AS_READ), form)
+    return _restored(row, as_read, form)
 
 
 def fit_kind(record: Record, form: Format) -> Record:

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -38,13 +39,31 @@ class Row:
     raw: bytes | None = None
 
 
+# Who wants to know how many bytes were read, for a progress bar.
+_WATCH: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(advance: Callable[[int], None]) -> Iterator[None]:
+    """Calls `advance` with the bytes of every row read within the block."""
+    token = _WATCH.set(advance)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
+
+
 def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
     """The rows of a file in any container we know; DataError when it cannot be opened."""
     name = str(path)
     container = container_of(name)
     try:
+        watch = _WATCH.get()
         with opened(name) as stream:
-            yield from CONTAINERS[container](name, stream, report)
+            for row in CONTAINERS[container](name, stream, report):
+                if watch is not None and row.raw is not None:
+                    watch(len(row.raw))
+                yield row
     except FileNotFoundError:
         raise DataError("no such file" + _nearest_file(name), where=name) from None
     except IsADirectoryError:

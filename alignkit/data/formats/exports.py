@@ -79,7 +79,7 @@ def read_argilla(row: Row) -> list[Fields]:
         raise expected(fields, "an object", "fields")
     try:
         votes = _argilla_votes(row)
-    except AttributeError:
+    except (AttributeError, TypeError):
         raise expected(row["responses"], "Argilla responses", "responses") from None
     if not votes:
         raise RowError(
