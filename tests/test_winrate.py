@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from alignkit.cli.evaluate import evaluate
 from alignkit.errors import AlignkitError, DataError, GateMissed, RecipeError
-from alignkit.evaluation.winrate import winrate_report
+from alignkit.evaluation.winrate import score_policy_pair, winrate_report
 
 Rows = list[dict[str, Any]]
 
@@ -152,6 +152,14 @@ def test_binomial_intervals(tmp_path: Path, method: str) -> None:
     expected = scipy.stats.binomtest(12, 30).proportion_ci(method=name)
     assert report["ci"]["low"] == pytest.approx(expected.low, abs=1e-10)
     assert report["ci"]["high"] == pytest.approx(expected.high, abs=1e-10)
+
+
+def test_scores_by_prompt_give_the_same_headline(file: Path) -> None:
+    """The entry for callers that hold scores already."""
+    report = winrate_report([file])
+    found = score_policy_pair([1.0] * 5 + [0.5] * 2 + [0.0] * 2, n_unusable=1)
+    assert {key: report[key] for key in found} == found
+    assert score_policy_pair([])["win_rate"] is None
 
 
 def test_score_is_used_before_verdict(tmp_path: Path) -> None:

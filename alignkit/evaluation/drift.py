@@ -177,8 +177,8 @@ def _texts(row: Row) -> dict[str, str]:
 
 FEATURES: dict[str, Callable[[str], float]] = {
     "length": lambda text: float(len(text)),
-    "words": lambda text: float(len(text.split())),
-    "lines": lambda text: float(text.count("\n") + 1),
+    "word count": lambda text: float(len(text.split())),
+    "line count": lambda text: float(text.count("\n") + 1),
     "non-ascii share": lambda text: sum(c > "\x7f" for c in text) / max(len(text), 1),
     "digit share": lambda text: sum(c.isdigit() for c in text) / max(len(text), 1),
 }

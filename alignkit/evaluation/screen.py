@@ -96,7 +96,7 @@ def _length(report: Report) -> list[str]:
         parts.append(f"length-controlled {percent(length['lc_win_rate'])}{interval}")
     if length["ratio_median"] is not None:
         ratio = length["ratio_median"]
-        than = "longer" if ratio >= 1 else "as long"
+        than = "longer" if ratio >= 1.005 else "as long"
         parts.append(f"{report['a']} answers are {ratio:.2f}x {than} (median)")
     lines = ["   ".join(parts)] if parts else []
     return [*lines, f"warning: {length['warning']}"] if length["warning"] else lines

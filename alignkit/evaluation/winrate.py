@@ -53,12 +53,12 @@ class Pair:
     n_unusable: int  # prompts of which every judgement failed
     clusters: Ints | None  # (n,)
 
-    @property
-    def decided(self) -> tuple[int, int, int]:
-        """Prompts won, tied and lost."""
-        wins = int(np.sum(self.scores > 0.5 + ROUNDING))
-        losses = int(np.sum(self.scores < 0.5 - ROUNDING))
-        return wins, len(self.scores) - wins - losses, losses
+
+def decided(scores: Floats) -> tuple[int, int, int]:
+    """Prompts won, tied and lost."""
+    wins = int(np.sum(scores > 0.5 + ROUNDING))
+    losses = int(np.sum(scores < 0.5 - ROUNDING))
+    return wins, len(scores) - wins - losses, losses
 
 
 def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
@@ -127,13 +127,15 @@ def failed_bounds(scores: Floats, n_unusable: int) -> dict[str, float]:
     return {"low": total / n, "high": (total + n_unusable) / n}
 
 
-def p_against_half(pair: Pair, ties: str, estimate: Estimate | None) -> dict[str, Any] | None:
+def p_against_half(
+    scores: Floats, clusters: Ints | None, ties: str, estimate: Estimate | None
+) -> dict[str, Any] | None:
     """Exact sign test on decided prompts; with clusters, which it cannot take, the t test."""
     if estimate is None:
         return None
-    if pair.clusters is not None:
+    if clusters is not None:
         return {"test": "t", "value": None if estimate.se is None else estimate.p_half}
-    wins, tied, losses = pair.decided
+    wins, tied, losses = decided(scores)
     return {"test": "sign", "value": sign_test(wins, losses + (tied if ties == "count" else 0))}
 
 
@@ -271,16 +273,14 @@ def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> l
     for name in sorted({name for name in names if name is not None}):
         mask = np.array([own == name for own in names])
         clusters = None if pair.clusters is None else pair.clusters[mask]
-        part = Pair(
-            pair.a, pair.b, pair.judgements, pair.prompts[mask], pair.scores[mask], 0, clusters
-        )
-        headline = headline_of(part, ties, method, draws, seed)
+        settings: dict[str, Any] = {"ties": ties, "ci": method, "bootstrap": draws, "seed": seed}
+        headline = score_policy_pair(pair.scores[mask], clusters=clusters, **settings)
         test = headline["p_value"]
         p_values.append(1.0 if test is None or test["value"] is None else test["value"])
         rows.append(
             {
                 "name": name,
-                "n": len(part.scores),
+                "n": int(mask.sum()),
                 "win_rate": headline["win_rate"],
                 "ci": headline["ci"],
             }
@@ -288,15 +288,29 @@ def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> l
     return [row | {"p_holm": p} for row, p in zip(rows, holm(p_values), strict=True)]
 
 
-def headline_of(pair: Pair, ties: str, method: str, draws: int, seed: int) -> dict[str, Any]:
-    """wins, ties, losses, win_rate, se, ci, p_value, failed_bounds and mde_80 of a pair."""
-    scores, stays = TIES[ties](pair.scores)
-    scores = scores[stays]
-    clusters = None if pair.clusters is None else pair.clusters[stays]
-    estimate = mean_estimate(scores, clusters) if len(scores) else None
-    wins, tied, losses = pair.decided
-    found = interval(method, scores, clusters, level=LEVEL, draws=draws, seed=seed)
-    known = len(scores) + pair.n_unusable > 0
+def score_policy_pair(
+    scores: Sequence[float] | Floats,
+    *,
+    clusters: Ints | None = None,
+    n_unusable: int = 0,
+    ties: str = "half",
+    ci: str = "t",
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Counts, win rate, error, interval, test, bounds and smallest effect from scores by prompt.
+
+    `scores` are P(a wins), one a prompt; `n_unusable` counts prompts that no judge could decide.
+    """
+    _check_options(ties, ci, bootstrap)
+    known = np.asarray(scores, dtype=float)
+    counted, stays = TIES[ties](known)
+    counted = counted[stays]
+    groups = None if clusters is None else clusters[stays]
+    estimate = mean_estimate(counted, groups) if len(counted) else None
+    wins, tied, losses = decided(known)
+    found = interval(ci, counted, groups, level=LEVEL, draws=bootstrap, seed=seed)
+    bounded = len(counted) + n_unusable > 0
     return {
         "wins": wins,
         "ties": tied,
@@ -304,10 +318,23 @@ def headline_of(pair: Pair, ties: str, method: str, draws: int, seed: int) -> di
         "win_rate": None if estimate is None else estimate.value,
         "se": None if estimate is None else estimate.se,
         "ci": _as_dict(found),
-        "p_value": p_against_half(pair, ties, estimate),
-        "failed_bounds": failed_bounds(scores, pair.n_unusable) if known else None,
+        "p_value": p_against_half(known, groups, ties, estimate),
+        "failed_bounds": failed_bounds(counted, n_unusable) if bounded else None,
         "mde_80": None if estimate is None else smallest_effect(estimate.se),
     }
+
+
+def headline_of(pair: Pair, options: Options) -> dict[str, Any]:
+    """`score_policy_pair` of a pair that was read."""
+    return score_policy_pair(
+        pair.scores,
+        clusters=pair.clusters,
+        n_unusable=pair.n_unusable,
+        ties=options.ties,
+        ci=options.ci,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+    )
 
 
 TWO_MODEL_KEYS = (
@@ -381,10 +408,9 @@ def against_baseline(
     names = [name for name in judgements.models if name != baseline]
     pairs = {name: pair_of(judgements, name, baseline) for name in names}
     pairs = {name: pair for name, pair in pairs.items() if len(pair.scores)}
-    settings = options.ties, options.ci, options.bootstrap, options.seed
     rows = []
     for name, pair in pairs.items():
-        headline = headline_of(pair, *settings)
+        headline = headline_of(pair, options)
         rows.append({"model": name, "n": len(pair.scores)} | headline)
     scored = {
         name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
@@ -517,7 +543,7 @@ def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
     length = length_of(pair)
     if options.controls_length:
         length = _with_length_control(length, length_controlled(pair, options))
-    part = headline_of(pair, *settings) | {
+    part = headline_of(pair, options) | {
         "length": length,
         "per_category": per_category(pair, *settings),
         "anomalies": anomalies_of(pair),

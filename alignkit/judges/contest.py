@@ -80,7 +80,8 @@ class Backbones:
         if files.path not in self.loaded:
             # Another base is another few gigabytes: only one stays.
             self.loaded.clear()
-            config = self.config.model_copy(update={"model_name_or_path": str(files.path)})
+            base = {"model_name_or_path": files.name, "revision": files.revision}
+            config = self.config.model_copy(update=base)
             self.loaded[files.path] = Backbone.load(config)
         return self.loaded[files.path]
 
