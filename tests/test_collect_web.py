@@ -393,3 +393,9 @@ def test_a_busy_port_says_what_to_do() -> None:
         with pytest.raises(UserError, match=f"port {port}") as caught:
             bind("127.0.0.1", port)
     assert "--port 0" in str(caught.value)
+
+
+def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
+    # asyncio switches it off on sockets that name their protocol, and on no others.
+    with closing(bind("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
