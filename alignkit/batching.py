@@ -145,8 +145,11 @@ class FittingSteps:
     """
 
     args: Any
+    train_dataset: Any
+    data_collator: Any
     can_split = True
     share = 1.0
+    is_measuring = False
     _micro: MicroBatches | None = None
 
     def training_step(
@@ -165,14 +168,51 @@ class FittingSteps:
             found: Tensor = whole.training_step(model, piece, num_items_in_batch)
             return found
 
-        if self._micro is None:
-            self._micro = MicroBatches(self.args.per_device_train_batch_size)
-        count = len(next(iter(inputs.values())))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self._micro is None:
+            size = self.args.per_device_train_batch_size
+            # A host without memory kills the process instead of raising, so there it tells nothing.
+            if self.args.device.type != "cpu":
+                size = self.rows_that_fit(lambda batch: whole.training_step(model, batch), trained)
+            self._micro = MicroBatches(size)
+        count = len(next(iter(inputs.values())))
         try:
             return self._micro.run(range(count), step, trained)
         finally:
             self.share = 1.0
+
+    def rows_that_fit(
+        self, step: Callable[[Mapping[str, Any]], Tensor], trained: Sequence[nn.Parameter]
+    ) -> int:
+        """Rows of a forward that the longest rows of the data allow, tried before the first step.
+
+        Leaves no gradient and no random number drawn; a loss notes nothing while `is_measuring`.
+        """
+        sizes = [row_tokens(row) for row in self.train_dataset]
+        longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        rows = [self.train_dataset[i] for i in longest[: self.args.per_device_train_batch_size]]
+
+        def attempt(items: int) -> None:
+            try:
+                step(self.data_collator(rows[:items]))
+            finally:
+                for parameter in trained:
+                    parameter.grad = None
+
+        self.is_measuring = True
+        try:
+            with torch.random.fork_rng():
+                size = largest_that_fits(attempt, len(rows))
+        finally:
+            self.is_measuring = False
+        if size < len(rows):
+            logger.warning("memory holds %d of %d rows in a forward", size, len(rows))
+        return size
+
+
+def row_tokens(row: Mapping[str, Any]) -> int:
+    """Token ids in all columns of a row that hold them."""
+    return sum(len(value) for key, value in row.items() if key.endswith("ids"))
 
 
 def largest_that_fits(step: Callable[[int], None], start: int) -> int:

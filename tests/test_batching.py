@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignkit.batching import (
+    FittingSteps,
     MicroBatches,
     TokenBatches,
     batches_by_tokens,
     is_out_of_memory,
     largest_that_fits,
+    row_tokens,
 )
 from alignkit.rows import Group, packed_length
 
@@ -105,3 +108,32 @@ def test_one_row_that_does_not_fit_is_an_error():
     weight = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(torch.OutOfMemoryError):
         MicroBatches(4).run([1.0, 2.0], half_finished(weight, 0), [weight])
+
+
+class Rows(FittingSteps):
+    """The part of a trainer that measuring needs."""
+
+    args = SimpleNamespace(per_device_train_batch_size=4)
+    train_dataset = [{"prompt_ids": [0] * n, "weight": 1.0} for n in (3, 9, 5, 7, 1)]
+    data_collator = staticmethod(lambda rows: {"lengths": [row_tokens(row) for row in rows]})
+
+
+def test_the_longest_rows_are_tried_before_the_first_step(caplog):
+    weight = nn.Parameter(torch.tensor(1.0))
+    trainer, tried, state = Rows(), [], torch.get_rng_state()
+
+    def step(batch):
+        assert trainer.is_measuring
+        tried.append(batch["lengths"])
+        torch.rand(1)
+        weight.grad = torch.ones_like(weight)
+        if sum(batch["lengths"]) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with caplog.at_level(logging.WARNING):
+        assert trainer.rows_that_fit(step, [weight]) == 2
+    assert tried == [[9, 7, 5, 3], [9, 7]]
+    assert weight.grad is None
+    assert not trainer.is_measuring
+    assert torch.equal(torch.get_rng_state(), state)
+    assert caplog.messages == ["memory holds 2 of 4 rows in a forward"]

@@ -129,7 +129,8 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         pair = self.pair_logps(inputs)
         weights = inputs["weights"].to(pair.chosen.device)
         loss = combined_loss(pair, weights, self.config, self.settings)
-        self._note(pair, loss)
+        if not self.is_measuring:
+            self._note(pair, loss)
         return loss * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:

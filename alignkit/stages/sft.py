@@ -96,8 +96,9 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
         loss = -logps.per_token.sum() / torch.as_tensor(targets, device=logps.per_token.device)
         if num_items_in_batch is None:
             loss = loss * self.share
-        store = self._metrics["train" if self.model.training else "eval"]
-        store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
+        if not self.is_measuring:
+            store = self._metrics["train" if self.model.training else "eval"]
+            store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return loss
