@@ -436,3 +436,22 @@ def test_three_systems_of_self_instruct_are_ranked_and_become_pairs(tmp_path: Pa
     pairs = load_preferences(output).records
     groups = {pair.group for pair in pairs}
     assert sum(pair.weight for pair in pairs) == pytest.approx(len(groups))
+
+
+def test_collecting_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    candidates = write(tmp_path / "c.jsonl", items(1))
+    code = (
+        "import sys\nfrom alignkit.cli import cli\n"
+        "cli.main(['rank', *sys.argv[1:]], standalone_mode=False)\n"
+        "import alignkit.collect.web.server\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    )
+    options = [candidates, "-o", tmp_path / "r.jsonl", "--annotator", "ann", "--terminal"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], input="1\n", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[]\n")

@@ -13,16 +13,22 @@ import click
 @click.command()
 @click.argument("model")
 @click.option("--versus", metavar="MODEL", help="A second model; replies side by side, blind.")
-@click.option("--collect", type=click.Path(path_type=Path), metavar="FILE",
-              help="Append verdicts, choices and corrections to this event file.")
+@click.option(
+    "--collect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append verdicts, choices and corrections to this event file.",
+)
 @click.option("--annotator", default="me", show_default=True, help="Whose verdicts these are.")
 @click.option("--system", default="", help="Instructions for the model.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95,
-              show_default=True)
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True
+)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--quantization", type=click.Choice(["nf4", "int8", "none"]), default="nf4",
-              show_default=True)
+@click.option(
+    "--quantization", type=click.Choice(["nf4", "int8", "none"]), default="nf4", show_default=True
+)
 @click.option("--seed", type=int, default=17, show_default=True)
 def chat(
     model: str,

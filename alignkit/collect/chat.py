@@ -71,7 +71,9 @@ class Chat:
     def _command(self, line: str) -> None:
         name, _, rest = line[1:].partition(" ")
         if name not in COMMANDS:
-            raise DataError(f"no command /{name}{did_you_mean(name, COMMANDS)}", hint="/help lists them")
+            raise DataError(
+                f"no command /{name}{did_you_mean(name, COMMANDS)}", hint="/help lists them"
+            )
         COMMANDS[name](self, rest.strip())
 
     def _reply(self) -> None:
