@@ -18,6 +18,7 @@ from alignkit.cli import main
 from alignkit.data.across import wilson
 from alignkit.data.check import FileReport, check_file, check_files, require_clean
 from alignkit.data.near import NearIndex
+from alignkit.data.read import load_preferences
 from alignkit.errors import ErrorList, UserError
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -338,3 +339,18 @@ def test_the_order_of_batches_does_not_matter_and_case_neither() -> None:
     for text in ["Who are you?", "", "who ARE you?", "one two", "One  two", ""]:
         index.add(text)
     assert list(index.pairs()) == [(0, 2), (3, 4)]
+
+
+def test_all_rows_are_counted_the_malformed_ones_too(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    good = json.dumps(preference("P?", "a", "b"))
+    path.write_text(f"{{bad\n{good}\n\n42\n{good[:-1]},}}\n" + '{"prompt": "Q?"}\n')
+    report, _ = check_file(path)
+    assert report.rows == 5
+    assert [p.line for p in report.problems] == [1, 4, 5, 6]
+
+
+def test_a_file_of_no_known_format_says_so_even_when_bad_rows_may_go(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", [{"foo": 1}])
+    with pytest.raises(UserError, match=r'd\.jsonl:1: no "\w+"\. Found: foo'):
+        load_preferences(path, on_bad_row="drop")

@@ -38,17 +38,32 @@ OnBadRow = Literal["error", "drop"]
 R = TypeVar("R", bound=Record)
 
 LOOK_AHEAD = 20
+NO_ROW = ("not-jsonl", "empty")
 MOST_ERRORS_SHOWN = 20
 
 
 @dataclass(slots=True)
 class Reading:
-    """A file being read: `format` is known after the first row, `rows` counts all seen."""
+    """A file being read: `format` is known with the first row, `rows` at the end of the file."""
 
     file: str
     format: Format | None = None
     rows: int = 0
     first_shape: tuple[str, int] | None = None
+
+
+@dataclass
+class Malformed:
+    """Passes problems on and counts the rows they stand for."""
+
+    report: Report
+    count: int = 0
+
+    def __call__(self, problem: Problem) -> None:
+        """One problem of reading rows."""
+        is_row = problem.line is not None and problem.kind not in NO_ROW
+        self.count += is_row and problem.level == "error"
+        self.report(problem)
 
 
 def scan(
@@ -63,21 +78,24 @@ def scan(
     file, named = resolve(str(path))
     columns = columns or named
     reading = reading or Reading(str(path))
-    rows = read_rows(file, report)
+    malformed = Malformed(report)
+    rows = read_rows(file, malformed)
     if columns:
         rows = (columns.applied(row) for row in rows)
     ahead = list(islice(rows, LOOK_AHEAD))
     reading.format = _format(format, ahead, file, report)
     if reading.format is None:
-        reading.rows = len(ahead)
+        reading.rows = len(ahead) + malformed.count
         return
     name = Path(file).name
+    good = 0
     for row in chain(ahead, rows):
-        reading.rows = row.number + 1
+        good += 1
         try:
             yield row, records_of(row, reading.format, name)
         except RowError as error:
             report(Problem.of(error, file, row.line))
+    reading.rows = good + malformed.count
 
 
 def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
@@ -296,8 +314,7 @@ def load_records(
     )
     problems.sort(key=lambda problem: problem.line or 0)
     errors = [problem for problem in problems if problem.level == "error"]
-    fatal = [problem for problem in errors if not records and not reading.rows]
-    if (errors and on_bad_row == "error") or fatal:
+    if errors and (on_bad_row == "error" or reading.format is None):
         raise _all_of(errors)
     if not records:
         reasons = ", ".join(f"{kind} {count}" for kind, count in tally(errors).items())
