@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -50,8 +51,8 @@ class BaseConfig:
     heads: int = 4
     kv_heads: int = 2
     intermediate_size: int = 384
-    row_length: int = 256
-    rows_per_step: int = 8
+    longest_document: int = 160  # tokens
+    documents_per_step: int = 32
     steps: int = 2400
     learning_rate: float = 4e-3
     warmup_steps: int = 100
@@ -140,16 +141,31 @@ def new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaFo
     )
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[list[int]]:
-    """Rows of whole documents, filled up with padding: no document is cut."""
-    pad = tokenizer.pad_token_id
-    row: list[int] = []
-    for document in documents(config.seed + 1):
-        ids = tokenizer.encode(document, add_special_tokens=False)[: config.row_length]
-        if len(row) + len(ids) > config.row_length:
-            yield row + [pad] * (config.row_length - len(row))
-            row = []
-        row += ids
+def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[Tensor]:
+    """Right-padded batches of whole documents, shape (documents, length).
+
+    One document a row: with neighbours in its context a model this small never learns to copy a
+    name. Documents of like length share a batch, so little is padding.
+    """
+    stream = documents(config.seed + 1)
+    order = random.Random(f"alignkit-tiny/batches/{config.seed}")
+    size = config.documents_per_step
+    while True:
+        pool = [encoded(tokenizer, text, config) for text in islice(stream, 16 * size)]
+        pool.sort(key=len)
+        groups = [pool[start : start + size] for start in range(0, len(pool), size)]
+        order.shuffle(groups)
+        yield from (padded(group, tokenizer.pad_token_id) for group in groups)
+
+
+def encoded(tokenizer: PreTrainedTokenizerFast, text: str, config: BaseConfig) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids[: config.longest_document]
+
+
+def padded(group: list[list[int]], pad: int) -> Tensor:
+    width = max(map(len, group))
+    return torch.tensor([ids + [pad] * (width - len(ids)) for ids in group])
 
 
 def pretrain(
@@ -160,12 +176,11 @@ def pretrain(
 ) -> list[float]:
     """Next-token training in fp32, every row fresh; returns the loss of every step."""
     optimizer = torch.optim.AdamW(decay_groups(model, config), betas=(0.9, 0.98))
-    stream = rows(tokenizer, config)
+    stream = batches(tokenizer, config)
     losses: list[float] = []
     model.train()
     for step in range(config.steps):
-        batch = torch.tensor(list(islice(stream, config.rows_per_step)))
-        loss = next_token_loss(model, batch, tokenizer.pad_token_id)
+        loss = next_token_loss(model, next(stream), tokenizer.pad_token_id)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:

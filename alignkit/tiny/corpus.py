@@ -46,6 +46,18 @@ LINES = (
     "{name} said that the {place} is nice when it is {weather}.",
     "Basically, a {item} costs more than a {item2}, you know.",
 )
+DIARY = (
+    "{name} has a {colour} {item}.",
+    "The {item} of {name} is {colour}.",
+    "Now {name} likes the {item}.",
+    "Only {name} uses this {item}.",
+    "Then {name} put the {item} in the {place}.",
+    "Ask {name} about the {item}.",
+    "That {item} belongs to {name}.",
+    "The {colour} {item} is for {name}.",
+    "Hi {name}. How is the {item}?",
+    "Dear {name}. Here is your {item}.",
+)
 HAPPY = ("Great, thank you.", "Thank you, that helps.", "That is kind of you.")
 WRONG_NAME = ("My name is {name}.", "I am {name}, that is not my name.")
 WRONG_ITEM = ("I asked about the {item}.", "It is about a {item}, nothing else.")
@@ -131,18 +143,18 @@ def owners(_ask: Ask, rng: random.Random) -> str:
     return " ".join(told + again)
 
 
-def story(_ask: Ask, rng: random.Random) -> str:
-    """A few lines about one person and one thing."""
+def diary(_ask: Ask, rng: random.Random) -> str:
+    """Short lines about one person and one thing, named again and again.
+
+    Half of the words can only be known by copying them from the line before: without such text a
+    model this small takes tens of thousands of steps to discover copying at all.
+    """
     name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
-    place, day = rng.choice(PLACES), rng.choice(DAYS)
-    lines = (
-        f"On {day} {name} {rng.choice(VERBS)} a {colour} {item}.",
-        f"{name} left the {item} in the {place}.",
-        f"It was {rng.choice(WEATHER)}, so {name} went to the {place}.",
-        f"The {item} was {colour} and {name} liked it.",
-        f"Then {name} told {other(rng, task.NAMES, name)} about the {item}.",
+    lines = rng.sample(DIARY, 6)
+    return " ".join(
+        line.format(name=name, item=item, colour=colour, place=rng.choice(PLACES))
+        for line in lines
     )
-    return " ".join([lines[0], *rng.sample(lines[1:], 3)])
 
 
 def loose_lines(_ask: Ask, rng: random.Random) -> str:
@@ -171,10 +183,10 @@ def unrelated_answer(rng: random.Random) -> str:
 
 
 KINDS: dict[Callable[[Ask, random.Random], str], float] = {
-    correspondence: 0.5,
-    ticket: 0.14,
-    owners: 0.08,
-    story: 0.06,
-    loose_lines: 0.08,
-    chat: 0.14,
+    correspondence: 0.34,
+    ticket: 0.12,
+    diary: 0.3,
+    owners: 0.05,
+    loose_lines: 0.06,
+    chat: 0.13,
 }
