@@ -127,11 +127,12 @@ def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str
     from alignkit.summary import table_rows
 
     outcomes = list(outcomes)
-    accuracy = next((o.metrics.get("accuracy") for o in outcomes if o.kind == "reward"), None)
+    quality = next((o.metrics for o in outcomes if o.kind == "reward"), {})
     return {
         "seed": seed,
         "wall_seconds": round(wall, 1),
-        "reward_accuracy": accuracy,
+        # Against the labels without noise, where the judge that ranked left them.
+        "reward_accuracy": quality.get("clean_accuracy", quality.get("accuracy")),
         "rows": table_rows(outcomes),
     }
 
