@@ -394,6 +394,17 @@ def test_output_is_what_the_function_returns(file: Path, tmp_path: Path) -> None
     assert json.loads(text) == winrate_report([file], ci="bootstrap", seed=3)
 
 
+def test_a_second_look_at_a_grown_file_is_warned_of(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    assert "grew since the last report" not in run(file, "--output", output)[1]
+    assert "grew since the last report" not in run(file, "--output", output)[1]
+    with file.open("a") as more:
+        more.write(json.dumps(judgement("new", "a")) + "\n")
+    assert "grew since the last report" not in run(file, "--output", output, "--sequential")[1]
+    output.write_text(json.dumps({"inputs": [{"path": str(file), "rows": 20}]}))
+    assert f"warning: {file} grew since the last report" in run(file, "--output", output)[1]
+
+
 def test_gate(file: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
     code, text = run(file, "--fail-under", "0.5", "--output", output)

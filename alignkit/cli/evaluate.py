@@ -172,12 +172,32 @@ def _report(
 
     judgements = read_for(paths, options, keep_texts=html is not None)
     report = report_of(judgements, options, paths)
+    _warn_when_grown(report, output, options.sequential)
     publish(report, output, as_json, winrate_lines(report))
     if html is not None:
         from alignkit.evaluation.report_html import winrate_page
 
         write_whole(html, winrate_page(report, judgements).encode())
     _gate(report, fail_under)
+
+
+def _warn_when_grown(report: dict[str, Any], output: Path | None, sequential: bool) -> None:
+    """Looking again after adding judgements makes errors likelier than an interval says."""
+    if output is None or sequential or not output.is_file():
+        return
+    import orjson
+
+    try:
+        before = {i["path"]: i["rows"] for i in orjson.loads(output.read_bytes())["inputs"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return
+    grown = [i["path"] for i in report["inputs"] if i["rows"] > before.get(i["path"], i["rows"])]
+    if grown:
+        click.echo(
+            f"warning: {grown[0]} grew since the last report. Deciding after several looks is "
+            "wrong more often than 5 %; --sequential gives an interval that allows for it.",
+            err=True,
+        )
 
 
 def _slope(given: str | None, settings: dict[str, Any]) -> dict[str, Any]:

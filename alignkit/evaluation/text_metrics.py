@@ -1,7 +1,7 @@
 """How close a completion is to a reference: exact match, token F1, ROUGE, and BLEU, chrF.
 
-BLEU and chrF are sacrebleu's (`pip install sacrebleu`), so that numbers compare with published
-ones; the others are a few lines each and their definition stands beside them.
+BLEU and chrF are sacrebleu's (`pip install 'alignkit[metrics]'`), so that numbers compare with
+published ones; the others are a few lines each and their definition stands beside them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _sacrebleu(metric: str, **settings: Any) -> Any:
     try:
         metrics = importlib.import_module("sacrebleu.metrics")
     except ImportError:
-        raise RecipeError(f"{metric} needs sacrebleu", hint="pip install sacrebleu") from None
+        raise RecipeError(
+            f"{metric} needs sacrebleu", hint="pip install 'alignkit[metrics]'"
+        ) from None
     return getattr(metrics, metric)(**settings)
 
 
