@@ -65,7 +65,7 @@ class PolicyLearner:
         noted = Averages()
         rate = self.config.learning_rate * rate_factor(self.config, iteration, self.iterations)
         set_rate(self.optimizer, rate)
-        noted.add("lr", rate)
+        noted.add("learning_rate", rate)
         with trainable(self.backbone, POLICY, self.config.gradient_checkpointing) as model:
             for epoch in range(self.config.num_ppo_epochs):
                 for number, rows in enumerate(
