@@ -77,7 +77,7 @@ def _headline(report: Report) -> str:
     line = (
         f"win rate {percent(report['win_rate'])}  {_bracket(ci)}{level}   "
         f"{counts}failed {report['n_failed']})   "
-        f"p(=50 %) = {_p(None if p is None else p['value'])}"
+        f"p(=50 %) = {_p(None if p is None else p['value'])}".replace("= <", "<")
     )
     bounds = report["failed_bounds"]
     if bounds is None or bounds["low"] == bounds["high"]:
