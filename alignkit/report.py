@@ -485,8 +485,9 @@ PANELS = (
     Panel("Loss", ("loss", "loss/policy_avg", "loss/value_avg")),
     Panel("Accuracy", ("accuracy", "rewards/accuracies", "clean_accuracy", "mean_token_accuracy")),
     Panel("Margin", ("margin", "rewards/margins")),
-    Panel("KL, nats", ("kl", "objective/kl", "kl/k1", "kl/k3")),
-    Panel("Reward", ("reward", "objective/scores", "score", "gold", "objective/rlhf_reward")),
-    Panel("Reply length", ("length", "val/length", "completions/mean_length")),
-    Panel("Ended by themselves", ("eos_rate", "val/eos_rate")),
+    Panel("KL, nats", ("kl", "objective/kl", "objective/kl_k3", "eval/kl")),
+    Panel("Reward", ("reward", "objective/scores", "score", "eval/score", "objective/rlhf_reward")),
+    Panel("Gold score", ("gold", "eval/gold", "eval/greedy_gold")),
+    Panel("Reply length", ("length", "rollout/length", "eval/length")),
+    Panel("Ended by themselves", ("eos_rate", "rollout/eos_rate", "eval/eos_rate")),
 )

@@ -15,7 +15,7 @@ from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
 from alignkit.ppo.rewards import open_rewards
 from alignkit.ppo.rollout import Sampler
-from alignkit.ppo.validation import Validation
+from alignkit.ppo.validation import Validation, frontier
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.training import finish, moved_share, snapshot, start_adapter
@@ -58,6 +58,8 @@ def practise(
         completions_per_prompt,
     )
     metrics = trainer.run()
+    if validation is not None and rank() == 0:
+        metrics["frontier"] = frontier(context.metrics_file)
     metrics["moved_share"] = moved_share(before, backbone.parameters_of(POLICY))
     trainer.restore_best()
     return leave(trainer, metrics)

@@ -56,14 +56,16 @@ class Validation:
         mask = mask_of(samples).to(self.sampler.backbone.device)
         logps = self.sampler.own_logps(samples, completions)
         ref_logps = self.sampler.logps(samples, self.sampler.reference)
-        scores = self._scores(samples)
+        raw = self.rewards.raw(samples)
+        scores = self._scores(samples, raw)
         kl = float(kl_per_token(logps, ref_logps, mask).sum(1).mean())
         if self.start_scores is None:
             self.start_scores = scores
         greedy, _ = self.sampler.sample(self.prompts, seed=seed, temperature=0.0)
         metrics = {
             "eval/score": float(scores.mean()),
-            "eval/greedy_score": float(self._scores(greedy).mean()),
+            "eval/reward": float(raw[0].mean()),
+            "eval/greedy_score": float(self._scores(greedy, self.rewards.raw(greedy)).mean()),
             "eval/kl": kl,
             "eval/kl_k3": float((k3((logps - ref_logps) * mask)).sum(1).mean()),
             "eval/objective": float(scores.mean()) - kl_coef * kl,
@@ -77,8 +79,8 @@ class Validation:
             metrics["eval/greedy_gold"] = _mean(self.gold.scores(greedy))
         return Look(metrics, scores, samples)
 
-    def _scores(self, samples: Sequence[Sample]) -> Tensor:
-        scores = self.rewards.combine(self.rewards.raw(samples))
+    def _scores(self, samples: Sequence[Sample], raw: Tensor) -> Tensor:
+        scores = self.rewards.combine(raw)
         stopped = torch.tensor([sample.stopped for sample in samples])
         return penalize_missing_stop(scores, stopped, self.config.missing_eos_penalty)
 
@@ -103,6 +105,17 @@ def write_samples(path: Path, iteration: int, look: Look) -> None:
                 "stopped": sample.stopped,
             }
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def frontier(metrics_file: Path) -> list[dict[str, float]]:
+    """What each evaluation found, for plots of reward and gold against KL."""
+    names = {"step": "step", "kl": "eval/kl", "reward": "eval/reward", "gold": "eval/gold"}
+    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    return [
+        {name: row[key] for name, key in names.items() if key in row}
+        for row in rows
+        if "eval/kl" in row
+    ]
 
 
 def _mean(numbers: Sequence[float]) -> float:
