@@ -317,6 +317,7 @@ class OnlineTrainer:
         with self._timed("evaluation"):
             look = self.validation.look(self.state.kl_coef)
         row |= look.metrics
+        row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
         self._keep_if_best(look, note=True)
         self.state.history.append(
             Evaluation(
