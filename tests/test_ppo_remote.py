@@ -111,7 +111,7 @@ def test_a_server_without_token_ids_is_refused_by_name(server):
 
 def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workplace, tiny_model):
     url, state = server
-    state["varied"] = True
+    state |= {"varied": True, "token_ids": [64, 41, 2]}  # from "^" to "d": some are letters
     context = surroundings(workplace / "run", tiny_model("llama"))
     rloo.run(settings(RlooConfig, rollout_url=url, total_episodes=32), context)
     row = rows_of(context)[0]
