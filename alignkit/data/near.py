@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 BINS = 64
 BAND = 4
-BATCH_BYTES = 2 << 20
+BATCH_BYTES = 1 << 19
 MAX_TEXT = 1 << 16
 
 U64 = npt.NDArray[np.uint64]
