@@ -109,9 +109,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Without click's own handling, `ctx.exit(n)` comes back as a value.
+        code = cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -137,4 +136,4 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         tell_crash(error)
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from alignkit.data.problems import tally
 from alignkit.data.read import Loaded
 from alignkit.data.records import Record
-from alignkit.data.split import split_by_prompt
+from alignkit.data.split import prompt_key, split_by_prompt
 from alignkit.errors import DataError
 from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
+from alignkit.stages.rows import place
 
 R = TypeVar("R", bound=Record)
 
@@ -22,11 +23,24 @@ def load_split(
     """Training records and held-out ones: `eval_data`, or a share of the prompts of `data`."""
     train = load_all(load, config.data, config, context)
     if config.eval_data:
-        return train, load_all(load, config.eval_data, config, context)
+        held_out = load_all(load, config.eval_data, config, context)
+        _tell_leaks(train, held_out, context)
+        return train, held_out
     if config.eval_fraction:
         kept, held_out = split_by_prompt(train, config.eval_fraction, context.seed)
         return list(kept), list(held_out)
     return train, []
+
+
+def _tell_leaks(train: Sequence[Record], held_out: Sequence[Record], context: StageContext) -> None:
+    """Say how many evaluation rows ask what was trained on: they flatter every number."""
+    known = {prompt_key(record) for record in train}
+    leaked = [record for record in held_out if prompt_key(record) in known]
+    if leaked:
+        context.say(
+            f"{len(leaked)} of {len(held_out)} evaluation rows have a prompt that is trained on, "
+            f"the first is {place(leaked[0])}; alignkit data split keeps prompts apart"
+        )
 
 
 def load_all(

@@ -106,3 +106,17 @@ def test_a_row_without_a_target_is_refused_by_name(workshop: Workshop) -> None:
     )
     with pytest.raises(DataError, match=r"demos.jsonl:5: 1 rows have no token to train"):
         sft_rows([row], encoder, "completion")
+
+
+def test_evaluation_rows_that_were_trained_on_are_told(
+    workshop: Workshop, demonstrations: Rows
+) -> None:
+    data = workshop.write("demos.jsonl", demonstrations)
+    held_out = workshop.write(
+        "eval.jsonl", [{"prompt": "New?", "completion": "Yes."}, demonstrations[3]]
+    )
+    workshop.run("sft", data=data, eval_data=held_out, max_steps=1)
+    told = [line for line in workshop.said if "evaluation rows" in line]
+    assert len(told) == 1
+    assert told[0].startswith("1 of 2 evaluation rows")
+    assert "eval.jsonl:2" in told[0]
