@@ -69,7 +69,7 @@ class Served:
 def opened(browser: Any, link: str, **context: Any) -> Any:
     """A page of a browser of its own, which fails the test on any script error."""
     page = browser.new_context(**context).new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)  # patience with a loaded machine, no limit to hold
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("console", lambda m: m.type == "error" and page.errors.append(m.text))
     page.errors = []

@@ -369,8 +369,8 @@ def test_bytes_that_are_no_http_do_not_stop_the_server(collection: Collection) -
     thread.start()
     try:
         for raw in RAW:
-            with closing(socket.create_connection(("127.0.0.1", port), timeout=5)) as wire:
-                wire.settimeout(5)
+            with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as wire:
+                wire.settimeout(60)
                 try:
                     wire.sendall(raw)
                     wire.shutdown(socket.SHUT_WR)
