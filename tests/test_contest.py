@@ -9,9 +9,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from alignkit.backbone import POLICY, Backbone
+from alignkit.backbone import POLICY, REWARD, Backbone
 from alignkit.cli.evaluate import evaluate
+from alignkit.data.read import read_records
+from alignkit.data.records import Candidates, Message
 from alignkit.errors import AlignkitError
+from alignkit.heads import ScalarHead
+from alignkit.judges import compare, judge_named
+from alignkit.judges.contest import Backbones
 from alignkit.recipe import BackboneConfig
 
 
@@ -80,6 +85,51 @@ def test_two_policies_and_a_function(
     again = json.loads(hold(prompts, tmp_path, *policies, "--judge", "judge_for_contest:longer")[1])
     assert [file.read_bytes() for file in answers] == before
     assert again["win_rate"] == report["win_rate"]
+
+
+def reward_run(directory: Path, seed: int) -> Path:
+    """A reward run with random weights."""
+    backbone = Backbone.load(BackboneConfig(model_name_or_path="tiny", quantization="none"))
+    backbone.new_adapter(REWARD, seed=seed)
+    with torch.no_grad():
+        for name, weight in backbone.parameters_of(REWARD).items():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(seed))
+    head = ScalarHead(backbone.model.config.hidden_size, seed=seed)
+    backbone.save_adapter(REWARD, directory / "adapter", head=head)
+    return directory
+
+
+def test_two_reward_runs_judge_on_the_backbone_that_answered(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Each judge's scores are those it gives alone, whatever adapters came and went."""
+    judges = [reward_run(tmp_path / f"rm{seed}", seed) for seed in (3, 4)]
+    policies = ["--policies", "base=tiny", str(run), "--baseline", "base"]
+    named = [word for judge in judges for word in ("--judge", f"reward:{judge}")]
+    code, text = hold(prompts, tmp_path, *policies, *named)
+    assert code == 0, text
+    report = json.loads(text)
+    assert [row["judge"] for row in report["per_judge"]] == ["rm3", "rm4"]
+    kept = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
+    assert len(kept) == 12
+    seen = {}
+    for directory in judges:
+        whole = Backbones(BackboneConfig(quantization="none"))
+        alone = judge_named(f"reward:{directory}", backbones=whole)
+        own = (row for row in kept if row["judge"] == directory.name)
+        for row in (row for row in own if row["output_a"] != row["output_b"]):
+            question = [Message.model_validate(m) for m in row["prompt"]]
+            verdict = compare(alone, question, row["output_a"], row["output_b"])
+            assert verdict.notes is not None
+            said = row["extra"]["score_a"], row["extra"]["score_b"]
+            expected = verdict.notes["score_left"], verdict.notes["score_right"]
+            assert said == pytest.approx(expected, abs=1e-4)
+            seen[directory.name, row["prompt_id"]] = said
+    assert len({round(scores[0], 3) for scores in seen.values()}) > 4
+    items = list(read_records(tmp_path / "work/candidates.jsonl"))
+    assert all(isinstance(item, Candidates) for item in items)
+    assert {c.model for item in items for c in item.candidates} == {"base", "louder"}
 
 
 def test_one_model_twice_is_a_tie(prompts: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from alignkit.errors import RecipeError
 from alignkit.evaluation.paired import ScoredPrompts, paired_differences
 from alignkit.evaluation.power import power_of, power_report, prompts_needed, smallest_effect_of
 from alignkit.evaluation.ppi import corrected_mean
-from alignkit.evaluation.sequential import confidence_sequence
+from alignkit.evaluation.sequential import _bets, confidence_sequence
 from alignkit.evaluation.winrate import winrate_report
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -166,6 +166,24 @@ def test_sequence_closes_in_on_the_mean() -> None:
     assert high[-1] - low[-1] < 0.08
     assert low[0] == 0.0
     assert high[0] == 1.0
+
+
+def test_a_coarse_grid_never_makes_the_sequence_shorter() -> None:
+    scores = (np.random.default_rng(6).uniform(size=400) < 0.63).astype(float)
+    low, high = confidence_sequence(scores, grid=2001)
+    coarse_low, coarse_high = confidence_sequence(scores, grid=12)
+    assert np.all(coarse_low <= low)
+    assert np.all(coarse_high >= high)
+
+
+def test_a_bet_does_not_know_the_score_it_is_on() -> None:
+    scores = np.random.default_rng(7).uniform(size=40)
+    for t in range(40):
+        other = scores.copy()
+        other[t] = 1 - scores[t]
+        bets, changed = _bets(scores, 0.05), _bets(other, 0.05)
+        assert bets[: t + 1].tolist() == changed[: t + 1].tolist()
+        assert t == 39 or bets[t + 1] != changed[t + 1]
 
 
 def test_sequential_in_the_report(tmp_path: Path) -> None:

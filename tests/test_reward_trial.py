@@ -56,6 +56,12 @@ def test_temperature_is_found(temperature: float) -> None:
     assert c.expected_calibration_error(p, outcomes) < 0.02
 
 
+def test_calibration_error_weighs_bins_by_their_size() -> None:
+    """Nine at 0.95 that all came true, and one at 0.05 that did too: 0.9 * 0.05 + 0.1 * 0.95."""
+    probabilities = np.array([0.95] * 9 + [0.05])
+    assert c.expected_calibration_error(probabilities, np.ones(10)) == pytest.approx(0.14)
+
+
 def test_no_best_temperature() -> None:
     margins = np.array([1.0, 2.0, 0.5])
     assert c.fit_temperature(margins, np.ones(3)) is None

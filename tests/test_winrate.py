@@ -286,6 +286,106 @@ def test_components_that_never_met(tmp_path: Path) -> None:
     assert "2 groups that never met" in report["warnings"][0]
 
 
+def test_ties_of_the_ratings_have_their_own_models(tmp_path: Path) -> None:
+    """x beats y 6:2 with 8 ties: half a win each makes that 10:6, Davidson keeps 6:2."""
+    winners = ["model_a"] * 6 + ["model_b"] * 2 + ["tie"] * 8
+    rows = [
+        {"question_id": str(i), "model_a": "x", "model_b": "y", "winner": winner}
+        for i, winner in enumerate(winners)
+    ]
+    file = write(tmp_path / "j.jsonl", rows)
+
+    def gap(ties: str) -> float:
+        matrix = winrate_report([file], bt_ties=ties)["matrix"]
+        assert matrix["ties"] == ties
+        return float(matrix["rating"][0] - matrix["rating"][1])
+
+    assert gap("half") == pytest.approx(400 * math.log10(10 / 6), abs=0.5)
+    # Two models and a tie parameter fit the three shares exactly.
+    assert gap("davidson") == pytest.approx(400 * math.log10(6 / 2), abs=0.5)
+    assert gap("rao-kupper") == pytest.approx(200 * math.log10((6 / 10) / (2 / 14)), abs=0.5)
+
+
+def styled(tmp_path: Path) -> Path:
+    """Equal models for a judge who only counts bold words and length; `loud` has more of both."""
+    generator = np.random.default_rng(8)
+    rows = []
+    for i in range(600):
+        x, y = (("loud", "plain"), ("loud", "mild"), ("mild", "plain"))[i % 3]
+        texts = {}
+        for name in (x, y):
+            bold = int(generator.poisson(4 if name == "loud" else 2))
+            texts[name] = "**w** " * bold + "w " * int(generator.integers(5, 40))
+        p = 1 / (1 + math.exp(texts[y].count("**") / 2 - texts[x].count("**") / 2))
+        verdict = "a" if generator.uniform() < p else "b"
+        rows.append(judgement(f"p{i}", verdict, a=x, b=y, output_a=texts[x], output_b=texts[y]))
+    return write(tmp_path / "j.jsonl", rows)
+
+
+def test_style_is_not_credited_to_the_models(tmp_path: Path) -> None:
+    file = styled(tmp_path)
+    plain = winrate_report([file])["matrix"]
+    held = winrate_report([file], covariates="bold,length")["matrix"]
+    loud = plain["models"].index("loud")
+    assert plain["covariates"] == []
+    assert plain["rating"][loud] > 1100
+    assert abs(held["rating"][loud] - 1000) < 45
+    (bold, length) = held["covariates"]
+    assert (bold["name"], length["name"]) == ("bold", "length")
+    assert bold["coef"] > 1.0
+    assert abs(length["coef"]) < 0.4
+    code, text = run(file, "--covariates", "style", "--bt-ties", "rao-kupper")
+    assert code == 0
+    assert "held equal (log odds per spread): length" in text
+
+
+def test_style_needs_texts(file: Path) -> None:
+    with pytest.raises(DataError, match="prompt 'p0' has no outputs to take 'bold' of"):
+        winrate_report([file], covariates="bold")
+    with pytest.raises(RecipeError, match="unknown covariate 'bould'; did you mean 'bold'"):
+        winrate_report([file], covariates="length,bould")
+    with pytest.raises(RecipeError, match="names one twice"):
+        winrate_report([file], covariates="length,length")
+    with pytest.raises(RecipeError, match="unknown tie model"):
+        winrate_report([file], bt_ties="davison")
+
+
+def test_turning_rows_round_changes_no_rating(tmp_path: Path) -> None:
+    file = styled(tmp_path)
+    turned = [
+        row
+        | {"a": row["b"], "b": row["a"], "verdict": "ab"[row["verdict"] == "a"]}
+        | {"output_a": row["output_b"], "output_b": row["output_a"]}
+        for row in map(json.loads, file.read_text().splitlines())
+    ]
+    options: dict[str, Any] = {"covariates": "style", "bt_ties": "davidson"}
+    one = winrate_report([file], **options)["matrix"]
+    other = winrate_report([write(tmp_path / "turned.jsonl", turned)], **options)["matrix"]
+    by_name = dict(zip(other["models"], other["rating"], strict=True))
+    assert [by_name[name] for name in one["models"]] == pytest.approx(one["rating"], abs=1e-6)
+
+
+def test_each_judge_alone(tmp_path: Path) -> None:
+    """Of 8 prompts one judge gives a all, the other half; a third failed once."""
+    rows = [judgement(f"p{i}", "a", judge="kind") for i in range(8)]
+    rows += [judgement(f"p{i}", "ab"[i % 2], judge="fair") for i in range(8)]
+    rows += [judgement(f"p{i}", "b" if i else None, judge="hard") for i in range(8)]
+    file = write(tmp_path / "j.jsonl", rows)
+    report = winrate_report([file])
+    found = {row["judge"]: row for row in report["per_judge"]}
+    assert {name: row["win_rate"] for name, row in found.items()} == {
+        "kind": 1.0,
+        "fair": 0.5,
+        "hard": 0.0,
+    }
+    assert (found["hard"]["n"], found["hard"]["n_failed"]) == (7, 1)
+    only = winrate_report([write(tmp_path / "one.jsonl", rows[8:16])])
+    assert only["per_judge"] is None
+    assert found["fair"]["ci"] == only["ci"]
+    _, text = run(file)
+    assert "  by fair    50.0 %" in text
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 

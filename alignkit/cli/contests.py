@@ -36,10 +36,19 @@ def hold(
         raise RecipeError("--policies needs a judge", hint="Give --judge gold, a reward run …")
     settings = _judge_settings(judge_set) | {"cache": work / "replies.db"}
     # Checked above without torch; from here on models are loaded.
-    from alignkit.judges.contest import Backbones, Sampling, completions, contest, parse_policies
+    from alignkit.judges.contest import (
+        Backbones,
+        Sampling,
+        completions,
+        contest,
+        for_people,
+        parse_policies,
+    )
+    from alignkit.pipeline import quiet_libraries
     from alignkit.recipe import BackboneConfig
     from alignkit.stages.context import progress_bar
 
+    quiet_libraries()
     entrants = parse_policies([name for text in policies for name in text.split(",") if name])
     names = [entrant.name for entrant in entrants]
     baseline = options.baseline or options.b or names[0]
@@ -53,6 +62,7 @@ def hold(
         entrant.name: completions(entrant, asked, plan, work, backbones, progress_bar)
         for entrant in entrants
     }
+    for_people(asked, answers, work / "candidates.jsonl")
     told = {"temperature": plan.temperature, "top_p": plan.top_p, "seed": plan.seed}
     told |= {"max_new_tokens": plan.max_new_tokens}
     target = work / "judgements.jsonl"

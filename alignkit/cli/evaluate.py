@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LENGTH_CONTROLS = ("prior", "free", "alpacaeval")
 TIES = ("half", "drop", "count")
 INTERVALS = ("t", "wilson", "clopper", "bootstrap")
+TIE_MODELS = ("half", "davidson", "rao-kupper")
 FORMATS = ("judgement", "alpacaeval", "mtbench", "arena", "arenahard")
 
 
@@ -103,6 +104,18 @@ def contest_options(command: Any) -> Any:
 @click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--sequential", is_flag=True, help="Also an interval that may be looked at early.")
+@click.option(
+    "--bt-ties",
+    type=click.Choice(TIE_MODELS),
+    default="half",
+    show_default=True,
+    help="How ratings take ties: as half a win, or with a parameter of their own.",
+)
+@click.option(
+    "--covariates",
+    metavar="NAMES",
+    help="Hold ratings equal in length,headers,lists,bold, or in style, which is all four.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

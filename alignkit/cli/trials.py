@@ -67,8 +67,10 @@ def reward(
 def _reward_judge(run: Path, quantization: str, batch_size: int) -> Any:
     from alignkit.judges.contest import Backbones
     from alignkit.judges.scores import reward_judge
+    from alignkit.pipeline import quiet_libraries
     from alignkit.recipe import BackboneConfig
 
+    quiet_libraries()
     config = BackboneConfig.model_validate({"quantization": quantization})
     return reward_judge(str(run), backbones=Backbones(config), batch_size=batch_size)
 
@@ -127,6 +129,11 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
 @click.command()
 @click.argument("model")
 @click.option("--data", type=FILE, multiple=True, required=True, help="Demonstrations.")
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    help="Also how far MODEL is from this one; on its own samples that is their KL.",
+)
 @click.option("--limit", type=int, help="The first N rows of each file only.")
 @quantized
 @batched
@@ -135,6 +142,7 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
 def perplexity(
     model: str,
     data: Sequence[Path],
+    reference: str | None,
     limit: int | None,
     quantization: str,
     batch_size: int,
@@ -143,17 +151,20 @@ def perplexity(
 ) -> None:
     """How well MODEL (a run, a directory or a hub id) predicts held-out completions."""
     from alignkit.data.read import load_demonstrations
-    from alignkit.evaluation.quality import perplexity_report
+    from alignkit.evaluation.quality import log_ratio_report, perplexity_lines, perplexity_report
 
     shown = [d for path in data for d in load_demonstrations(path).records[:limit]]
     from alignkit.judges.held_out import completion_log_probabilities
+    from alignkit.pipeline import quiet_libraries
 
+    quiet_libraries()
     logps, tokens = completion_log_probabilities(model, shown, quantization, batch_size)
     report = perplexity_report(logps, tokens)
-    ci = report["ci"]
-    bounds = "" if ci is None else f" [{ci['low']:.2f}, {ci['high']:.2f}] 95 %"
-    line = f"perplexity {report['perplexity']:.2f}{bounds}   {report['n']} completions, "
-    publish(report, output, as_json, [f"{line}{report['tokens']} tokens"])
+    report["reference"] = None
+    if reference is not None:
+        theirs, _ = completion_log_probabilities(reference, shown, quantization, batch_size)
+        report["reference"] = {"model": reference, **log_ratio_report(logps, theirs, tokens)}
+    publish(report, output, as_json, perplexity_lines(report))
 
 
 @click.command()

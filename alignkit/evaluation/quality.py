@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignkit.evaluation.distributions import t_quantile
-from alignkit.evaluation.intervals import Floats, interval, wilson
+from alignkit.evaluation.intervals import Floats, interval, mean_estimate, wilson
 from alignkit.evaluation.text_metrics import METRICS, distinct_n, normalised
 
 # How refusals begin in English; a share to watch between runs, not a measure of safety.
@@ -119,6 +119,46 @@ def perplexity_report(logps: Sequence[float], tokens: Sequence[int]) -> dict[str
         low, high = math.exp(mean - half), math.exp(mean + half)
         report["ci"] = {"level": 0.95, "method": "t", "low": low, "high": high}
     return report
+
+
+def log_ratio_report(
+    logps: Sequence[float], reference: Sequence[float], tokens: Sequence[int]
+) -> dict[str, Any]:
+    """Mean of log p - log reference a completion, in nats, with its t interval; and a token.
+
+    On completions that p itself sampled this is the k1 estimate of KL(p || reference); on other
+    text it only says which of the two expects the text more.
+    """
+    ratios = np.asarray(logps, dtype=float) - np.asarray(reference, dtype=float)
+    estimate = mean_estimate(ratios)
+    ci = None
+    if estimate.se:
+        half = t_quantile(0.975, estimate.df) * estimate.se
+        low, high = estimate.value - half, estimate.value + half
+        ci = {"level": 0.95, "method": "t", "low": low, "high": high}
+    return {
+        "perplexity": perplexity_report(reference, tokens)["perplexity"],
+        "log_ratio": estimate.value,
+        "log_ratio_per_token": float(ratios.sum()) / sum(tokens),
+        "se": estimate.se,
+        "ci": ci,
+    }
+
+
+def perplexity_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report for people."""
+    ci, reference = report["ci"], report["reference"]
+    bounds = "" if ci is None else f" [{ci['low']:.2f}, {ci['high']:.2f}] 95 %"
+    line = f"perplexity {report['perplexity']:.2f}{bounds}   {report['n']} completions, "
+    lines = [f"{line}{report['tokens']} tokens"]
+    if reference is not None:
+        ci = reference["ci"]
+        bounds = "" if ci is None else f" [{ci['low']:.3f}, {ci['high']:.3f}] 95 %"
+        lines.append(
+            f"log ratio to {reference['model']} {reference['log_ratio']:+.3f}{bounds} nats a "
+            f"completion, whose perplexity is {reference['perplexity']:.2f}"
+        )
+    return lines
 
 
 def quality_lines(name: str, report: Mapping[str, Any]) -> list[str]:

@@ -21,9 +21,10 @@ def visible(text: str) -> str:
 def winrate_lines(report: Report) -> list[str]:
     """The win rate of two models on one screen, or the ratings of many."""
     if report["a"] is None or report["b"] is None:
-        return [*_matrix_lines(report), *_against(report), *_warnings(report)]
+        return [*_matrix_lines(report), *_against(report), *_people(report), *_warnings(report)]
     lines = [_who(report), _headline(report), *_length(report), _position(report)]
-    lines += [*_categories(report), *_people(report), *_looked_early(report)]
+    lines += [*_categories(report), *_by_judge(report["per_judge"])]
+    lines += [*_people(report), *_looked_early(report)]
     return [line for line in [*lines, *_warnings(report)] if line]
 
 
@@ -126,6 +127,16 @@ def _categories(report: Report) -> list[str]:
     ]
 
 
+def _by_judge(rows: list[Report] | None, indent: str = "  ") -> list[str]:
+    """The win rate by each judge alone."""
+    width = max((len(row["judge"]) for row in rows or []), default=0)
+    return [
+        f"{indent}by {row['judge'] or '(no name)':<{width}}  {percent(row['win_rate']):>8}  "
+        f"{_bracket(row['ci']):<14}  n {row['n']}"
+        for row in rows or []
+    ]
+
+
 def _people(report: Report) -> list[str]:
     """How the judges agree with each other and with people."""
     lines = []
@@ -159,11 +170,11 @@ def _against(report: Report) -> list[str]:
     found = report["against_baseline"]
     if found is None:
         return []
-    lines = [
-        f"  {row['model']} vs {report['b']}: {percent(row['win_rate'])} {_bracket(row['ci'])}"
-        f"   n {row['n']}"
-        for row in found["models"]
-    ]
+    lines = []
+    for row in found["models"]:
+        rate = f"{percent(row['win_rate'])} {_bracket(row['ci'])}"
+        lines.append(f"  {row['model']} vs {report['b']}: {rate}   n {row['n']}")
+        lines += _by_judge(row["per_judge"], "    ")
     for row in found["differences"]:
         x, y = row["models"]
         gap = f"{100 * row['difference']:+.1f} points"
@@ -179,7 +190,9 @@ def _matrix_lines(report: Report) -> list[str]:
         return [head, "no usable judgement"]
     order = sorted(range(len(matrix["models"])), key=lambda i: -matrix["rating"][i])
     width = max(len(name) for name in matrix["models"])
-    return [head, *(_rated(matrix, i, width) for i in order)]
+    held = [f"{row['name']} {row['coef']:+.2f}" for row in matrix["covariates"]]
+    lines = [head, *(_rated(matrix, i, width) for i in order)]
+    return lines + ([f"  held equal (log odds per spread): {', '.join(held)}"] if held else [])
 
 
 def _rated(matrix: Report, i: int, width: int) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from alignkit import __version__
 from alignkit.errors import DataError, RecipeError, pick
 from alignkit.evaluation import length_control as lc
-from alignkit.evaluation.bradley_terry import Outcomes, ratings
+from alignkit.evaluation.bradley_terry import TIE_MODELS, Outcomes, ratings
 from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
 from alignkit.evaluation.intervals import (
     INTERVALS,
@@ -33,6 +33,7 @@ from alignkit.evaluation.judge_agreement import held_against, judge_agreement
 from alignkit.evaluation.judgements import Judgements, known_models, read_judgements
 from alignkit.evaluation.paired import ScoredPrompts, paired_differences
 from alignkit.evaluation.sequential import confidence_sequence
+from alignkit.evaluation.style import covariate_names, differences, needs_texts
 
 SCHEMA_VERSION = 1
 POWER = 0.8
@@ -337,6 +338,20 @@ def headline_of(pair: Pair, options: Options) -> dict[str, Any]:
     )
 
 
+def per_judge(pair: Pair, options: Options) -> list[dict[str, Any]] | None:
+    """What each judge alone would report; None for one judge, whose numbers are the headline."""
+    own = pair.judgements
+    numbers = np.unique(own.judge)
+    if len(numbers) < 2:
+        return None
+    rows = []
+    for number in numbers:
+        alone = pair_of(own.where(own.judge == number), pair.a, pair.b)
+        counts = {"judge": own.judges[number], "n": len(alone.scores), "n_failed": alone.n_unusable}
+        rows.append(counts | headline_of(alone, options))
+    return rows
+
+
 TWO_MODEL_KEYS = (
     "wins",
     "ties",
@@ -349,19 +364,24 @@ TWO_MODEL_KEYS = (
     "length",
     "mde_80",
     "per_category",
+    "per_judge",
     "anomalies",
     "injections",
 )
 
 
-def matrix_of(judgements: Judgements) -> tuple[dict[str, Any] | None, list[str]]:
+def matrix_of(judgements: Judgements, options: Options) -> tuple[dict[str, Any] | None, list[str]]:
     """Bradley–Terry ratings of all models with their warnings; None without a usable judgement."""
     usable = judgements.where(~np.isnan(judgements.score))
     if not len(usable):
         return None, []
     group = usable.prompt if usable.clusters is None else usable.clusters[usable.prompt]
-    found = ratings(Outcomes(usable.models, usable.left, usable.right, usable.score, group))
-    return found.as_dict(), found.warnings
+    names = options.style
+    given = differences(usable, names) if names else None
+    outcomes = Outcomes(usable.models, usable.left, usable.right, usable.score, group, given)
+    found = ratings(outcomes, ties=options.bt_ties)
+    slopes = [{"name": n, "coef": c} for n, c in zip(names, found.covariates, strict=True)]
+    return found.as_dict() | {"ties": options.bt_ties, "covariates": slopes}, found.warnings
 
 
 # --- several judges, people, several models -----------------------------------------------------
@@ -411,7 +431,8 @@ def against_baseline(
     rows = []
     for name, pair in pairs.items():
         headline = headline_of(pair, options)
-        rows.append({"model": name, "n": len(pair.scores)} | headline)
+        by_judge = per_judge(pair, options)
+        rows.append({"model": name, "n": len(pair.scores)} | headline | {"per_judge": by_judge})
     scored = {
         name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
         for name, pair in pairs.items()
@@ -478,14 +499,23 @@ class Options:
     lc_slope: float | None = None
     format: str | None = None
     sequential: bool = False
+    bt_ties: str = "half"
+    covariates: str | None = None
 
     def __post_init__(self) -> None:
         _check_options(self.ties, self.ci, self.bootstrap)
+        pick(TIE_MODELS, self.bt_ties, what="tie model")
+        covariate_names(self.covariates or "style")
         lc.check_options(self.length_control, self.lc_slope, self.difficulty, self.reg_rows)
 
     @property
     def controls_length(self) -> bool:
         return self.length_control is not None or self.lc_slope is not None
+
+    @property
+    def style(self) -> tuple[str, ...]:
+        """What the ratings are held equal in."""
+        return covariate_names(self.covariates) if self.covariates else ()
 
     def command(self, paths: Sequence[str | Path]) -> str:
         """The command line that makes the same report."""
@@ -546,6 +576,7 @@ def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
     part = headline_of(pair, options) | {
         "length": length,
         "per_category": per_category(pair, *settings),
+        "per_judge": per_judge(pair, options),
         "anomalies": anomalies_of(pair),
         "injections": injections_of(pair),
     }
@@ -560,7 +591,9 @@ def read_for(
         paths,
         format=options.format,
         cluster=options.cluster,
-        keep_texts=keep_texts or options.length_control == "alpacaeval",
+        keep_texts=keep_texts
+        or options.length_control == "alpacaeval"
+        or needs_texts(options.style),
     )
 
 
@@ -573,7 +606,7 @@ def report_of(
     own = judgements if pair is None else pair.judgements
     usable = ~np.isnan(own.score)
     two = dict.fromkeys(TWO_MODEL_KEYS) if pair is None else _pair_part(pair, options)
-    matrix, warnings = matrix_of(judgements)
+    matrix, warnings = matrix_of(judgements, options)
     return {
         "schema_version": SCHEMA_VERSION,
         "a": a,
@@ -616,6 +649,8 @@ def winrate_report(
     lc_slope: float | None = None,
     format: str | None = None,
     sequential: bool = False,
+    bt_ties: str = "half",
+    covariates: str | None = None,
 ) -> dict[str, Any]:
     """Read files of judgements and report the win rate of `a` against `b`, as JSON takes it."""
     files = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -634,5 +669,7 @@ def winrate_report(
         lc_slope=lc_slope,
         format=format,
         sequential=sequential,
+        bt_ties=bt_ties,
+        covariates=covariates,
     )
     return report_of(read_for(files, options), options, files)

@@ -7,7 +7,7 @@ another run, another judge or another opponent finds them; a run that stopped go
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import orjson
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
-from alignkit.data.records import Judgement, Prompt, to_json
+from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
 from alignkit.errors import RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge
@@ -174,6 +174,33 @@ def _read(file: Path) -> list[str]:
         return []
     lines = file.read_bytes().split(b"\n")[:-1]
     return [str(orjson.loads(line)["reply"]) for line in lines]
+
+
+def for_people(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]], target: Path
+) -> Path:
+    """The policies' answers as candidates that people can rank; equal answers are shown once."""
+    rows = []
+    for i, prompt in enumerate(prompts):
+        # The name of a candidate must not say whose it is: people judge blind.
+        policy_of: dict[str, str] = {}
+        for policy, texts in answers.items():
+            policy_of.setdefault(texts[i], policy)
+        if len(policy_of) < 2:
+            continue
+        shown = [
+            Candidate(
+                cid=f"c{number}",
+                messages=[Message(role="assistant", content=text)],
+                model=policy,
+            )
+            for number, (text, policy) in enumerate(policy_of.items())
+        ]
+        rows.append(
+            Candidates(id=prompt.id or str(i), prompt=list(prompt.prompt), candidates=shown)
+        )
+    write_durably(target, b"".join(map(to_json, rows)))
+    return target
 
 
 def contest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,30 +59,53 @@ def reward_judge(
     rest: str, *, backbones: Any = None, batch_size: int = 16, **_options: Any
 ) -> ScoreJudge:
     """A reward run's model, on one of the backbones already loaded where its base is the same."""
-    from alignkit.data.chat import Encoder
     from alignkit.judges.contest import Backbones
-    from alignkit.logps import Group
-    from alignkit.model_files import find_model
     from alignkit.recipe import BackboneConfig
-    from alignkit.reward_model import RewardModel
 
     directory = Path(rest)
     if not (directory / "adapter" / "head.safetensors").is_file():
         raise RecipeError(f"{rest} is no finished reward run", hint="Name its directory")
-    loaded = backbones or Backbones(BackboneConfig())
-    backbone = loaded.of(find_model(rest))
-    model = RewardModel.load(backbone, directory)
-    encoder = Encoder(backbone.tokenizer)
+    score = _RewardScores(directory, backbones or Backbones(BackboneConfig()), batch_size)
+    score.model()  # what does not fit is said before anybody answers
+    return ScoreJudge(directory.name, score, temperature=stored_temperature(directory))
 
-    def score(sides: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+
+@dataclass
+class _RewardScores:
+    """Scores by a reward run; its adapter is put back when a policy or another base took its place.
+
+    The adapter is named after the directory: several reward runs judge on one backbone.
+    """
+
+    directory: Path
+    backbones: Any
+    batch_size: int
+    loaded: Any = None
+
+    def model(self) -> Any:
+        from alignkit.model_files import find_model
+        from alignkit.reward_model import RewardModel
+
+        backbone = self.backbones.of(find_model(str(self.directory)))
+        name = f"reward-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
+        stays = self.loaded is not None and self.loaded.backbone is backbone
+        if not stays or name not in backbone.adapters:
+            self.loaded = RewardModel.load(backbone, self.directory, name)
+        return self.loaded
+
+    def __call__(self, sides: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+        from alignkit.data.chat import Encoder
+        from alignkit.logps import Group
+
+        model = self.model()
+        encoder = Encoder(model.backbone.tokenizer)
         groups = []
         for prompt, text in sides:
             reply = [Message(role="assistant", content=text)]
             ids = encoder.completion_ids(list(prompt), reply)
             groups.append(Group(encoder.prompt_ids(list(prompt)), [ids]))
-        return model.scores(groups, batch_size)
-
-    return ScoreJudge(directory.name, score, temperature=stored_temperature(directory))
+        found: list[float] = model.scores(groups, self.batch_size)
+        return found
 
 
 def scored_rankings(judge: ScoreJudge, rankings: Sequence[Ranking]) -> list[ScoredRanking]:

@@ -1,0 +1,74 @@
+"""What a verdict may follow besides worth: the length and the markup of the two completions.
+
+The differences enter Bradley–Terry as covariates, as in Chatbot Arena's style control (Li et al.,
+"Does style matter?", 2024): (left - right) / (left + right), here in units of its root mean square.
+It is not centred: turning a row round must turn its differences round and change nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignkit.errors import DataError, RecipeError, pick
+from alignkit.evaluation.intervals import Floats
+from alignkit.evaluation.judgements import Judgements
+
+_HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
+_ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s", re.MULTILINE)
+_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
+
+COVARIATES: dict[str, Callable[[str], int]] = {
+    "length": len,
+    "headers": lambda text: len(_HEADER.findall(text)),
+    "lists": lambda text: len(_ITEM.findall(text)),
+    "bold": lambda text: len(_BOLD.findall(text)),
+}
+
+
+def covariate_names(given: str) -> tuple[str, ...]:
+    """`length,bold` as names; `style` stands for all of them."""
+    names = tuple(COVARIATES) if given == "style" else tuple(given.split(","))
+    for name in names:
+        pick(COVARIATES, name, what="covariate")
+    if len(set(names)) < len(names):
+        raise RecipeError(f"--covariates {given!r} names one twice")
+    return names
+
+
+def needs_texts(names: Sequence[str]) -> bool:
+    """Whether more than the lengths has to be known."""
+    return any(name != "length" for name in names)
+
+
+def differences(judgements: Judgements, names: Sequence[str]) -> Floats:
+    """(n, k) relative differences left minus right, each column with root mean square 1."""
+    columns = [_column(judgements, name) for name in names]
+    found = np.stack(columns, axis=1)
+    spread = np.sqrt(np.mean(found**2, axis=0))
+    return np.asarray(found / np.where(spread > 0, spread, 1.0))
+
+
+def _column(judgements: Judgements, name: str) -> Floats:
+    if name == "length":
+        left, right = judgements.left_length, judgements.right_length
+    else:
+        left, right = (_counts(judgements, name, side) for side in ("left", "right"))
+    unknown = np.isnan(left) | np.isnan(right)
+    if unknown.any():
+        prompt = judgements.prompts[judgements.prompt[int(np.argmax(unknown))]]
+        raise DataError(
+            f"prompt {prompt!r} has no outputs to take {name!r} of",
+            hint="Covariates need the texts of both sides; length takes len_a and len_b too",
+        )
+    total = left + right
+    return np.asarray((left - right) / np.where(total > 0, total, 1.0))
+
+
+def _counts(judgements: Judgements, name: str, side: str) -> Floats:
+    count = COVARIATES[name]
+    rows = zip(judgements.prompt, getattr(judgements, side), strict=True)
+    texts = (judgements.texts[p].outputs.get(judgements.models[m]) for p, m in rows)
+    return np.array([np.nan if text is None else float(count(text)) for text in texts])
