@@ -228,6 +228,26 @@ def test_an_annotator_at_random_is_named(tmp_path: Path) -> None:
     assert "agrees with nobody beyond chance" in report["suspicious"][0]["reason"]
 
 
+def test_a_thumb_on_one_reply_is_a_vote_that_compares_nothing(tmp_path: Path) -> None:
+    alone = {"action": "rank", "ui": "chat", "ranks": {"c0": 1}}
+    rows = [vote(n, "xy"[n % 2], f"i{n // 2}", **alone) for n in range(6)]
+    report = agreement_report([write(tmp_path / "v.jsonl", rows)], bootstrap=50)
+    assert (report["n_items"], report["n_votes"]) == (3, 6)
+    x = report["annotators"][0]
+    assert (x["n"], x["ties_share"], x["first_shown"]["n"]) == (3, None, 0)
+    assert report["pairs"][0]["kappa"] is report["alpha"]["value"] is report["kendall_w"] is None
+    assert "NaN" not in json.dumps(report)
+    # Beside real comparisons they change none of their numbers.
+    pairs = pair_votes(1, "xy", 30)
+    thumbs = [row | {"id": f"t{n}", "item": f"t{row['item']}"} for n, row in enumerate(rows)]
+    plain = agreement_report([write(tmp_path / "p.jsonl", pairs)], bootstrap=0)
+    mixed = agreement_report([write(tmp_path / "m.jsonl", pairs + thumbs)], bootstrap=0)
+    assert mixed["pairs"][0]["kappa"] == plain["pairs"][0]["kappa"]
+    assert mixed["alpha"]["value"] == plain["alpha"]["value"]
+    assert mixed["alpha"]["metric"] == "nominal"
+    assert CliRunner().invoke(agreement, [str(tmp_path / "v.jsonl")]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

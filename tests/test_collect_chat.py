@@ -13,6 +13,7 @@ from alignkit.collect.log import EventLog, live, read_events
 from alignkit.collect.terminal import Screen
 from alignkit.data.read import load_preferences, load_rankings
 from alignkit.data.records import Message
+from alignkit.evaluation.agreement import agreement_report
 from tests.collect_data import lines
 
 
@@ -79,6 +80,15 @@ def test_one_thumb_compares_nothing_and_two_make_a_ranking(tmp_path: Path) -> No
     ranking = load_rankings(path).records[0]
     assert [c.messages[0].content[:5] for c in ranking.candidates] == ["sft 1", "sft 2", "sft 3"]
     assert [m.content for m in ranking.prompt] == ["hi"]
+
+
+def test_feedback_with_lone_thumbs_goes_through_agreement_and_into_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    talk(path, "hi", "/good", "/new", "and you?", "/bad", "/new", "why?", "/fix because")
+    report = agreement_report([path], bootstrap=20)
+    assert (report["n_items"], report["n_votes"]) == (3, 3)
+    assert report["annotators"][0]["first_shown"]["n"] == 1
+    assert [pair.chosen[0].content for pair in load_preferences(path).records] == ["because"]
 
 
 def test_thumbs_down_on_everything_prefer_nothing(tmp_path: Path) -> None:
