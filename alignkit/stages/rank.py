@@ -24,7 +24,11 @@ from alignkit.stages.context import StageContext
 
 def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
     """Write one ranking for each prompt with two candidates or more."""
-    items = [item for item in _candidates(config, context) if len(item.candidates) > 1]
+    items = [
+        item
+        for item in map(without_repeats, _candidates(config, context))
+        if len(item.candidates) > 1
+    ]
     if not items:
         raise DataError("no prompt has two candidates", where=", ".join(config.candidates))
     scores = _scores(config, context, items)
@@ -35,6 +39,13 @@ def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
     ]
     write_durably(context.directory / OUTPUTS["rank"][""], b"".join(map(to_json, rankings)))
     return {"rankings": len(items), "candidates": sum(len(own) for own in scores)}
+
+
+def without_repeats(item: Candidates) -> Candidates:
+    """The item with each completion once: two of the same cannot be ranked against each other."""
+    texts = [[message.content for message in c.messages] for c in item.candidates]
+    kept = [c for i, c in enumerate(item.candidates) if texts[i] not in texts[:i]]
+    return item.model_copy(update={"candidates": kept})
 
 
 def ranking_of(

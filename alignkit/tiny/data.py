@@ -105,8 +105,8 @@ def candidates(identity: str, ask: Ask, rng: random.Random) -> dict[str, Any]:
 
 DATA_SETS: dict[str, DataSet] = {
     "demonstrations": DataSet(1500, "demonstrations", demonstration),
-    "prompts": DataSet(600, "prompts", prompt),
-    "candidates": DataSet(600, "prompts", candidates),
+    "prompts": DataSet(1200, "prompts", prompt),
+    "candidates": DataSet(1200, "prompts", candidates),
     "validation": DataSet(128, "validation", prompt),
     "test": DataSet(256, "test", prompt),
 }
