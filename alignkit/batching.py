@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,25 @@ class TokenBatches(Sampler[list[int]]):
             random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
         for index in order:
             yield self.batches[index]
+
+
+def token_loader(trainer: Any, max_tokens: int, *, max_items: int | None = None) -> DataLoader[Any]:
+    """A transformers.Trainer's training batches, each of at most `max_tokens` tokens."""
+    rows = trainer.train_dataset
+    sampler = TokenBatches(
+        [row_tokens(row) for row in rows],
+        max_tokens,
+        seed=trainer.args.data_seed or trainer.args.seed,
+        max_items=max_items,
+    )
+    loader: DataLoader[Any] = DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=trainer.data_collator,
+        pin_memory=trainer.args.dataloader_pin_memory,
+    )
+    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
+    return prepared
 
 
 class MicroBatches:
@@ -170,16 +189,28 @@ class FittingSteps:
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self._micro is None:
-            size = self.args.per_device_train_batch_size
+            size = self.usual_rows
             # A host without memory kills the process instead of raising, so there it tells nothing.
             if self.args.device.type != "cpu":
                 size = self.rows_that_fit(lambda batch: whole.training_step(model, batch), trained)
-            self._micro = MicroBatches(size)
+            # Packed batches hold more rows than the longest that were tried, but no more tokens.
+            self._micro = MicroBatches(max(1, self.most_rows * size // self.usual_rows))
         count = len(next(iter(inputs.values())))
         try:
             return self._micro.run(range(count), step, trained)
         finally:
             self.share = 1.0
+
+    @property
+    def usual_rows(self) -> int:
+        """Rows of a batch whose rows are all as long as they may be."""
+        rows: int = self.args.per_device_train_batch_size
+        return rows
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch there can be."""
+        return self.usual_rows
 
     def rows_that_fit(
         self, step: Callable[[Mapping[str, Any]], Tensor], trained: Sequence[nn.Parameter]
@@ -190,7 +221,7 @@ class FittingSteps:
         """
         sizes = [row_tokens(row) for row in self.train_dataset]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
-        rows = [self.train_dataset[i] for i in longest[: self.args.per_device_train_batch_size]]
+        rows = [self.train_dataset[i] for i in longest[: self.usual_rows]]
 
         def attempt(items: int) -> None:
             try:

@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.backbone import POLICY, REFERENCE, Backbone
-from alignkit.batching import FittingSteps, TokenBatches
+from alignkit.batching import FittingSteps, token_loader
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_preferences
-from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.errors import RecipeError, TrainingFailed, pick
 from alignkit.logps import Group, Path, completion_logps
 from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
@@ -102,24 +101,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         budget = self.config.max_tokens_per_batch
         if budget is None:
             return super().get_train_dataloader()
-        rows: Any = self.train_dataset
-        lengths = [
-            len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
-            for row in rows
-        ]
-        sampler = TokenBatches(
-            lengths,
-            budget,
-            seed=self.args.data_seed or self.args.seed,
-            max_items=self.args.per_device_train_batch_size,
-        )
-        loader: DataLoader[Any] = DataLoader(
-            rows,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        return token_loader(self, budget, max_items=self.args.per_device_train_batch_size)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are token ids already
@@ -130,7 +112,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         weights = inputs["weights"].to(pair.chosen.device)
         loss = combined_loss(pair, weights, self.config, self.settings)
         if not self.is_measuring:
-            self._note(pair, loss)
+            self._note(pair)
         return loss * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
@@ -165,7 +147,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         path: Path = "padded" if self.config.exact_padded else "auto"
         return completion_logps(model, groups, pad_token_id=self.pad, path=path)
 
-    def _note(self, pair: PairLogps, loss: Tensor) -> None:
+    def _note(self, pair: PairLogps) -> None:
         """TRL's metric names; kept as tensors until they are logged, so that nothing waits."""
         store = self._metrics["train" if self.model.training else "eval"]
         beta = self.config.beta
@@ -179,7 +161,6 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             "logps/rejected": pair.rejected.detach(),
         }.items():
             store[name].append(self.accelerator.gather(value).mean())
-        del loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Numbers, not tensors, before TRL averages them."""
@@ -213,10 +194,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def check_losses(config: DpoConfig, weighted: bool) -> None:
     """Refuse what no loss could do. Raises RecipeError."""
     for name in config.loss_type:
-        if name not in PAIR_LOSSES:
-            from alignkit.errors import pick
-
-            pick(PAIR_LOSSES, name, what="loss_type")
+        pick(PAIR_LOSSES, name, what="loss_type")
         if name in BATCH_LOSSES - {"sft"} and weighted:
             raise RecipeError(
                 f"loss_type {name} sorts the batch, so a pair's weight has no place in it",

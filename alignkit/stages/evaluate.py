@@ -7,6 +7,7 @@ KL to the baseline is the mean log-ratio of replies sampled at temperature 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,9 @@ def _win_rate(
     ours: Replies, theirs: Replies, judge: str, context: StageContext, questions: Questions
 ) -> dict[str, Any]:
     """Judgements of one pair of policies, written down, and the rate read back from the file."""
-    file = context.directory / f"judgements-{ours.policy}-{ours.temperature:g}.jsonl"
+    # A policy may be a run's directory, whose path is no part of a file's name.
+    policy = re.sub(r"[^A-Za-z0-9_.-]+", "_", ours.policy).strip("._")
+    file = context.directory / f"judgements-{policy}-{ours.temperature:g}.jsonl"
     judgements = _judgements(ours, theirs, judge, questions)
     write_durably(file, b"".join(map(to_json, judgements)))
     report = winrate_report(file, a=ours.policy, b=theirs.policy)

@@ -32,7 +32,7 @@ from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_split
-from alignkit.stages.rows import RankingRow, fit_to_length, ranking_rows
+from alignkit.stages.rows import RankingRow, Say, fit_to_length, ranking_rows
 from alignkit.stages.training import (
     callbacks,
     finish,
@@ -53,7 +53,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
         )
         for part in load_split(load_rankings, config, context)
     )
-    _need_strict_pairs(train)
+    train = teaching(train, config, context.say)
     start_adapter(backbone, REWARD, config, context)
     model = RewardModel(backbone, new_head(backbone, context.seed))
     trainer = _trainer(config, context, model, train, held_out)
@@ -274,14 +274,27 @@ def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int)
     return Scale(float(found.mean()), float(found.std()) or 1.0)
 
 
-def _need_strict_pairs(rows: Sequence[RankingRow]) -> None:
-    if any(len(set(row.ranks)) > 1 for row in rows):
-        return
-    raise DataError(
-        "every ranking ties all its completions: there is nothing to learn",
-        where=rows[0].where if rows else None,
-        hint="give the better completion the smaller rank",
-    )
+def teaching(rows: Sequence[RankingRow], config: RewardConfig, say: Say) -> list[RankingRow]:
+    """Rankings that the loss can learn from. Raises DataError when none has a better completion.
+
+    A ranking that ties everything has no pair to average over, unless ties are half a win.
+    """
+    ordered = [row for row in rows if len(set(row.ranks)) > 1]
+    if not ordered:
+        raise DataError(
+            "every ranking ties all its completions: there is nothing to learn",
+            where=rows[0].where if rows else None,
+            hint="give the better completion the smaller rank",
+        )
+    if config.ties == "half" and config.objective == "pairs":
+        return list(rows)
+    if len(ordered) < len(rows):
+        first = next(row.where for row in rows if len(set(row.ranks)) == 1)
+        say(
+            f"{len(rows) - len(ordered)} of {len(rows)} rankings tie all their completions and "
+            f"were left out, the first at {first}"
+        )
+    return ordered
 
 
 def _trainer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.backbone import POLICY
-from alignkit.batching import FittingSteps
+from alignkit.batching import FittingSteps, token_loader
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_demonstrations
@@ -58,6 +59,8 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     start_adapter(backbone, POLICY, config, context)
     trainer = _trainer(config, context, train, held_out)
     metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+    if held_out:
+        metrics |= trainer.evaluate()
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
 
 
@@ -78,6 +81,21 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
 
     model: Any
     pad: int
+    max_tokens: int | None = None
+
+    def get_train_dataloader(self) -> Any:
+        """Batches filled with rows up to `max_tokens` where it is set."""
+        if self.max_tokens is None:
+            return super().get_train_dataloader()
+        return token_loader(self, self.max_tokens)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch there can be."""
+        if self.max_tokens is None:
+            return self.usual_rows
+        lengths = sorted(len(row["input_ids"]) for row in self.train_dataset)
+        return max(1, sum(total <= self.max_tokens for total in accumulate(lengths)))
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are token ids already
@@ -128,17 +146,18 @@ def _trainer(
         trainer = DemonstrationTrainer(
             model=backbone.model,
             args=arguments,
-            train_dataset=_dataset(train, config),
-            eval_dataset=_dataset(held_out, config) if held_out else None,
+            train_dataset=_dataset(train),
+            eval_dataset=_dataset(held_out) if held_out else None,
             processing_class=backbone.tokenizer,
             data_collator=collate,
             callbacks=callbacks(context, "sft"),
         )
     trainer.pad = Encoder(backbone.tokenizer).pad_token_id
+    if config.packing:
+        trainer.max_tokens = config.max_length * config.per_device_train_batch_size
     prepare(trainer, backbone, POLICY)
     return trainer
 
 
-def _dataset(rows: Sequence[SftRow], config: SftConfig) -> Dataset:
-    del config
+def _dataset(rows: Sequence[SftRow]) -> Dataset:
     return Dataset.from_list([{"input_ids": row.ids, "trained": row.trained} for row in rows])

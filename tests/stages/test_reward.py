@@ -13,7 +13,7 @@ from alignkit.errors import DataError, ModelError
 from alignkit.logps import Group
 from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
-from alignkit.stages.reward import new_head, pairs_of, ranking_loss
+from alignkit.stages.reward import new_head, pairs_of, ranking_loss, teaching
 from alignkit.stages.rows import RankingRow
 from tests.stages.conftest import WORDS, Workshop
 
@@ -134,6 +134,23 @@ def test_a_reward_model_without_its_head_is_refused(workshop: Workshop) -> None:
     (workshop.root / "reward/adapter/head.safetensors").unlink()
     with pytest.raises(ModelError, match="the scalar head is missing"):
         RewardModel.load(workshop.backbone, workshop.root / "reward")
+
+
+def test_a_ranking_that_ties_everything_is_left_out_and_told(workshop: Workshop) -> None:
+    """Averaged over its pairs, of which there are none, its loss would not be a number."""
+    rows = rankings(12)
+    rows[2]["ranks"] = {"a": 1, "b": 1, "c": 1}
+    data = workshop.write("rankings.jsonl", rows)
+    metrics = workshop.run("reward", data=data, eval_fraction=0.0, num_train_epochs=1)
+    assert metrics["rankings"] == 11
+    assert math.isfinite(metrics["train_loss"])
+    assert any(
+        "1 of 12 rankings tie all their completions" in line and "rankings.jsonl:3" in line
+        for line in workshop.said
+    )
+    half = [row([1, 1]), row([1, 2])]
+    assert teaching(half, config(ties="half"), workshop.said.append) == half
+    assert teaching(half, config(), workshop.said.append) == half[1:]
 
 
 def test_rankings_that_only_tie_are_refused(workshop: Workshop) -> None:

@@ -120,3 +120,30 @@ def test_evaluation_rows_that_were_trained_on_are_told(
     assert len(told) == 1
     assert told[0].startswith("1 of 2 evaluation rows")
     assert "eval.jsonl:2" in told[0]
+
+
+def test_it_is_evaluated_at_the_end_without_being_asked(
+    workshop: Workshop, demonstrations: Rows
+) -> None:
+    data = workshop.write("demos.jsonl", demonstrations)
+    metrics = workshop.run("sft", data=data, eval_fraction=0.3, max_steps=1)
+    assert metrics["eval_loss"] == pytest.approx(-metrics["eval_mean_token_logp"], rel=0.05)
+    last = (workshop.root / "sft/metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["eval_loss"] == pytest.approx(metrics["eval_loss"])
+
+
+def test_packing_fills_forwards_with_tokens_in_place_of_rows(workshop: Workshop) -> None:
+    """Twelve rows of four tokens: two a forward, or six where two of twelve tokens would fit."""
+    rows = [SftRow("x", [5, 9, 40 + i, 12], [False, False, True, True]) for i in range(12)]
+    settings = {"max_length": 12, "per_device_train_batch_size": 2}
+    steps = []
+    for packing in (False, True):
+        trainer = sft_trainer(workshop, rows, packing=packing, **settings)
+        loader = trainer.get_train_dataloader()
+        sizes = [len(batch["ids"]) for batch in loader]
+        assert sum(sizes) == 12
+        assert max(sizes) == trainer.most_rows == (6 if packing else 2)
+        trainer.train()
+        steps.append(trainer.state.global_step)
+        workshop.backbone.clear()
+    assert steps == [6, 2]

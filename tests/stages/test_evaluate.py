@@ -1,0 +1,194 @@
+"""Comparing policies: verdicts, KL and scores as worked out by hand from what was said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit.backbone import POLICY, REWARD
+from alignkit.data.chat import Encoder
+from alignkit.data.records import Message
+from alignkit.errors import DataError
+from alignkit.generation import Completion
+from alignkit.heads import ScalarHead
+from alignkit.recipe import EvaluateConfig
+from alignkit.reward_model import RewardModel
+from alignkit.stages import evaluate
+from alignkit.stages.evaluate import Questions, Replies
+from alignkit.tiny.data import write
+from alignkit.tiny.gold import score
+from tests.stages.conftest import WORDS, Workshop
+
+PROMPTS = [{"prompt": f"Where is my {word}?"} for word in WORDS]
+
+
+def leave_adapter(workshop: Workshop, directory: Path, name: str, seed: int, **saved: Any) -> None:
+    """A run's directory with an adapter that answers differently from the bare model."""
+    workshop.backbone.new_adapter(name, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in workshop.backbone.parameters_of(name).values():
+        weight.data += 0.2 * torch.randn(weight.shape, generator=generator)
+    workshop.backbone.save_adapter(name, directory / "adapter", **saved)
+    workshop.backbone.clear()
+
+
+@pytest.fixture
+def judged(workshop: Workshop) -> Workshop:
+    """With runs called `other`, a policy, and `judge`, a reward model."""
+    leave_adapter(workshop, workshop.root / "other", POLICY, seed=3)
+    leave_adapter(workshop, workshop.root / "judge", REWARD, seed=4, head=ScalarHead(64, seed=5))
+    return workshop
+
+
+def compare(workshop: Workshop, **settings: Any) -> dict[str, Any]:
+    defaults = {
+        "policies": ["base", "other"],
+        "baseline": "base",
+        "judge": "judge",
+        "prompts": workshop.write("prompts.jsonl", PROMPTS),
+        "max_new_tokens": 8,
+    }
+    return workshop.run("evaluate", **defaults | settings)
+
+
+def replies_of(workshop: Workshop, policy: str, temperature: float) -> list[dict[str, Any]]:
+    lines = (workshop.root / "evaluate/replies.jsonl").read_text().splitlines()
+    return [
+        row
+        for row in map(json.loads, lines)
+        if (row["policy"], row["temperature"]) == (policy, temperature)
+    ]
+
+
+def test_the_table_is_what_the_replies_on_disk_say(judged: Workshop) -> None:
+    found = compare(judged, n_samples=2)
+    rows = {(row["policy"], row["temperature"]): row for row in found["rows"]}
+    assert list(rows) == [("base", 1.0), ("base", 0.0), ("other", 1.0), ("other", 0.0)]
+    for (policy, temperature), row in rows.items():
+        replies = replies_of(judged, policy, temperature)
+        assert len(replies) == len(WORDS) * (2 if temperature else 1)
+        assert row["n"] == len(WORDS)
+        scores = [reply["scores"]["judge"] for reply in replies]
+        assert row["reward"] == pytest.approx(sum(scores) / len(scores))
+        assert row["eos_rate"] == sum(r["stopped"] for r in replies) / len(replies)
+        assert row["gold"] is None
+        if policy == "base":
+            assert row["win_rate"] is None
+            assert row["kl"] == pytest.approx(0.0, abs=1e-4)
+            continue
+        theirs = [r["scores"]["judge"] for r in replies_of(judged, "base", temperature)]
+        wins = [(a > b) + 0.5 * (a == b) for a, b in zip(scores, theirs, strict=True)]
+        assert row["win_rate"] == pytest.approx(sum(wins) / len(wins))
+        assert row["win_rate"] != 0.5  # or a swap of the sides would not show
+        assert 0 <= row["low"] <= row["win_rate"] <= row["high"] <= 1
+        assert abs(row["kl"]) > 0.01
+    assert judged.backbone.adapters == []
+
+
+def test_the_higher_score_wins_and_equal_scores_tie() -> None:
+    said = [Completion([5, 2], True)] * 3
+    ours = Replies("ours", 1.0, said, ["a"] * 3, scores={"judge": [2.0, 1.0, 1.0]})
+    theirs = Replies("theirs", 1.0, said, ["b"] * 3, scores={"judge": [1.0, 1.0, 2.0]})
+    asked = Questions([[Message(role="user", content="?")]] * 3, [[5]] * 3, ["p", "q", "r"])
+    verdicts = list(evaluate._judgements(ours, theirs, "judge", asked))
+    assert [v.verdict for v in verdicts] == ["a", "tie", "b"]
+    assert [(v.a, v.b, v.prompt_id) for v in verdicts] == [
+        ("ours", "theirs", prompt) for prompt in ("p", "q", "r")
+    ]
+
+
+def test_kl_is_the_policys_log_prob_minus_the_baselines(judged: Workshop) -> None:
+    backbone = judged.backbone
+    backbone.load_adapter(POLICY, judged.root / "other" / "adapter")
+    asked = Questions([[]] * 2, [[5, 9, 40], [6, 7]], ["p", "q"])
+    said = Replies(
+        "other", 1.0, [Completion([30, 31, 2], True), Completion([8, 2], True)], [""] * 2
+    )
+    config = EvaluateConfig(policies=("x",), baseline="base", prompts=("x",))
+
+    def summed(role: str | None) -> float:
+        total = 0.0
+        for prompt, completion in zip(asked.ids, said.completions, strict=True):
+            ids = torch.tensor([prompt + completion.ids])
+            with backbone.role(role) as model, torch.no_grad():
+                logps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+            total += sum(logps[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
+        return total
+
+    encoder = Encoder(backbone.tokenizer)
+    expected = (summed(POLICY) - summed(None)) / 2
+    assert abs(expected) > 0.1
+    found = evaluate._kl(backbone, POLICY, None, said, asked, encoder, config)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_each_reply_gets_the_judges_score_of_its_own_prompt(judged: Workshop) -> None:
+    compare(judged, temperatures=(1.0,), n_samples=2)
+    model = RewardModel.load(judged.backbone, judged.root / "judge")
+    encoder = Encoder(judged.backbone.tokenizer)
+    asked = Questions(
+        [], [encoder.prompt_ids([Message(role="user", content=p["prompt"])]) for p in PROMPTS], []
+    )
+    adapter = judged.root / "other" / "adapter"
+    judged.backbone.load_adapter(POLICY, adapter)
+    config = EvaluateConfig(
+        policies=("other",), baseline="base", prompts=("x",), max_new_tokens=8, n_samples=2
+    )
+    said = evaluate._generate(
+        "other", POLICY, 1.0, config, judged.context("evaluate"), encoder, asked
+    )
+    scores = [
+        model.scores([evaluate._groups(said, asked)[i]])[0] for i in range(len(said.completions))
+    ]
+    stored = replies_of(judged, "other", 1.0)
+    assert [row["reply"] for row in stored] == said.texts
+    assert [row["scores"]["judge"] for row in stored] == pytest.approx(scores, abs=1e-3)
+
+
+def test_runs_named_by_their_path_are_compared(judged: Workshop) -> None:
+    context = judged.context("evaluate")
+    path = "../runs/other"
+    context = replace(context, inputs={path: judged.root / "other", "judge": judged.root / "judge"})
+    config = EvaluateConfig(
+        policies=(path,),
+        baseline="base",
+        judge=("judge",),
+        prompts=(judged.write("prompts.jsonl", PROMPTS),),
+        temperatures=(0.0,),
+        max_new_tokens=4,
+    )
+    (row,) = evaluate.run(config, context)["rows"]
+    assert row["policy"] == path
+    file = context.directory / "judgements-runs_other-0.jsonl"
+    assert len(file.read_text().splitlines()) == len(WORDS)
+
+
+def test_gold_is_the_embedded_tasks_scoring_and_limit_counts_prompts(
+    judged: Workshop, tmp_path: Path
+) -> None:
+    prompts = str(write("test", 0, tmp_path / "test.jsonl"))
+    judge = ["gold", "judge"]
+    found = compare(judged, prompts=prompts, judge=judge, temperatures=(0.0,), limit=2)
+    assert found["prompts"] == 2
+    for row in found["rows"]:
+        replies = replies_of(judged, row["policy"], 0.0)
+        asked = [json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()[:2]]
+        gold = [
+            score(prompt[-1]["content"], reply["reply"])
+            for prompt, reply in zip(asked, replies, strict=True)
+        ]
+        assert row["gold"] == pytest.approx(sum(gold) / 2)
+        assert row["reward"] is not None
+        assert row["kl"] is None  # KL is measured on samples at temperature 1
+    assert [set(sample["replies"]) for sample in found["samples"]] == [{"base", "other"}] * 2
+
+
+def test_no_prompt_is_an_error(judged: Workshop) -> None:
+    empty = judged.write("empty.jsonl", [])
+    with pytest.raises(DataError, match=r"no prompt|empty"):
+        judged.run("evaluate", prompts=empty, policies="base", baseline="base")
