@@ -100,7 +100,15 @@ def rank() -> None:
     type=click.Choice(ORDERS),
     default="file",
     show_default=True,
-    help="uncertain, disagreement: by the scores of reward models in the candidates.",
+    help="uncertain, disagreement: by the scores of reward models.",
+)
+@click.option(
+    "--reward-model",
+    "reward_models",
+    multiple=True,
+    metavar="RUN",
+    help="Score the answers with this reward run first; several: an ensemble. Default: the scores"
+    " in the candidates.",
 )
 @click.option(
     "--repeat",
@@ -147,6 +155,7 @@ def collect(
     web: bool,
     export_html: Path | None,
     gold: Path | None,
+    reward_models: tuple[str, ...],
     stop_when_decided: bool,
     format: str | None,
     host: str,
@@ -170,18 +179,19 @@ def collect(
         click.echo(f"left out: {line}", err=True)
     if not pool.items:
         raise DataError("nothing to rank", where=str(candidates[0]))
+    if output is None and export_html is None:
+        raise click.UsageError("--output FILE says where the rankings go")
+    if reward_models:
+        pool = _scored(pool, reward_models, settings.order)
     if export_html:
         _write_pages(export_html, pool, settings)
-        return
-    if output is None:
-        raise click.UsageError("--output FILE says where the rankings go")
-    with _collection(output, pool, settings, stop_when_decided) as collection:
-        if web:
-            _on_page(collection, host, port, allow_host, open_browser)
-        else:
-            _in_terminal(collection)
-        for line in collection.summary():
-            click.echo(line, err=True)
+    elif output:
+        with _collection(output, pool, settings, stop_when_decided) as collection:
+            if web:
+                _on_page(collection, host, port, allow_host, open_browser)
+            else:
+                _in_terminal(collection)
+            _say_all(collection.summary())
 
 
 @rank.command("import")
@@ -253,6 +263,14 @@ def export(file: Path, to: str, output: Path, candidates: Path | None, seed: int
     else:
         count = export_tasks(read_candidates(file), to, output, seed=seed)
     click.echo(f"{count} rows to {output}", err=True)
+
+
+def _scored(pool: Pool, runs: tuple[str, ...], order: str) -> Pool:
+    if order == "disagreement" and len(set(runs)) < 2:
+        raise RecipeError("one reward model disagrees with nobody", hint="Name two or more")
+    from alignkit.collect.scores import score_pool
+
+    return score_pool(pool, runs, _say)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Which vote teaches most, when enough were cast, and how many more are worth it.
 
-Scores come from the candidates records: `score`, and for an ensemble `extra.scores`, one mapping
-of cid to score a reward model. The probability that i beats j is Bradley-Terry's
-sigmoid(score_i - score_j).
+Scores come from the candidates records: `score`, and for an ensemble `extra.scores`, by reward
+model a mapping of cid to score (`collect.scores` fills it in). The probability that i beats j is
+Bradley-Terry's sigmoid(score_i - score_j).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def disagreement(item: Item) -> float:
     if len(_score_sets(item)) < 2:
         raise DataError(
             f"item {item.id!r} has the scores of fewer than two reward models",
-            hint="Put one mapping of cid to score a model into extra.scores",
+            hint="Name several: --reward-model RUN --reward-model RUN",
         )
     return _mean_over_pairs(
         item, lambda chances: entropy(_mean(chances)) - _mean([entropy(p) for p in chances])
@@ -60,7 +60,7 @@ def _mean_over_pairs(item: Item, measure: Callable[[list[float]], float]) -> flo
     if not score_sets:
         raise DataError(
             f"item {item.id!r} has answers without a score",
-            hint="Score the candidates with a reward model, or use --order random",
+            hint="Score them: --reward-model RUN, or use --order random",
         )
     pairs = list(combinations([cids[0] for cids in item.slots], 2))
     values = [measure([_chance(s[x] - s[y]) for s in score_sets]) for x, y in pairs]

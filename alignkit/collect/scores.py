@@ -1,0 +1,71 @@
+"""What finished reward models think of a pool's answers, so that the best question comes first.
+
+Importing this loads torch; nothing else in collecting does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from alignkit.artifacts import read_manifest
+from alignkit.collect.items import Item, Pool
+from alignkit.data.chat import Encoder
+from alignkit.errors import RecipeError
+from alignkit.judges.contest import Backbones
+from alignkit.judges.scores import stored_temperature
+from alignkit.logps import Group
+from alignkit.model_files import find_model
+from alignkit.recipe import BackboneConfig
+from alignkit.reward_model import RewardModel
+
+# Items whose answers are read in one forward pass; each holds 2 to 9.
+ITEMS_AT_ONCE = 4
+
+
+def score_pool(pool: Pool, runs: Sequence[str], say: Callable[[str], None]) -> Pool:
+    """The pool with `extra.scores`: for each run in `runs` a mapping of cid to score.
+
+    Scores are log-odds: the run's calibrated temperature, where it has one, is divided out. What
+    an item was scored with before is dropped, and its text, hence its hash, is untouched.
+    """
+    loaded: dict[str, Backbones] = {}
+    by_run = {}
+    for run in dict.fromkeys(runs):
+        by_run[run] = list(_scores(run, pool, loaded))
+        say(f"{run}: scored the answers to {len(pool.items)} items")
+    items = {
+        name: _with_scores(item, {run: found[place] for run, found in by_run.items()})
+        for place, (name, item) in enumerate(pool.items.items())
+    }
+    return replace(pool, items=items)
+
+
+def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> Iterator[dict[str, float]]:
+    """One mapping of cid to score an item, in the pool's order."""
+    directory = Path(run)
+    if not (directory / "adapter" / "head.safetensors").is_file():
+        raise RecipeError(f"{run} is no finished reward run", hint="Name its directory")
+    # As it was trained: another quantization gives other scores.
+    quantization = read_manifest(directory).backbone["quantization"]
+    config = BackboneConfig(quantization=quantization)
+    backbone = loaded.setdefault(quantization, Backbones(config)).of(find_model(run))
+    model = RewardModel.load(backbone, directory)
+    encoder = Encoder(backbone.tokenizer)
+    groups = [_group(item, encoder) for item in pool.items.values()]
+    scores = iter(model.scores(groups, ITEMS_AT_ONCE))
+    temperature = stored_temperature(directory) or 1.0
+    for item in pool.items.values():
+        yield {c.cid: next(scores) / temperature for c in item.record.candidates}
+
+
+def _group(item: Item, encoder: Encoder) -> Group:
+    prompt = item.record.prompt
+    answers = [encoder.completion_ids(prompt, c.messages) for c in item.record.candidates]
+    return Group(encoder.prompt_ids(prompt), answers)
+
+
+def _with_scores(item: Item, scores: dict[str, dict[str, float]]) -> Item:
+    extra = {**item.record.extra, "scores": scores}
+    return replace(item, record=item.record.model_copy(update={"extra": extra}))
