@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit.backbone import Backbone
 from alignkit.errors import ModelError
-from alignkit.heads import ScalarHead
+from alignkit.heads import ScalarHead, Scale
 from alignkit.recipe import BackboneConfig
 
 IDS = torch.tensor([[5, 9, 40, 77, 12, 30, 8, 200, 6, 19]])
@@ -133,6 +133,18 @@ def test_a_role_puts_everything_back(llama: Backbone, fails: bool) -> None:
             assert state(llama) == before
 
 
+@pytest.mark.parametrize("role", ["ref", None])
+def test_a_frozen_model_stays_frozen(llama: Backbone, role: str | None) -> None:
+    """Activating an adapter makes PEFT require its gradients; putting it down must undo that."""
+    for name in ("default", "ref"):
+        llama.new_adapter(name, seed=0)
+    llama.model.requires_grad_(False)
+    before = state(llama)
+    logits(llama, role)
+    assert state(llama) == before
+    assert not any(p.requires_grad for p in llama.model.parameters())
+
+
 def test_only_the_trained_adapter_requires_gradients(llama: Backbone) -> None:
     for name in ("default", "reward"):
         llama.new_adapter(name, seed=0)
@@ -194,12 +206,23 @@ def test_saved_and_loaded_is_the_same(llama: Backbone, tmp_path: Path, name: str
 
 
 @pytest.fixture
-def saved(llama: Backbone, tmp_path: Path) -> Iterator[tuple[Backbone, Path]]:
+def saved(llama: Backbone, tmp_path: Path) -> tuple[Backbone, Path]:
     llama.new_adapter("reward", seed=0)
     disturb(llama, "reward")
     llama.save_adapter("reward", tmp_path / "adapter", head=ScalarHead(64, seed=5))
     llama.clear()
-    yield llama, tmp_path / "adapter"
+    return llama, tmp_path / "adapter"
+
+
+def test_a_head_comes_back_with_its_weights_and_scale(tmp_path: Path) -> None:
+    head = ScalarHead(8, seed=5)
+    head.scale = Scale(mean=1.5, std=0.25)
+    head.save(tmp_path)
+    again = ScalarHead.load(tmp_path)
+    assert again.scale == Scale(1.5, 0.25)
+    states = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(states), head(states))
+    assert again.scale.normalise(torch.tensor([2.0])).item() == 2.0
 
 
 def test_a_lost_head_is_refused(saved: tuple[Backbone, Path]) -> None:
