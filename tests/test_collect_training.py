@@ -258,6 +258,12 @@ def test_the_feedback_recipe_makes_the_next_round(sft_run: Path, tmp_path: Path)
     alignkit("run", recipe, "--runs-dir", tmp_path, "--set", "backbone.quantization=none",
              "--set", "dpo.max_steps=2", "--set", "reward.max_steps=2",
              "--set", "evaluate.max_new_tokens=12")  # fmt: skip
-    manifest = json.loads((tmp_path / "feedback-round" / "evaluate" / "manifest.json").read_text())
-    assert manifest["kind"] == "evaluate" and manifest["metrics"]
-    assert (tmp_path / "feedback-round" / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
+    finished = {
+        directory.name.partition("-")[0]: json.loads((directory / "manifest.json").read_text())
+        for directory in (tmp_path / "feedback-round").iterdir()
+        if directory.is_dir()
+    }
+    assert set(finished) == {"split", "dpo", "reward", "evaluate"}
+    assert finished["dpo"]["metrics"]["steps"] == 2
+    assert finished["evaluate"]["metrics"]["baseline"] == "last-round"
+    assert finished["evaluate"]["metrics"]["prompts"] == 6
