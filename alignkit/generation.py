@@ -266,7 +266,7 @@ def _complete_with_transformers(
         whole.generate(
             input_ids=ids,
             attention_mask=(places >= padding[:, None]).long(),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=batch.draws.steps,
                 eos_token_id=sorted(batch.stops) or None,
@@ -280,7 +280,7 @@ def _complete_with_transformers(
 def _no_defaults(model: Any) -> Iterator[None]:
     """Hide the model's own generation_config: transformers fills our unset fields from it."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:

@@ -478,7 +478,7 @@ COLUMNS = (
     Column("kl", "KL", "divergence from the reference, nats a reply", ".2f"),
     Column("length", "Length", "mean reply length in tokens", ".1f"),
     Column("eos_rate", "EOS", "share of replies that ended by themselves", ".1%"),
-    Column("distinct", "Distinct", "different replies"),
+    Column("distinct", "Distinct", "different replies", ".3f"),
     Column("n", "n", "prompts"),
 )
 PANELS = (

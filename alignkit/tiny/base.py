@@ -91,7 +91,7 @@ def train_tokenizer(config: BaseConfig) -> PreTrainedTokenizerFast:
     )
     texts = islice(documents(config.seed), config.tokenizer_documents)
     tokenizer.train_from_iterator(map(without_role_tokens, texts), trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
@@ -227,7 +227,7 @@ def decay_groups(model: LlamaForCausalLM, config: BaseConfig) -> list[dict[str, 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Write a directory that transformers loads."""
     output.mkdir(parents=True, exist_ok=True)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
