@@ -220,7 +220,8 @@ class TrainingConfig(StageConfig):
     report_to: Annotated[Texts, Cosmetic()] = ("none",)
     """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
     policy: Annotated[str | None, Refers(POLICY_KINDS)] = None
-    """Stage or run directory whose adapter to start from; without it, a fresh one."""
+    """Stage or run directory whose adapter to start from; without it, that of the run named as the
+    model, or a fresh one."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any other argument of the trainer underneath, by its own name; checked before the run."""
 
@@ -367,7 +368,8 @@ class GenerateConfig(StageConfig):
     kind: ClassVar[str] = "generate"
 
     policy: Annotated[str | None, Refers(POLICY_KINDS)] = None
-    """Stage or run directory to sample from; without it, the bare model."""
+    """Stage or run directory to sample from; without it, the run named as the model, or the bare
+    model."""
     prompts: Annotated[Texts, Source(stages=("split",), records=("prompt",))] = Field(min_length=1)
     """Files with prompts; of records with completions only the prompts are read."""
     n: Count = 4

@@ -42,6 +42,7 @@ from alignkit.stages.training import (
     start_adapter,
     trainer_arguments,
     undisturbed,
+    without_dropout,
 )
 
 Batch = Mapping[str, Any]
@@ -54,7 +55,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     continued = start_adapter(backbone, POLICY, config, context)
     trainer = _trainer(config, context, train, held_out)
     _check_start(trainer, train[: config.per_device_eval_batch_size], config, continued)
-    with trainer.cached_reference(train):
+    with trainer.cached_reference(train), without_dropout(backbone.model):
         metrics = fit(trainer, backbone.parameters_of(POLICY), context)
         if held_out:
             metrics |= trainer.evaluate()

@@ -191,3 +191,21 @@ def test_lists_of_losses_train(workshop: Workshop, preferences: Rows, loss_type:
     metrics = workshop.run("dpo", data=data, max_steps=2, loss_type=loss_type)
     assert metrics["steps"] == 2
     assert metrics["moved_share"] > 0
+
+
+def test_adapter_dropout_takes_no_part(
+    tiny_model: Callable[[str], Path], tmp_path: Path, preferences: Rows
+) -> None:
+    """Noise in the policy alone would be a difference to the reference that nobody trained."""
+    ends = []
+    for dropout in (0.0, 0.5):
+        root = tmp_path / f"dropout-{dropout}"
+        root.mkdir()
+        workshop = make_workshop(tiny_model("llama"), root, lora_dropout=dropout)
+        data = workshop.write("prefs.jsonl", preferences)
+        settings = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1}
+        workshop.run("dpo", data=data, **settings)
+        lines = (root / "dpo/metrics.jsonl").read_text().splitlines()
+        ends.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert len(ends[0]) == 4
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
