@@ -198,6 +198,15 @@ def test_perplexity_and_its_coverage() -> None:
     assert 0.93 <= hits / 800 <= 0.97
 
 
+def test_log_ratio_by_hand() -> None:
+    """Ratios 1, 2 and 3: mean 2, standard error 1 / sqrt(3), half-width 4.303 times that."""
+    found = quality.log_ratio_report([-1.0, -2.0, -3.0], [-2.0, -4.0, -6.0], [2, 2, 2])
+    assert (found["log_ratio"], found["log_ratio_per_token"]) == (2.0, 1.0)
+    assert found["se"] == pytest.approx(1 / math.sqrt(3))
+    assert found["ci"]["high"] - 2.0 == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(2))
+
+
 def test_text_quality() -> None:
     texts = ["I'm sorry, but I can't help with that.", "a b a b", "a b a b", ""]
     found = quality.text_quality(texts, [True, True, False, True])

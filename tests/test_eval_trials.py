@@ -108,7 +108,9 @@ def test_perplexity(tmp_path: Path) -> None:
         row["messages"][-1] = answer
     other = write(tmp_path / "other.jsonl", rows)
     arguments = ["perplexity", "tiny", "--quantization", "none", "--json", "--data"]
-    one = json.loads(run(*arguments, own, "--batch-size", 5)[1])
+    one = json.loads(run(*arguments, own, "--batch-size", 5, "--reference", "tiny")[1])
+    assert one["reference"]["log_ratio"] == 0.0  # its own distance
+    assert one["reference"]["perplexity"] == pytest.approx(one["perplexity"])
     assert one["perplexity"] == pytest.approx(math.exp(one["nll_per_token"]))
     assert one["ci"]["low"] < one["perplexity"] < one["ci"]["high"]
     assert json.loads(run(*arguments, other)[1])["perplexity"] > 1.2 * one["perplexity"]
