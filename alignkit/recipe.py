@@ -254,8 +254,8 @@ class SftConfig(TrainingConfig):
     train_on: Literal["completion", "all"] = "completion"
     """Which tokens are learned: those the assistant says, or all, prompts too."""
     packing: bool = False
-    """Fill each forward pass with rows up to per_device_train_batch_size times max_length tokens, in
-    place of that many rows: fewer steps where rows are short. Rows never see each other."""
+    """Fill each forward pass with rows up to per_device_train_batch_size times max_length tokens,
+    in place of that many rows: fewer steps where rows are short. Rows never see each other."""
 
 
 class RewardConfig(TrainingConfig):
