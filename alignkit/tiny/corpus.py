@@ -152,8 +152,7 @@ def diary(_ask: Ask, rng: random.Random) -> str:
     name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
     lines = rng.sample(DIARY, 6)
     return " ".join(
-        line.format(name=name, item=item, colour=colour, place=rng.choice(PLACES))
-        for line in lines
+        line.format(name=name, item=item, colour=colour, place=rng.choice(PLACES)) for line in lines
     )
 
 
