@@ -160,6 +160,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             "rewards/margins": chosen - rejected,
             "logps/chosen": pair.chosen.detach(),
             "logps/rejected": pair.rejected.detach(),
+            "kl": squared_log_ratio(pair),
         }.items():
             store[name].append(self.accelerator.gather(value).mean())
 
@@ -169,6 +170,16 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             for name, noted in values.items():
                 values[name] = [float(value) for value in noted]
         super().log(logs, start_time)
+
+
+def squared_log_ratio(pair: PairLogps) -> Tensor:
+    """Half the squared log-ratio to the reference of both completions, (2 * pairs,), nats.
+
+    The k2 estimate (Schulman, "Approximating KL divergence", 2020) of KL per completion, on the
+    batch's completions rather than the policy's own: it shows drift, the evaluation shows KL.
+    """
+    ratios = torch.cat([pair.chosen_ratio, pair.rejected_ratio]).detach()
+    return ratios**2 / 2
 
 
 def combined_loss(

@@ -14,6 +14,7 @@ import torch
 from alignkit.backbone import POLICY, REFERENCE
 from alignkit.data.chat import Encoder
 from alignkit.errors import DataError, RecipeError, TrainingFailed
+from alignkit.losses import PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
 from alignkit.stages import dpo
 from alignkit.stages.rows import PairRow
@@ -156,8 +157,6 @@ def test_pairs_of_a_ranking_share_its_weight(workshop: Workshop) -> None:
 
 
 def test_a_weighted_pair_counts_as_often_as_its_weight_says() -> None:
-    from alignkit.losses import PairLogps, PairSettings
-
     values = [torch.tensor(v) for v in ([-1.0, -9.0], [-2.0, -3.0], [-1.5, -8.0], [-2.0, -3.5])]
     pair = PairLogps(*values, torch.tensor([2, 2]), torch.tensor([2, 2]))
     config, settings = DpoConfig(data=("x",)), PairSettings()
@@ -209,3 +208,9 @@ def test_adapter_dropout_takes_no_part(
         ends.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert len(ends[0]) == 4
     assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+
+
+def test_drift_from_the_reference_by_hand() -> None:
+    values = [torch.tensor([v]) for v in (-2.0, -7.0, -3.0, -5.0)]
+    pair = PairLogps(*values, torch.tensor([4]), torch.tensor([2]))
+    assert dpo.squared_log_ratio(pair).tolist() == [0.5, 2.0]
