@@ -18,6 +18,7 @@ from alignkit.data.read import load_prompts, read_records
 from alignkit.data.records import Candidate, Candidates, Message, Prompt, to_json
 from alignkit.errors import DataError, RecipeError
 from alignkit.generation import Completion, generate
+from alignkit.model_files import ModelFiles
 from alignkit.recipe import OUTPUTS, GenerateConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.rows import place
@@ -94,6 +95,14 @@ def _complete(
     backbone.clear()
 
 
+def _speaker(files: ModelFiles) -> str:
+    """The run that was named as the model, else the model itself."""
+    if files.adapter is None:
+        return files.name
+    inner = files.adapter.name == "adapter"
+    return files.adapter.parent.name if inner else files.adapter.name
+
+
 def _load_policy(config: GenerateConfig, context: StageContext) -> str | None:
     """The adapter that speaks: the named run's, the one the model was given with, or none."""
     backbone = context.backbone
@@ -119,7 +128,7 @@ def _item(
     context: StageContext,
     encoder: Encoder,
 ) -> Candidates:
-    name = config.policy or context.backbone.files.name
+    name = config.policy or _speaker(context.backbone.files)
     settings = {
         "seed": context.seed,
         "temperature": config.temperature,

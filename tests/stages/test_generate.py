@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from alignkit.errors import RecipeError
+from alignkit.model_files import ModelFiles
 from alignkit.stages import generate as stage
 
 PROMPTS = [{"prompt": f"Question {n}?"} for n in range(10)]
@@ -81,3 +83,11 @@ def test_several_greedy_completions_are_refused(workshop):
     prompts = workshop.write("p.jsonl", PROMPTS)
     with pytest.raises(RecipeError, match="at temperature 0 every completion"):
         workshop.run("generate", prompts=(prompts,), n=2, temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [(None, "tiny"), (Path("runs/sft/adapter"), "sft"), (Path("adapters/polite"), "polite")],
+)
+def test_candidates_name_the_run_that_spoke(adapter, name):
+    assert stage._speaker(ModelFiles("tiny", Path("base"), None, adapter)) == name
