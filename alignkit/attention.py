@@ -60,7 +60,7 @@ def segment_attention_forward(
         return _own_function(module)(*arguments, dropout=dropout, scaling=scaling, **others)
     for name in UNSUPPORTED:
         if others.get(name) is not None:
-            raise NotImplementedError(f"segment attention knows no {name!r}")
+            raise TypeError(f"segment attention takes no {name!r}")
     return _kernel(query)(query, key, value, segments, dropout, scaling), None
 
 
