@@ -90,7 +90,12 @@ SELECTIONS: dict[str, Callable[[Levels], Iterator[tuple[Candidate, Candidate]]]]
 
 
 def ranking_of(preference: Preference) -> Ranking:
-    """A preference as a ranking of two: chosen first, or both first when it is a tie."""
+    """A preference as a ranking of two: chosen first, or both first when it is a tie.
+
+    Its margin and its weight, where it has them, go to `extra`: a ranking has no place for them.
+    """
+    kept = {"margin": preference.margin, "weight": preference.weight}
+    usual = {"margin": None, "weight": 1.0}
     return Ranking(
         id=preference.id,
         item=preference.group or preference.id,
@@ -101,8 +106,7 @@ def ranking_of(preference: Preference) -> Ranking:
         ],
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
         source=preference.source,
-        extra=preference.extra
-        | ({} if preference.margin is None else {"margin": preference.margin}),
+        extra=preference.extra | {k: v for k, v in kept.items() if v != usual[k]},
     )
 
 

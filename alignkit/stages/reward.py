@@ -103,11 +103,12 @@ def pairs_of(ranks: Sequence[int]) -> Pairs:
 def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple[Tensor, float]:
     """Summed loss of one ranking's `scores` (k,), and the weight it counts with.
 
-    `weight: group`: pairs average within the ranking, which counts 1; `pair`: each pair counts 1.
+    `weight: group`: pairs average within the ranking, which counts 1, or its preference's share
+    of the ranking it was cut from; `pair`: each pair counts 1.
     """
     if config.objective == "plackett_luce":
         ranks = torch.tensor(row.ranks, device=scores.device)
-        return plackett_luce(scores, ranks), 1.0
+        return row.weight * plackett_luce(scores, ranks), row.weight
     pairs = pairs_of(row.ranks)
     terms = [_strict_terms(scores, pairs.strict, row, config)]
     if config.ties == "half" and pairs.ties:
@@ -116,7 +117,7 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
     losses = torch.cat(terms)
     if config.weight == "pair":
         return losses.sum(), float(len(losses))
-    return losses.mean(), 1.0
+    return row.weight * losses.mean(), row.weight
 
 
 def _strict_terms(

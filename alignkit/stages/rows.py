@@ -59,7 +59,8 @@ class PairRow:
 class RankingRow:
     """One ranking as token ids, unranked completions left out.
 
-    `margin`: the least score difference asked of its pairs. `own_scores`: the scores that came
+    `margin`: the least score difference asked of its pairs. `weight`: that of the preference it
+    was made from, a share of its group's. `own_scores`: the scores that came
     with the candidates, when all have one.
     """
 
@@ -68,6 +69,7 @@ class RankingRow:
     completions: list[list[int]]
     ranks: list[int]
     margin: float = 0.0
+    weight: float = 1.0
     own_scores: list[float] | None = None
 
     @property
@@ -169,15 +171,16 @@ def _ranking_row(record: Ranking, encoder: Encoder) -> RankingRow:
         encoder.prompt_ids(record.prompt),
         [encoder.completion_ids(record.prompt, c.messages) for c in ranked],
         [record.ranks[c.cid] for c in ranked],
-        _margin(record),
+        _number(record, "margin", 0.0),
+        _number(record, "weight", 1.0),
         [float(c.score) for c in ranked if c.score is not None] if scored else None,
     )
 
 
-def _margin(record: Ranking) -> float:
-    """The margin of the preference that a ranking of two was made from."""
-    margin = record.extra.get("margin")
-    return float(margin) if isinstance(margin, int | float) else 0.0
+def _number(record: Ranking, name: str, usual: float) -> float:
+    """A number of the preference that a ranking of two was made from."""
+    value = record.extra.get(name)
+    return float(value) if isinstance(value, int | float) else usual
 
 
 def _located(record: Record, make: Callable[..., Made], *arguments: Any) -> Made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from alignkit.backbone import REWARD
+from alignkit.data.chat import Encoder
+from alignkit.data.read import load_rankings
 from alignkit.errors import DataError, ModelError
 from alignkit.logps import Group
 from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.reward import new_head, pairs_of, ranking_loss, teaching
-from alignkit.stages.rows import RankingRow
+from alignkit.stages.rows import RankingRow, ranking_rows
 from tests.stages.conftest import WORDS, Workshop
 
 
@@ -44,6 +47,32 @@ def test_a_ranking_counts_once_however_many_pairs_it_has() -> None:
     assert loss.item() == pytest.approx(expected)
     loss, weight = ranking_loss(scores, row([1, 2, 3]), config(weight="pair"))
     assert (loss.item(), weight) == (pytest.approx(3 * expected), 3.0)
+
+
+def test_a_preference_counts_as_its_share_of_the_ranking_it_was_cut_from() -> None:
+    scores = torch.tensor([1.0, 0.0])
+    third = dataclasses.replace(row([1, 2]), weight=1 / 3)
+    loss, weight = ranking_loss(scores, third, config())
+    assert (loss.item(), weight) == (pytest.approx(softplus(-1) / 3), 1 / 3)
+    loss, weight = ranking_loss(scores, third, config(weight="pair"))
+    assert (loss.item(), weight) == (pytest.approx(softplus(-1)), 1.0)
+
+
+def test_weights_of_preferences_reach_the_rows(workshop: Workshop) -> None:
+    data = workshop.write(
+        "p.jsonl",
+        [
+            {
+                "kind": "preference",
+                "prompt": [{"role": "user", "content": "Where?"}],
+                "chosen": [{"role": "assistant", "content": "Here."}],
+                "rejected": [{"role": "assistant", "content": "No."}],
+                "weight": 0.25,
+            }
+        ],
+    )
+    made = ranking_rows(load_rankings(data).records, Encoder(workshop.backbone.tokenizer))
+    assert [r.weight for r in made] == [0.25]
 
 
 def test_ties_margin_and_centring_by_hand() -> None:
