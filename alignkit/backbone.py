@@ -27,6 +27,7 @@ from alignkit.heads import ScalarHead
 from alignkit.model_files import ModelFiles, check_safetensors, find_model
 from alignkit.probe import replay_probe, write_probe
 from alignkit.recipe import BackboneConfig
+from alignkit.template_check import check_templates
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +239,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import logging as noise
 
+    check_templates(files.path, chat_template)
     noise.set_verbosity_error()
     noise.disable_progress_bar()
     try:
@@ -329,7 +331,7 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}", where=str(files.path)
         ) from error

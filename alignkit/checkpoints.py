@@ -59,6 +59,15 @@ PROGRESS = "progress.safetensors"
 PREFIX = "checkpoint-"
 UNFINISHED = ".tmp-checkpoint-"
 SEALS = TypeAdapter(dict[str, FileSeal])
+# What reading a file of tensors raises when it holds anything else.
+UNREADABLE = (
+    safetensors.SafetensorError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    OSError,
+)
 Say = Callable[[str], None]
 
 
@@ -158,15 +167,17 @@ def check_sealed(path: Path) -> dict[str, Any]:
     if not (path / SEAL).is_file():
         raise ModelError(f"it has no {SEAL}, so it was not finished", where=str(path))
     content = open_sealed_json(path / SEAL)
+    fingerprint = content.get("fingerprint")
     try:
         files = SEALS.validate_python(content.get("files"))
     except ValidationError:
         raise ModelError(f"{SEAL} does not list its files", where=str(path)) from None
+    if not isinstance(fingerprint, dict):
+        raise ModelError(f"{SEAL} does not say which run it is from", where=str(path))
     if content.get("step") != _step_of(path):
         raise ModelError(f"it was sealed as step {content.get('step')}", where=str(path))
     for name, file_seal in files.items():
         check_file(path, name, file_seal)
-    fingerprint: dict[str, Any] = content["fingerprint"]
     return fingerprint
 
 
@@ -185,7 +196,7 @@ def load_tree(path: Path) -> Any:
             encoded = (file.metadata() or {})["tree"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _decode(json.loads(encoded), tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"cannot be read: {error!s:.200}", where=str(path)) from None
 
 

@@ -6,9 +6,7 @@ comes from the usual counts of multiplications and of kept activations.
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 
 from alignkit.artifacts import readable
 from alignkit.errors import RecipeError
+from alignkit.model_files import check_safetensors, read_json
 from alignkit.plan import Plan, PlannedStage
 from alignkit.recipe import OnlineConfig, TrainingConfig
 
@@ -121,23 +120,28 @@ def refuse_what_cannot_fit(planned: PlannedStage, plan: Plan) -> None:
 
 def read_shape(model: Path) -> Shape:
     """Sizes of a model from its config and the headers of its weights, without loading any."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = read_json(model / "config.json")
+    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     quantizable = other = 0
     for file in sorted(model.glob("*.safetensors")):
-        for name, sizes in _tensor_sizes(file).items():
-            linear = len(sizes) == 2 and "embed" not in name and "lm_head" not in name
-            quantizable += prod(sizes) if linear else 0
-            other += 0 if linear else prod(sizes)
-    hidden = int(config.get("hidden_size", config.get("n_embd", 0)))
+        for name, tensor in check_safetensors(file).items():
+            linear = len(tensor.shape) == 2 and "embed" not in name and "lm_head" not in name
+            quantizable += prod(tensor.shape) if linear else 0
+            other += 0 if linear else prod(tensor.shape)
+    hidden = _size(config, "hidden_size", "n_embd")
     return Shape(
         hidden=hidden,
-        layers=int(config.get("num_hidden_layers", config.get("n_layer", 0))),
-        intermediate=int(config.get("intermediate_size") or 4 * hidden),
-        vocabulary=int(config.get("vocab_size", 0)),
+        layers=_size(config, "num_hidden_layers", "n_layer"),
+        intermediate=_size(config, "intermediate_size") or 4 * hidden,
+        vocabulary=_size(config, "vocab_size"),
         quantizable=quantizable,
         other=other,
     )
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these entries that is a whole number; 0 when none is."""
+    return next((config[name] for name in names if type(config.get(name)) is int), 0)
 
 
 def backbone_bytes(shape: Shape, plan: Plan) -> float:
@@ -221,13 +225,6 @@ def _rows(config: TrainingConfig, planned: PlannedStage) -> tuple[int, float, fl
                 longest = max(longest, len(line) / CHARACTERS_PER_TOKEN)
                 total += min(len(line) / CHARACTERS_PER_TOKEN, config.max_length)
     return rows, longest or config.max_length, total
-
-
-def _tensor_sizes(file: Path) -> Mapping[str, list[int]]:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _duration(seconds: float) -> str:

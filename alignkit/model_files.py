@@ -42,13 +42,43 @@ class ModelFiles:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of weights: its type by safetensors' name, its sizes, its bytes' place."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @classmethod
+    def read(cls, entry: dict[str, Any], offset: int) -> StoredTensor:
+        """From a header's entry, in a file whose data begin at `offset`."""
+        begin, end = (offset + _size(value) for value in entry["data_offsets"])
+        shape = tuple(_size(value) for value in entry["shape"])
+        if end < begin or not isinstance(entry["dtype"], str):
+            raise ValueError("a tensor ends before it begins")
+        return cls(entry["dtype"], shape, begin, end)
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError("not a size")
+    return value
+
+
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """The files of the model called `name`; ModelError with the nearest match if absent."""
+    return _found(name, revision, frozenset())
+
+
+def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
+    """The model of that name; `passed` are the runs whose base it is, on the way here."""
     if name in EMBEDDED:
         return _checked(ModelFiles(name, EMBEDDED[name], None))
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_directory(path.resolve(), revision)
+        return _from_directory(path.resolve(), revision, passed)
     if _looks_like_path(name):
         raise ModelError(f"no model at {name}{_nearest_path(path)}")
     return _from_hub(name, revision)
@@ -64,23 +94,26 @@ def model_file_list(path: Path) -> list[Path]:
     )
 
 
-def _from_directory(path: Path, revision: str | None) -> ModelFiles:
+def _from_directory(path: Path, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
     manifest = path / "manifest.json"
     adapter = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else None
     if adapter is None and (path / "adapter_config.json").exists():
         adapter = path
     if adapter is None:
         return _checked(ModelFiles(str(path), path, revision))
-    base = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if manifest.exists():
-        base = _read_json(manifest).get("backbone", {}).get("model", base)
-    if not base:
+        recorded = read_json(manifest).get("backbone")
+        base = recorded.get("model", base) if isinstance(recorded, dict) else base
+    if not isinstance(base, str) or not base or "\0" in base:
         raise ModelError(
             "the adapter does not name its base model",
             where=str(adapter / "adapter_config.json"),
             hint="add base_model_name_or_path",
         )
-    found = find_model(base, revision)
+    if path in passed:
+        raise ModelError("the adapter is its own base model", where=str(path))
+    found = _found(base, revision, passed | {path})
     return ModelFiles(found.name, found.path, found.revision, adapter)
 
 
@@ -141,7 +174,7 @@ def _checked(files: ModelFiles) -> ModelFiles:
     path = files.path
     if not (path / "config.json").exists():
         raise ModelError("no config.json: not a model's directory", where=str(path))
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         _refuse_without_safetensors(path)
@@ -167,8 +200,8 @@ def _refuse_without_safetensors(path: Path) -> None:
     raise ModelError("no *.safetensors weights", where=str(path))
 
 
-def check_safetensors(file: Path) -> None:
-    """Refuse a truncated file, a header that lies about its size, or a Git LFS pointer."""
+def check_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """What a file of weights holds; refused when it is truncated, lies or is a Git LFS pointer."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -185,25 +218,35 @@ def check_safetensors(file: Path) -> None:
                 where=str(file),
                 hint="the file is truncated or not safetensors; copy it again",
             )
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError):
-            raise ModelError(
-                "the header is not JSON", where=str(file), hint="copy it again"
-            ) from None
-    ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
+        tensors = _tensors(stream.read(length), file)
+    expected = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if size != expected:
         raise ModelError(
             f"file is {size:,} of {expected:,} bytes", where=str(file), hint="copy it again"
         )
+    return tensors
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _tensors(header: bytes, file: Path) -> dict[str, StoredTensor]:
+    """The tensors a header lists, with where each lies in the file."""
+    broken = ModelError(
+        "the header is not that of safetensors", where=str(file), hint="copy it again"
+    )
+    try:
+        content = json.loads(header)
+        entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
+        start = 8 + len(header)
+        return {name: StoredTensor.read(entry, start) for name, entry in entries.items()}
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise broken from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that came with a model; ModelError for anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(file)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot be read: {str(error):.200}", where=str(file)) from None
     if not isinstance(content, dict):
         raise ModelError("expected a JSON object", where=str(file))
     return content

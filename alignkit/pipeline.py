@@ -51,14 +51,13 @@ from alignkit.errors import (
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
-from alignkit.model_files import EMBEDDED
+from alignkit.model_check import check_kernels, check_model, check_weights
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
 from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
-from alignkit.template_check import check_template, template_of
 
 if TYPE_CHECKING:
     from alignkit.backbone import Backbone
@@ -118,16 +117,20 @@ class SharedBackbone:
         }
 
 
-def check_plan(stages: Sequence[PlannedStage], plan: Plan) -> None:
-    """Everything that can be known to be wrong before the first step, all at once.
+def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda _: None) -> None:
+    """Everything that can be known to be wrong before the first step; what is only odd is said.
 
-    Raises RecipeError for weights that no memory here can hold, then an ErrorList of trainer
-    arguments, then one of rows of the data files.
+    Raises ModelError for a base or an adapter that cannot be used, RecipeError for weights that no
+    memory here can hold, then an ErrorList of trainer arguments, then one of rows of the data.
     """
     quiet_libraries()
     to_run = [planned for planned in stages if planned.action != "reuse"]
     if to_run:
-        _check_template(plan)
+        check_kernels(plan.backbone.quantization)
+        for line in check_model(plan.model, plan.backbone.chat_template):
+            say(line)
+    for adapter in _adapters(to_run, plan):
+        check_weights(adapter)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
@@ -381,11 +384,16 @@ def _clear(output: Path, partial: Path) -> None:
             path.unlink()
 
 
-def _check_template(plan: Plan) -> None:
-    """The embedded model's template is our own; any other is tried out first."""
-    found = template_of(plan.model.path, plan.backbone.chat_template)
-    if found and (plan.model.name not in EMBEDDED or plan.backbone.chat_template):
-        check_template(*found)
+def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
+    """Directories of adapters from outside the run that stages start from or are judged by."""
+    runs = [
+        entry.path
+        for planned in stages
+        for value, entry in planned.inputs.items()
+        if entry.path.is_dir() and value not in {other.name for other in plan.stages}
+    ]
+    found = {path / "adapter" if (path / "adapter").is_dir() else path for path in runs}
+    return found | ({plan.model.adapter} if stages and plan.model.adapter else set())
 
 
 # --- checks ------------------------------------------------------------------------------------

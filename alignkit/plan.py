@@ -288,10 +288,10 @@ def key_of(settings: Mapping[str, Any]) -> str:
 def read_record(directory: Path) -> dict[str, Any] | None:
     """Settings a stage's directory was begun with; None when it has none, or damaged ones."""
     try:
-        settings: dict[str, Any] = open_sealed_json(directory / RECORD)["settings"]
-    except (AlignkitError, KeyError):
+        settings = open_sealed_json(directory / RECORD).get("settings")
+    except AlignkitError:
         return None
-    return settings
+    return settings if isinstance(settings, dict) else None
 
 
 def _named(config: StageConfig) -> list[tuple[str, Source | Refers]]:

@@ -11,15 +11,18 @@ import json
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from alignkit.errors import ModelError
+from alignkit.model_files import EMBEDDED, read_json
 
 MAX_TEMPLATE = 64 << 10
 CPU_SECONDS = 5
 MEMORY_BYTES = 1 << 30
 MAX_RENDERED = 1 << 20
+FURTHER = "additional_chat_templates"
 EXAMPLE = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "Paris."},
@@ -27,18 +30,38 @@ EXAMPLE = [
 ]
 
 
-def template_of(model: Path, given: str | None) -> tuple[str, str] | None:
-    """The template that will be used and the file it is in; None when there is none."""
-    for path in (Path(given) if given else None, model / "chat_template.jinja"):
-        if path is not None and path.is_file():
-            return _limited(path), str(path)
-    path = model / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    return (template, str(path)) if isinstance(template, str) else None
+def templates_of(model: Path, given: str | None) -> list[tuple[str, str]]:
+    """Every template that may be used, with the file it is in; empty when there is none."""
+    if given:
+        return [(_limited(Path(given)), given)]
+    files = [model / "chat_template.jinja", *sorted((model / FURTHER).glob("*.jinja"))]
+    found = [(_limited(path), str(path)) for path in files if path.is_file()]
+    for path in (model / "chat_template.json", model / "tokenizer_config.json"):
+        if path.is_file():
+            texts = _texts(read_json(path).get("chat_template"))
+            found += [(text, str(path)) for text in texts]
+    return found
 
 
+def check_templates(model: Path, given: str | None) -> None:
+    """Try all templates of a model. Raises ModelError for a harmful one, or when there is none.
+
+    The embedded model's is our own.
+    """
+    if model in EMBEDDED.values() and not given:
+        return
+    found = templates_of(model, given)
+    if not found:
+        raise ModelError(
+            "the tokenizer has no chat template",
+            where=str(model),
+            hint="Add chat_template: FILE.jinja to the backbone of the recipe, or --chat-template",
+        )
+    for text, where in found:
+        check_template(text, where)
+
+
+@cache
 def check_template(text: str, where: str) -> None:
     """Render a short conversation within limits. Raises ModelError saying what went wrong."""
     if len(text) > MAX_TEMPLATE:
@@ -63,8 +86,21 @@ def check_template(text: str, where: str) -> None:
         raise ModelError(f"the chat template cannot be rendered: {reason:.200}", where=where)
 
 
+def _texts(value: Any) -> list[str]:
+    """One template, or those of a list of names and templates."""
+    if isinstance(value, str):
+        return [value]
+    entries = value if isinstance(value, list) else []
+    texts = [entry.get("template") for entry in entries if isinstance(entry, dict)]
+    return [text for text in texts if isinstance(text, str)]
+
+
 def _limited(path: Path) -> str:
-    with path.open("rb") as stream:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise ModelError(f"no chat template: {error.strerror}", where=str(path)) from None
+    with stream:
         return stream.read(4 * MAX_TEMPLATE + 1).decode("utf-8", errors="replace")
 
 

@@ -24,7 +24,7 @@ import pytest
 
 import alignkit as package
 from alignkit.errors import AlignkitError, ModelError
-from alignkit.template_check import check_template, template_of
+from alignkit.template_check import check_template, templates_of
 from tests.command import alignkit
 
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
@@ -255,9 +255,9 @@ def test_13_a_template_beyond_64_kib_is_not_rendered() -> None:
 
 
 def test_13_ordinary_templates_pass(tiny_model: Callable[[str], Path]) -> None:
-    found = template_of(tiny_model("llama"), None)
-    assert found is not None
-    check_template(*found)
+    found = templates_of(tiny_model("llama"), None)
+    assert len(found) == 1
+    check_template(*found[0])
     check_template("{{ raise_exception('no system prompt') }}", "t.jinja")
 
 

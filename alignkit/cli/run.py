@@ -65,7 +65,7 @@ def run(
 
     plan = make_plan(checked, directory)
     stages = selected(plan, until=until, only=only)
-    check_plan(stages, plan)
+    check_plan(stages, plan, say=teller(log_json).say)
     if dry_run:
         show_plan(plan, stages, as_json)
         return

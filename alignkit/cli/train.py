@@ -60,7 +60,7 @@ def stage_command(kind: str) -> click.Command:
 
         tell = teller(log_json)
         plan = plan_stage(recipe, output)
-        check_plan(plan.stages, plan)
+        check_plan(plan.stages, plan, say=tell.say)
         if dry_run:
             from alignkit.cli.run import show_plan
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,7 +69,7 @@ def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
         raise DataError("no such file" + _nearest_file(name), where=name) from None
     except IsADirectoryError:
         raise DataError("is a directory, not a file", where=name) from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         report(
             Problem(name, None, None, "compression", f"broken gzip data: {error}", "copy it again")
         )

@@ -51,11 +51,13 @@ class TokenInspector:
         """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
+        from alignkit.template_check import check_templates
 
         files = find_model(model)  # a wrong name is told before seconds go into imports
         from transformers import AutoTokenizer
         from transformers.utils import logging as noise
 
+        check_templates(files.path, None)
         noise.set_verbosity_error()  # it warns of every long text; we count them
         try:
             tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)

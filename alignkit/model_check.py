@@ -1,0 +1,161 @@
+"""What is wrong with a model can be read in its files: told before anything is loaded or written.
+
+A weight that is not a number, a tokenizer without a chat template or with more tokens than the
+model has rows, an architecture nobody here knows: each would end a run after minutes, or spoil it
+without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignkit.errors import ModelError, RecipeError
+from alignkit.model_files import (
+    EMBEDDED,
+    ModelFiles,
+    StoredTensor,
+    check_safetensors,
+    read_json,
+)
+from alignkit.template_check import check_templates
+
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight$")
+CHUNK = 16 << 20
+MAX_TOKENIZER = 64 << 20
+# By safetensors' name: the unsigned integers of a float's size, its bits but the sign, infinity.
+FLOATS: dict[str, tuple[Any, int, int]] = {
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+
+
+def check_model(files: ModelFiles, chat_template: str | None) -> list[str]:
+    """Raise ModelError for what loading would trip over; what is only odd is returned as lines."""
+    check_templates(files.path, chat_template)
+    if files.path in EMBEDDED.values():
+        return []
+    _check_architecture(files.path)
+    _check_vocabulary(files.path)
+    check_weights(files.path)
+    return list(_oddities(files.path))
+
+
+def check_weights(directory: Path) -> None:
+    """Raise ModelError naming the first weight of a directory that holds something not a number."""
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors = check_safetensors(file)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            broken = threads.map(lambda each, file=file: _has_nan(file, each), tensors.values())
+            for name, found in zip(tensors, broken, strict=True):
+                if found:
+                    raise ModelError(
+                        f"{name} holds values that are not a number",
+                        where=str(file),
+                        hint="The training that made it diverged, or the file is damaged: take an "
+                        "earlier one, or copy it again",
+                    )
+
+
+def check_kernels(quantization: str) -> None:
+    """Raise RecipeError when what quantizes the backbone is not installed."""
+    if quantization != "none" and find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            f"quantization {quantization} needs bitsandbytes, which is not installed",
+            hint="pip install bitsandbytes, or set quantization: none",
+        )
+
+
+def _has_nan(file: Path, tensor: StoredTensor) -> bool:
+    if tensor.dtype not in FLOATS:
+        return False
+    kind, bits, infinity = FLOATS[tensor.dtype]
+    with file.open("rb") as stream:
+        stream.seek(tensor.begin)
+        for start in range(tensor.begin, tensor.end, CHUNK):
+            raw = stream.read(min(CHUNK, tensor.end - start))
+            values = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(kind).itemsize], kind)
+            if bool(((values & kind(bits)) > kind(infinity)).any()):
+                return True
+    return False
+
+
+def _check_architecture(model: Path) -> None:
+    """Code that comes with a model is never run, so transformers itself must know the kind."""
+    config = read_json(model / "config.json")
+    if "auto_map" not in config:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            "this model needs code of its own, which is never run",
+            where=str(model / "config.json"),
+            hint="choose an architecture that transformers knows",
+        )
+
+
+def _check_vocabulary(model: Path) -> None:
+    """Every token needs its row of the embedding."""
+    tokens, rows = _tokens(model / "tokenizer.json"), _embedding_rows(model)
+    if tokens and rows and tokens > rows:
+        raise ModelError(
+            f"the tokenizer has {tokens:,} tokens, the model's embedding {rows:,} rows",
+            where=str(model),
+            hint="Use the tokenizer that belongs to this model",
+        )
+
+
+def _tokens(path: Path) -> int:
+    """One more than the highest id of a tokenizer; 0 when the file does not say."""
+    if not path.is_file() or path.stat().st_size > MAX_TOKENIZER:
+        return 0
+    content = read_json(path)
+    core = content.get("model")
+    vocabulary = core.get("vocab") if isinstance(core, dict) else None
+    ids: list[Any] = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    if isinstance(vocabulary, list):
+        ids = [len(vocabulary) - 1]
+    added = content.get("added_tokens")
+    ids += [entry.get("id") for entry in _objects(added)]
+    return 1 + max((value for value in ids if type(value) is int), default=-1)
+
+
+def _embedding_rows(model: Path) -> int:
+    for file in sorted(model.glob("*.safetensors")):
+        for name, tensor in check_safetensors(file).items():
+            if EMBEDDING.search(name) and tensor.shape:
+                return tensor.shape[0]
+    return 0
+
+
+def _oddities(model: Path) -> Iterator[str]:
+    path = model / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    pad, eos = (_token(config.get(name)) for name in ("pad_token", "eos_token"))
+    if eos and pad == eos:
+        yield (
+            f"{path}: padding and the end of an answer are one token, {eos}. alignkit trains the "
+            "end of every answer by its place; a tool that leaves padding out by its id may make "
+            "a model whose answers never end"
+        )
+
+
+def _token(value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _objects(value: Any) -> Iterable[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

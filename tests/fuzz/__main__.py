@@ -1,0 +1,85 @@
+"""Fuzz one target with atheris, guided by coverage, for some minutes.
+
+    python -m tests.fuzz data --minutes 10 --corpus DIR
+
+atheris is not among the project's requirements: `pip install atheris` into any environment that has
+alignkit. A crash is anything raised but an AlignkitError, an input that takes more than two seconds
+of processor time, or a process beyond a gigabyte. The input is left in the corpus as `crash-…`; put
+it among FOUND in tests/test_fuzz_targets.py, and mend what it shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import atheris
+
+from tests.fuzz.seeds import SEEDS, WORDS
+
+MOST_SECONDS = 2.0
+MOST_MEMORY_MIB = 1024
+
+
+def main() -> None:
+    """Read the options, write the seeds, and hand over to libFuzzer, which never returns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=list(SEEDS))
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--corpus", type=Path, required=True, help="inputs are kept here")
+    given = parser.parse_args()
+    with atheris.instrument_imports(include=["alignkit", "yaml"]):
+        import alignkit.artifacts
+        import alignkit.data.check
+        import alignkit.data.read
+        import alignkit.estimate
+        import alignkit.recipe_file  # noqa: F401
+
+        if given.target == "checkpoint":
+            import alignkit.checkpoints  # noqa: F401
+        from tests.fuzz.targets import one_input
+
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+        place = Path(scratch)
+
+        def run(content: bytes) -> None:
+            began = time.process_time()
+            one_input(given.target, content, place)
+            spent = time.process_time() - began
+            if spent > MOST_SECONDS:
+                raise TimeoutError(f"{spent:.1f} seconds for {len(content)} bytes")
+
+        atheris.Setup(libfuzzer_arguments(given.target, given.corpus, given.minutes), run)
+        atheris.Fuzz()
+
+
+def libfuzzer_arguments(target: str, corpus: Path, minutes: float) -> list[str]:
+    """The command line of libFuzzer, with seeds and a dictionary written for it."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, content in enumerate(SEEDS[target]):
+        (corpus / f"seed-{number}").write_bytes(content)
+    dictionary = corpus.with_suffix(".dict")
+    dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in WORDS))
+    return [
+        sys.argv[0],
+        str(corpus),
+        f"-dict={dictionary}",
+        f"-artifact_prefix={corpus}/",
+        f"-max_total_time={60 * minutes:.0f}",
+        f"-rss_limit_mb={MOST_MEMORY_MIB}",
+        "-timeout=30",
+        "-max_len=4096",
+        "-print_final_stats=1",
+    ]
+
+
+def _escaped(word: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in word.encode())
+
+
+if __name__ == "__main__":
+    main()
