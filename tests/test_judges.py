@@ -460,17 +460,57 @@ def test_people_as_a_judge(tmp_path: Path) -> None:
     assert compare(judge_named(f"human:{events}"), PROMPT, "four", "five").score == 0.75
 
 
-def test_votes_become_judgements_of_the_models(tmp_path: Path) -> None:
-    from alignkit.judges.human import judgements_of
-
-    path = tmp_path / "j.jsonl"
-    path.write_bytes(b"".join(map(to_json, judgements_of(votes_and_items(tmp_path)))))
-    report = winrate_report([path], a="dpo", b="sft")
+def test_votes_are_judgements_of_the_models(tmp_path: Path) -> None:
+    """`eval winrate` reads what `alignkit rank` writes: each vote is one judgement a pair."""
+    events, items = votes_and_items(tmp_path)
+    report = winrate_report([events, items], a="dpo", b="sft")
     assert (report["win_rate"], report["n_judgements"]) == (0.75, 2)
     assert report["judges"] == ["human:x", "human:y"]
     # c1, sft's, was shown first: it lost one and tied one.
     assert report["position"]["first_rate"] == 0.25
     assert report["matrix"]["models"] == ["dpo", "sft", "base"]
+    assert [(i["path"], i["rows"]) for i in report["inputs"]] == [(str(events), 2), (str(items), 1)]
+    with pytest.raises(DataError, match="the candidates of item 'i1' are in none of the files"):
+        winrate_report([events])
+
+
+def test_votes_beside_judgements_are_one_more_judge(tmp_path: Path) -> None:
+    events, items = votes_and_items(tmp_path)
+    row = {"kind": "judgement", "prompt_id": "i1", "a": "sft", "b": "dpo", "judge": "rm"}
+    judged = tmp_path / "j.jsonl"
+    judged.write_text(json.dumps(row | {"verdict": "a"}) + "\n")
+    report = winrate_report([judged, events, items], a="dpo", b="sft")
+    assert report["judges"] == ["rm", "human:x", "human:y"]
+    assert report["win_rate"] == pytest.approx((0 + 1 + 0.5) / 3)
+    assert [row["win_rate"] for row in report["per_judge"]] == [0.0, 1.0, 0.5]
+
+
+def test_a_vote_taken_back_in_another_file_does_not_count(tmp_path: Path) -> None:
+    events, items = votes_and_items(tmp_path)
+    undo = {"kind": "event", "id": "u", "annotator": "x", "item": "i1", "action": "undo"}
+    (tmp_path / "later.jsonl").write_text(json.dumps(undo | {"supersedes": "e0"}) + "\n")
+    report = winrate_report([events, items, tmp_path / "later.jsonl"], a="dpo", b="sft")
+    assert (report["win_rate"], report["judges"]) == (0.5, ["human:y"])
+
+
+def test_votes_on_answers_of_nobody(tmp_path: Path) -> None:
+    events, items = votes_and_items(tmp_path)
+    items.write_text(items.read_text().replace('"model": "sft"', '"model": null'))
+    with pytest.raises(DataError, match="candidate 'c1' of item 'i1' names no model"):
+        winrate_report([events, items])
+    # An item whose order is known beforehand tests the annotator, not the models.
+    row = json.loads(items.read_text()) | {"gold": {"c0": 1, "c1": 2, "c2": 3}}
+    items.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="holds no vote between two models"):
+        winrate_report([events, items])
+
+
+def test_categories_of_the_candidates_are_those_of_the_votes(tmp_path: Path) -> None:
+    events, items = votes_and_items(tmp_path)
+    row = json.loads(items.read_text()) | {"extra": {"category": "sums", "shop": "north"}}
+    items.write_text(json.dumps(row) + "\n")
+    report = winrate_report([items, events], a="dpo", b="sft", cluster="shop")
+    assert [row["name"] for row in report["per_category"]] == ["sums"]
 
 
 @pytest.mark.real_data

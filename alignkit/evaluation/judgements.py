@@ -1,7 +1,8 @@
 """Judgements of many origins read into one table of numbers.
 
-A format is one function from a row to judgements and one line in FORMATS. Texts are dropped as
-soon as their lengths are known, unless a report asks to keep them.
+A format is one function from a row to judgements and one line in FORMATS; the votes of people are
+read by `ranked_items`. Texts are dropped as soon as their lengths are known, unless a report asks
+to keep them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from alignkit.errors import DataError, did_you_mean, pick
 from alignkit.evaluation.intervals import Floats, Ints
 from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.ranked_items import KINDS, read_decisions
 
 TIE = 0.5
 SCORES = {"a": 1.0, "tie": TIE, "b": 0.0}
@@ -420,22 +422,65 @@ def _looked_up(row: Row, key: str) -> Any:
 
 
 def judgements_in(
-    paths: Sequence[str | Path], *, format: str | None = None
-) -> Iterator[tuple[Judged, Row, str, RowFile]]:
-    """Every judgement of the files with its row, its place and its file, as they are read."""
+    paths: Sequence[str | Path], inputs: list[dict[str, Any]], *, format: str | None = None
+) -> Iterator[tuple[Judged, Row, str]]:
+    """Every judgement of the files with its row and its place; what was read goes to `inputs`.
+
+    Files of votes are read together, where the first of them stands: an undo may be in another.
+    """
+    chosen = None if format is None else pick(FORMATS, format, what="format of judgements")
+    votes = [path for path in paths if chosen is None and _holds_votes(path)]
     for path in paths:
-        file = RowFile(path)
-        chosen = None if format is None else pick(FORMATS, format, what="format of judgements")
-        for line, row in file:
-            place = f"{file.path}:{line}"
-            try:
-                chosen = chosen or FORMATS[recognise(row)]
-                for judged in chosen.read(row):
-                    yield judged, row, place, file
-            except DataError as error:
-                raise error.at(place) from None
-        if not file.rows:
-            raise DataError("holds no judgement", where=file.path)
+        if path not in votes:
+            yield from _rows_in(path, chosen, inputs)
+        elif path == votes[0]:
+            yield from _votes_in(votes, inputs)
+
+
+def _holds_votes(path: str | Path) -> bool:
+    """Whether a file holds what `alignkit rank` writes, or rankings, rather than judgements."""
+    if not Path(path).is_file():
+        return False  # a pipe can be read once only
+    return next((row.get("kind") in KINDS for _line, row in RowFile(path)), False)
+
+
+def _rows_in(
+    path: str | Path, chosen: Format | None, inputs: list[dict[str, Any]]
+) -> Iterator[tuple[Judged, Row, str]]:
+    file = RowFile(path)
+    for line, row in file:
+        place = f"{file.path}:{line}"
+        try:
+            chosen = chosen or FORMATS[recognise(row)]
+            for judged in chosen.read(row):
+                yield judged, row, place
+        except DataError as error:
+            raise error.at(place) from None
+    if not file.rows:
+        raise DataError("holds no judgement", where=file.path)
+    inputs.append(file.as_dict())
+
+
+def _votes_in(
+    paths: Sequence[str | Path], inputs: list[dict[str, Any]]
+) -> Iterator[tuple[Judged, Row, str]]:
+    """People's votes on candidates as judgements of the models behind them."""
+    found, read = read_decisions(paths)
+    for vote, item, x, y, score, first in found:
+        judged = Judged(
+            prompt_id=vote.item,
+            a=str(item.models[x]),
+            b=str(item.models[y]),
+            score=score,
+            first=None if first is None else "a" if first == x else "b",
+            judge=f"human:{vote.annotator}" if vote.annotator else "human",
+            prompt=item.shown,
+            output_a=item.texts[x],
+            output_b=item.texts[y],
+        )
+        row = {"annotator": vote.annotator, "item": vote.item, "extra": dict(item.extra)}
+        yield judged, row, f"{paths[0]}: item {vote.item!r}"
+    inputs += read
 
 
 def read_judgements(
@@ -449,14 +494,13 @@ def read_judgements(
     if not paths:
         raise DataError("no file of judgements given")
     builder = _Builder(cluster, keep_texts)
-    files: dict[int, RowFile] = {}
-    for judged, row, place, file in judgements_in(paths, format=format):
-        files[id(file)] = file
+    inputs: list[dict[str, Any]] = []
+    for judged, row, place in judgements_in(paths, inputs, format=format):
         try:
             builder.add(judged, row)
         except DataError as error:
             raise error.at(place) from None
-    return builder.finish([file.as_dict() for file in files.values()])
+    return builder.finish(inputs)
 
 
 def known_models(judgements: Judgements, names: Iterable[str]) -> None:
