@@ -28,6 +28,8 @@ from alignkit.model_files import (
 from alignkit.template_check import check_templates
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight$")
+LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+SIDES = {"A": "inputs", "B": "outputs"}
 CHUNK = 16 << 20
 MAX_TOKENIZER = 64 << 20
 # By safetensors' name: the unsigned integers of a float's size, its bits but the sign, infinity.
@@ -64,6 +66,35 @@ def check_weights(directory: Path) -> None:
                         hint="The training that made it diverged, or the file is damaged: take an "
                         "earlier one, or copy it again",
                     )
+
+
+def check_adapter(adapter: Path, base: ModelFiles) -> None:
+    """Raise ModelError for an adapter of a model of other sizes, or with a NaN in it."""
+    check_weights(adapter)
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        return
+    sizes = {
+        name: tensor.shape
+        for file in base.path.glob("*.safetensors")
+        for name, tensor in check_safetensors(file).items()
+    }
+    for name, tensor in check_safetensors(weights).items():
+        match = LORA.fullmatch(name)
+        layer = sizes.get(f"{match['layer']}.weight", ()) if match else ()
+        if match is None or len(layer) != 2 or len(tensor.shape) != 2:
+            continue
+        # Some models store a layer as outputs by inputs, some the other way round.
+        has = tensor.shape[1 if match["side"] == "A" else 0]
+        if has not in layer:
+            theirs = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+            raise ModelError(
+                f"this adapter is for {theirs or 'another model'}, whose {match['layer']} has "
+                f"{has:,} {SIDES[match['side']]}; that of {base.name} is {layer[0]:,} by "
+                f"{layer[1]:,}",
+                where=str(adapter),
+                hint="Take the base it was trained on, or train it again",
+            )
 
 
 def check_kernels(quantization: str) -> None:

@@ -51,7 +51,8 @@ from alignkit.errors import (
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
-from alignkit.model_check import check_kernels, check_model, check_weights
+from alignkit.launch import check_launch
+from alignkit.model_check import check_adapter, check_kernels, check_model
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
@@ -124,13 +125,14 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
     memory here can hold, then an ErrorList of trainer arguments, then one of rows of the data.
     """
     quiet_libraries()
+    check_launch()
     to_run = [planned for planned in stages if planned.action != "reuse"]
     if to_run:
         check_kernels(plan.backbone.quantization)
         for line in check_model(plan.model, plan.backbone.chat_template):
             say(line)
     for adapter in _adapters(to_run, plan):
-        check_weights(adapter)
+        check_adapter(adapter, plan.model)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
@@ -273,7 +275,7 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
         return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
     options.say(f"{planned.name}: {planned.action}, {planned.why}")
     started = _now()
-    with publishing(planned.directory) as partial:
+    with _kept_if_begun(partial), publishing(planned.directory) as partial:
         record = {"settings": planned.settings, "versions": versions()}
         write_durably(partial / RECORD, sealed_json(record))
         metrics = stage_function(planned.stage.kind)(
@@ -283,6 +285,20 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
         write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
         manifest = write_manifest(partial, fields)
     return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
+
+
+@contextmanager
+def _kept_if_begun(partial: Path) -> Iterator[None]:
+    """After a failure before anything was made there is nothing to go on from, so nothing stays."""
+    try:
+        yield
+    except BaseException:
+        left = {path.name for path in partial.iterdir()}
+        if left <= {RECORD, LOCK}:
+            (partial / RECORD).unlink(missing_ok=True)
+        if not left - {RECORD}:
+            partial.rmdir()
+        raise
 
 
 def _context(

@@ -143,7 +143,7 @@ class ReferenceCache:
                 self._database.execute("ROLLBACK")
             if "full" in str(error):
                 raise DiskFull(
-                    "no space is left for the reference cache",
+                    "disk full: no space for the reference cache",
                     where=str(self.file),
                     hint="Free space, or set cache_reference: never.",
                 ) from None

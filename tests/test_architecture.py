@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "alignkit.resources": 0,
     "alignkit.losses": 1,
     "alignkit.layout": 1,
+    "alignkit.launch": 1,
     "alignkit.rows": 1,
     "alignkit.attention": 1,
     "alignkit.lm_head": 1,

@@ -1,12 +1,10 @@
-"""Broken and odd inputs: each is refused or accepted with its own words, in no time, whole."""
+"""Broken files beyond the table of malformed inputs: conversion, containers, arbitrary bytes."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,88 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignkit.cli import main
-from alignkit.data.files import MAX_LINE
+from tests.malformed import DATA, OK, Case, line
 
-GOOD = {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go away."}
-DEEP = b"[" * 100_000 + b"]" * 100_000
-
-
-def line(**changes: Any) -> bytes:
-    """One preference as JSON, with some keys changed; a change to ... removes the key."""
-    row = {key: value for key, value in (GOOD | changes).items() if value is not ...}
-    return json.dumps(row).encode() + b"\n"
-
-
-def chat(role: str = "user") -> bytes:
-    """The same preference as messages."""
-    turn: Callable[[str, str], list[dict[str, str]]] = lambda who, text: [  # noqa: E731
-        {"role": who, "content": text}
-    ]
-    row = {
-        "prompt": turn(role, "Hi?"),
-        "chosen": turn("assistant", "Hello."),
-        "rejected": turn("assistant", "Go away."),
-    }
-    return json.dumps(row).encode() + b"\n"
-
-
-def demonstration(*roles: str) -> bytes:
-    """A conversation with these roles."""
-    messages = [{"role": role, "content": f"turn {i}"} for i, role in enumerate(roles)]
-    return json.dumps({"messages": messages}).encode() + b"\n"
-
-
-OK = line(prompt="And?", chosen="Fine.")
-
-# number in the corpus: (bytes of d.jsonl, exit code, what is said)
-CORPUS: dict[str, tuple[bytes, int, str]] = {
-    "1 empty file": (b"", 2, r"d\.jsonl: no records\. Fix: one JSON object per line"),
-    "2 blank lines": (b"\n\n  \n", 2, r"no records, only 3 blank lines"),
-    "3 byte order mark": (b"\xef\xbb\xbf" + OK, 0, r"note: .*byte order mark, ignored"),
-    "4 UTF-16": (OK.decode().encode("utf-16"), 2,
-                 r"looks like UTF-16\. Fix: iconv -f UTF-16 -t UTF-8"),
-    "5 invalid byte": (OK + b'{"prompt": "Hi", "\xff": 1}\n', 2,
-                       r":2:19: byte 0xff at column 19 is not UTF-8"),
-    "6 gzip": (gzip.compress(OK), 2, r"gzip data\. Fix: rename to .*d\.jsonl\.gz"),
-    "7 array": (b"[" + OK.strip() + b"]", 2, r"a JSON array, not JSONL\. Fix: jq -c '\.\[\]'"),
-    "8 pretty-printed": (json.dumps(GOOD, indent=2).encode(), 2,
-                         r"object spans lines 1–5\. Fix: jq -c \."),
-    "9 torn last line": (OK + OK[:30], 0, r":2: last line incomplete \(power cut\?\), ignored"),
-    "9 torn line elsewhere": (OK + OK[:30] + b"\n" + OK, 2,
-                              r":2:\d+: the line ends in the middle of a value"),
-    "10 trailing comma": (OK[:-2] + b",}\n", 2, r":1:\d+: trailing comma"),
-    "11 single quotes": (b"{'prompt': 'Hi?', 'chosen': 'a', 'rejected': 'b'}\n", 2,
-                         r":1:2: Python-style quotes"),
-    "12 NaN": (line(margin=float("nan")), 2, r":1: NaN is not JSON"),
-    "13 long integer": (OK[:-2] + b', "n": ' + b"1" * 5000 + b"}\n", 2,
-                        r":1: a number of 5,000 digits"),
-    "14 deep nesting": (OK[:-2] + b', "n": ' + DEEP + b"}\n", 2, r"nested deeper than 64"),
-    "15 long line": (line(chosen="x" * (MAX_LINE + 1_200_000)), 2, r":1: line is 17\.1 MiB"),
-    "16 duplicate key": (OK[:-2] + b', "chosen": "b"}\n', 2, r':1: key "chosen" twice'),
-    "17 lone surrogate": (rb'{"prompt": "\ud83d!", "chosen": "a", "rejected": "b"}' + b"\n", 2,
-                          r'broken emoji/surrogate in "prompt"'),
-    "18 U+2028": ('{"prompt": "a\u2028b?", "chosen": "a", "rejected": "b"}\n'.encode(), 0,
-                  r"preference, 1 rows, no problems"),
-    "19 scalar": (OK + b"42\n", 2, r":2: expected object, got number"),
-    "20 missing key": (b'{"prompt": "Hi?", "choosen": "a"}\n', 2,
-                       r'no "rejected"\. Found: prompt, choosen\. Did you mean "chosen"\?'),
-    "20 missing key later": (OK + b'{"prompt": "Hi?", "choosen": "a", "rejected": "b"}\n', 2,
-                             r':2: no "chosen"\. Found: prompt, choosen, rejected\. '
-                             r'Did you mean "chosen"\?'),
-    "21 null": (line(chosen=None), 2, r'"chosen" is null'),
-    "22 number for text": (line(rejected=3), 2, r'"rejected" is a number'),
-    "23 identical": (line(rejected=" Hello.\n"), 2, r"identical answers carry no preference"),
-    "24 blank prompt": (line(prompt=" \n"), 2, r'"prompt" is empty'),
-    "25 unknown role": (chat("bot"), 2, r'prompt\[0\]\.role|unknown role "bot"'),
-    "26 ends with user": (demonstration("user", "assistant", "user"), 2,
-                          r"ends with a user turn"),
-    "27 mixed": (chat() + OK, 2, r"line 1 is chat, line 2 is plain"),
-    "28 contradiction": (OK + line(prompt="And?", chosen="Go away.", rejected="Fine."), 0,
-                         r":2: contradicts line 1"),
-    "29 no permutation": (b'{"prompt": "Hi?", "completions": ["a", "b"], "ranks": [0, 2]}\n',
-                          2, r"rank 0 in \[0, 2\] is no rank"),
-    "31 NUL": (OK + b'{"prompt": "a\x00b"}\n', 2, r":2:14: NUL character at column 14"),
-    "31 escaped NUL": (line(prompt="a\x00b"), 2, r'NUL character in "prompt"'),
+# What the table of malformed inputs has no row for.
+VARIANTS: dict[str, tuple[bytes, str]] = {
+    "torn line in the middle": (OK + OK[:30] + b"\n" + OK,
+                                r":2:\d+: the line ends in the middle of a value"),
+    "missing key later": (OK + b'{"prompt": "Hi?", "choosen": "a", "rejected": "b"}\n',
+                          r':2: no "chosen"\. Found: prompt, choosen, rejected\. '
+                          r'Did you mean "chosen"\?'),
+    "escaped NUL": (line(prompt="a\x00b"), r'NUL character in "prompt"'),
 }  # fmt: skip
 
 
@@ -108,48 +34,35 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(stopped.value.code or 0), said.out + said.err
 
 
-@pytest.mark.parametrize("name", CORPUS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_check_says_what_is_wrong(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, code, words = CORPUS[name]
+    content, words = VARIANTS[name]
     (tmp_path / "d.jsonl").write_bytes(content)
-    started = time.monotonic()
     exit_code, said = run(capsys, "data", "check", tmp_path / "d.jsonl")
-    assert exit_code == code, said
+    assert exit_code == 2, said
     assert re.search(words, said), said
-    assert "Traceback" not in said
-    assert time.monotonic() - started < 2
-    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
 
 
-REFUSED = [name for name, (_, code, _) in CORPUS.items() if code == 2]
-BY_RULE = ("23", "24", "26", "27", "31 escaped")
+# Rules about rows that can be read stop training, not conversion.
+BY_RULE = (23, 24, 26, 27)
+REFUSED = [case for case in DATA if case.code == 2 and "d.jsonl" in case.command[-1:]]
 
 
-@pytest.mark.parametrize("name", [n for n in REFUSED if not n.startswith(BY_RULE)])
+@pytest.mark.parametrize(
+    "case", [case for case in REFUSED if case.number not in BY_RULE], ids=lambda case: case.id
+)
 def test_what_is_malformed_is_not_converted_and_nothing_is_written(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, _, words = CORPUS[name]
-    (tmp_path / "d.jsonl").write_bytes(content)
+    (tmp_path / "d.jsonl").write_bytes(case.files["d.jsonl"])
     exit_code, said = run(
         capsys, "data", "convert", tmp_path / "d.jsonl", "-o", tmp_path / "out.jsonl"
     )
     assert exit_code == 2, said
-    assert re.search(words, said), said
+    assert re.search(case.says, said), said
     assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
-
-
-def test_a_filter_that_leaves_nothing_says_why(tmp_path: Path) -> None:
-    from alignkit.data.read import load_preferences
-    from alignkit.errors import DataError
-
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(line(rejected="") * 9 + line(rejected="Hello.") * 3)
-    with pytest.raises(DataError) as error:
-        load_preferences(path, on_bad_row="drop")
-    assert "0 of 12 rows left; reasons: empty-side 9, identical 3" in str(error.value)
 
 
 def test_a_gzip_bomb_stops_early(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def test_no_space_left_is_a_full_disk(tmp_path: Path) -> None:
             stream.write(b"x")
             full.write(b"x")
 
-    with pytest.raises(DiskFull, match="no space left; nothing was written"):
+    with pytest.raises(DiskFull, match="disk full; nothing was written"):
         fill()
     assert names(tmp_path) == []
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from alignkit.artifacts import publishing, write_manifest
 from alignkit.errors import AlignkitError, GateMissed, RecipeError
 from alignkit.pipeline import Options, Outcome, check_gate, check_plan, run_plan
 from alignkit.plan import Plan, make_plan, selected
 from alignkit.recipe_file import read_recipe
 from tests.command import alignkit
+from tests.test_artifacts import FIELDS
 
 RECIPE = """\
 name: small
@@ -195,6 +197,54 @@ def test_what_cannot_fit_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch)
     plan = planned(here, "seed=2")
     with pytest.raises(RecipeError, match="needs at least .* MiB for weights alone"):
         check_plan(plan.stages, plan)
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_names(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    other = {"model": "other/base", "fingerprint": "f" * 64}
+    with publishing(here / "run") as partial:
+        (partial / "adapter").mkdir()
+        write_manifest(partial, {**FIELDS, "backbone": other})
+    said = alignkit(
+        capsys, "sft", "--data", "embedded:demonstrations", "--output", "out", "--policy", "run"
+    )
+    assert said.code == 2
+    assert "trained on other/base, this run has tiny" in said.err
+    assert not (here / "out.partial").exists()
+
+
+def test_an_adapter_made_elsewhere_is_a_start(
+    rows: Path, ran: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(next((ran / "runs" / "small").glob("sft-*")) / "adapter", rows / "bare")
+    said = alignkit(
+        capsys, "sft", "--data", "rows.jsonl", "--output", "out", "--policy", "bare", *ONE, "--json"
+    )
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["metrics"]["steps"] == 4
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (rows / "file").write_text("")
+    said = alignkit(capsys, "sft", "--data", "rows.jsonl", "--output", "file/out")
+    assert said.code == 2
+    assert "Traceback" not in said.err
+    assert "cannot make" in said.err
+
+
+def test_a_stage_that_fails_before_it_made_anything_leaves_nothing(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows too long are found by the tokenizer; with a better setting the same place is free."""
+    command = ["sft", "--data", "rows.jsonl", "--output", "out", *ONE]
+    said = alignkit(capsys, *command, "--max-length", "4")
+    assert (said.code, "longer than max_length 4" in said.err) == (2, True)
+    assert not (rows / "out.partial").exists()
+    assert alignkit(capsys, *command, "--max-length", "400").code == 0
 
 
 # --- gates ---------------------------------------------------------------------------------------

@@ -65,59 +65,19 @@ def test_settings_are_laid_over_by_stage_name(here: Path) -> None:
 
 STAGE = "name: x\nstages:\n  - sft: {{data: rows.jsonl}}\n  - {}\n"
 
-# The number is the row of the catalogue of malformed recipes; text, then the message.
+# What the table of malformed inputs has no row for: text, then the message.
 MALFORMED: list[tuple[str, str, str]] = [
-    ("33 tab", "name: x\nstages:\n\t- sft: {}\n", "r.yaml:3:1: tab at column 1. Indent with two"),
     (
-        "34 unknown key",
-        STAGE.format("dpo: {data: rows.jsonl, learning_rat: 1e-4}"),
-        "r.yaml:4:29: unknown key 'learning_rat'; did you mean 'learning_rate'?",
-    ),
-    (
-        "35 key twice",
-        STAGE.format("dpo:\n      beta: 1\n      beta: 2\n      data: rows.jsonl"),
-        "r.yaml:6:7: key 'beta' is set twice; first at 5:7",
-    ),
-    (
-        "37 negative",
-        STAGE.format("dpo: {data: rows.jsonl, learning_rate: -1}"),
-        "r.yaml:4:44: 'learning_rate' must be greater than 0, not -1",
-    ),
-    (
-        "37 infinite",
+        "infinite",
         STAGE.format("dpo: {data: rows.jsonl, learning_rate: .inf}"),
         "'learning_rate' must be a finite number, not inf",
     ),
     (
-        "38 text for a number",
-        STAGE.format('dpo: {data: rows.jsonl, beta: "0.1"}'),
-        "r.yaml:4:35: 'beta' must be a number, not the text '0.1'",
-    ),
-    (
-        "39 loop",
-        "name: x\nstages:\n  - dpo: {name: a, policy: b, data: rows.jsonl}\n"
-        "  - dpo: {name: b, policy: a, data: rows.jsonl}\n",
-        "r.yaml:3:28: stages wait for each other: a → b → a. Break the loop",
-    ),
-    (
-        "40 unknown stage",
-        STAGE.format("dpo: {data: rows.jsonl, policy: stf}"),
-        "r.yaml:4:37: no stage or run 'stf'; did you mean 'sft'?",
-    ),
-    (
-        "41 path out of the run",
-        STAGE.format("dpo: {data: rows.jsonl, name: ../../etc/x}"),
-        "r.yaml:4:35: '../../etc/x' is not a stage name",
-    ),
-    (
-        "41 output key",
+        "output key",
         STAGE.format("dpo: {data: rows.jsonl, output: ../../etc}"),
         "'output' is no recipe key: where a run goes is said on the command line",
     ),
-    ("41 run name", "name: ../x\nstages: [{sft: {data: rows.jsonl}}]\n", "'../x' is not a name"),
-    ("42 alias bomb", "a: &a [x]\nb: &b [*a, *a]\n", "aliases are not allowed (*a)"),
-    ("43 tag", "name: !!python/object/apply:os.system [id]\n", "tag !!python/object/apply:os"),
-    ("44 list", "- sft\n", "r.yaml:1:1: a recipe is a mapping with name and stages, this one is"),
+    ("run name", "name: ../x\nstages: [{sft: {data: rows.jsonl}}]\n", "'../x' is not a name"),
     ("empty", "", "a recipe is a mapping with name and stages, this one is empty"),
     ("no stages", "name: x\n", "stages is missing"),
     ("no name", "stages: [{sft: {data: rows.jsonl}}]\n", "'name' is missing"),
@@ -182,7 +142,7 @@ def test_malformed_recipes(
     assert sorted(here.rglob("*")) == before
 
 
-def test_36_numbers_in_scientific_notation_are_numbers(here: Path) -> None:
+def test_numbers_in_scientific_notation_are_numbers(here: Path) -> None:
     (here / "r.yaml").write_text(STAGE.format("dpo: {data: rows.jsonl, learning_rate: 1e-4}"))
     config = read_recipe(Path("r.yaml")).stage("dpo").config
     assert isinstance(config, DpoConfig)

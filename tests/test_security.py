@@ -296,40 +296,6 @@ def test_15_weights_that_lie_about_themselves_are_named(
     assert "model.safetensors: " in planned(capsys, "--model", "./model")
 
 
-# --- models and adapters that cannot be used (45 to 56 of the malformed inputs) ------------------
-
-
-def test_45_an_absent_model_names_the_nearest(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "the nearest is model" in planned(capsys, "--model", "./modle")
-
-
-def test_48_an_adapter_of_another_base_is_refused_with_both_names(
-    model: Path, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from alignkit.artifacts import publishing, write_manifest
-    from tests.test_artifacts import FIELDS
-
-    with publishing(here / "run") as partial:
-        (partial / "adapter").mkdir()
-        other = {"model": "other/base", "fingerprint": "f" * 64}
-        write_manifest(partial, {**FIELDS, "backbone": other})
-    said = planned(capsys, "--model", "./model", "--policy", "run")
-    assert "trained on other/base, this run has" in said
-    assert str(model) in said
-
-
-def test_57_a_place_that_cannot_be_written_is_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (here / "file").write_text("")
-    said = alignkit(capsys, "sft", "--data", "rows.jsonl", "--output", "file/out")
-    assert said.code == 2
-    assert "Traceback" not in said.err
-    assert "file" in said.err
-
-
 # --- 16 arguments, 18 supply chain ---------------------------------------------------------------
 
 

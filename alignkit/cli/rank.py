@@ -14,6 +14,8 @@ import click
 from alignkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    import socket
+
     from alignkit.collect.items import Pool
     from alignkit.collect.log import EventLog
     from alignkit.collect.plan import Settings
@@ -186,9 +188,10 @@ def collect(
     if export_html:
         _write_pages(export_html, pool, settings)
     elif output:
+        listener = _listener(host, port) if web else None
         with _collection(output, pool, settings, stop_when_decided) as collection:
-            if web:
-                _on_page(collection, host, port, allow_host, open_browser)
+            if listener:
+                _on_page(collection, listener, host, allow_host, open_browser)
             else:
                 _in_terminal(collection)
             _say_all(collection.summary())
@@ -302,13 +305,23 @@ def _in_terminal(collection: Collection) -> None:
     Terminal(collection.session(annotators[0]), screen).run()
 
 
+def _listener(host: str, port: int) -> socket.socket:
+    """The port of the page, taken before anything is written."""
+    from alignkit.collect.web.server import bind
+
+    return bind(host, port)
+
+
 def _on_page(
-    collection: Collection, host: str, port: int, allow_host: tuple[str, ...], open_browser: bool
+    collection: Collection,
+    listener: socket.socket,
+    host: str,
+    allow_host: tuple[str, ...],
+    open_browser: bool,
 ) -> None:
     from alignkit.collect.web.guard import new_token
-    from alignkit.collect.web.server import bind, create_app, server_of
+    from alignkit.collect.web.server import create_app, server_of
 
-    listener = bind(host, port)
     port = listener.getsockname()[1]
     tokens = {name: new_token() for name in collection.settings.annotators}
     hosts = tuple(dict.fromkeys([*LOOPBACK, host, *allow_host]))

@@ -198,7 +198,7 @@ class EventLog:
             self._broken = f"cannot be repaired while it is open: {error.strerror}"
         if cause.errno in _NO_ROOM:
             raise DiskFull(
-                "no space left; the last answer was not saved, all before it are",
+                "disk full; the last answer was not saved, all before it are",
                 where=str(self.path),
                 hint="Free some space and send it again",
             ) from None

@@ -51,7 +51,7 @@ def _sync_directory(directory: Path) -> None:
 
 def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("no space left; nothing was written", where=str(target))
+        return DiskFull("disk full; nothing was written", where=str(target))
     if error.errno == errno.ENOENT:
         return DataError("the folder does not exist", where=str(target.parent))
     return DataError(f"cannot be written: {error.strerror or error}", where=str(target))

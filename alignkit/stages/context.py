@@ -50,6 +50,11 @@ class StageContext:
         """The finished artifact that `name` stands for: a stage's name or a run's directory."""
         return self.inputs[name]
 
+    def adapter(self, name: str) -> Path:
+        """The adapter that `name` stands for: a finished stage's, or a bare one's directory."""
+        directory = self.artifact(name)
+        return directory / "adapter" if (directory / "adapter").is_dir() else directory
+
     def data_file(self, source: str) -> Path:
         """The file `source` stands for: an earlier stage's output, or the path itself."""
         return self.inputs.get(source, Path(source))

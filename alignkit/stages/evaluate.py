@@ -115,7 +115,7 @@ def _load(backbone: Backbone, adapter: str, policy: str, context: StageContext) 
     """Put the policy on the backbone; None stands for the bare model."""
     if policy == "base":
         return None
-    backbone.load_adapter(adapter, context.artifact(policy) / "adapter")
+    backbone.load_adapter(adapter, context.adapter(policy))
     return adapter
 
 

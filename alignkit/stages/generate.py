@@ -107,7 +107,7 @@ def _load_policy(config: GenerateConfig, context: StageContext) -> str | None:
     """The adapter that speaks: the named run's, the one the model was given with, or none."""
     backbone = context.backbone
     backbone.clear()
-    start = context.artifact(config.policy) / "adapter" if config.policy else backbone.files.adapter
+    start = context.adapter(config.policy) if config.policy else backbone.files.adapter
     if start is None:
         return None
     backbone.load_adapter(POLICY, start)

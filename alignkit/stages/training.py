@@ -53,7 +53,7 @@ def start_adapter(
     In order: the stage or run that `policy` names, the run named as the model, a fresh LoRA.
     """
     backbone.delete_adapter(name)
-    start = context.artifact(config.policy) / "adapter" if config.policy else backbone.files.adapter
+    start = context.adapter(config.policy) if config.policy else backbone.files.adapter
     if start is None:
         backbone.new_adapter(name, seed=context.seed)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignkit.collect.web.guard import BODY_LIMIT, LOOPBACK, Guard
 from alignkit.errors import AlignkitError, DiskFull, UserError
 
 PAGE = Path(__file__).parent / "page"
+LISTENING = "0A"  # the state in /proc/net/tcp
 # Requests name these and nothing else; none of them takes a path from outside.
 FILES = {
     "/": ("index.html", "text/html"),
@@ -160,10 +162,25 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}",
+            f"cannot listen on {host} port {port}: {error.strerror}{_holder(port)}",
             hint="Use another with --port, or --port 0 for any that is free",
         ) from None
     return listener
+
+
+def _holder(port: int) -> str:
+    """`, by process 123` for the one that listens on this port, where the system tells it."""
+    sockets = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        rows = table.read_text().splitlines()[1:] if table.is_file() else []
+        for row in (line.split() for line in rows):
+            if row[1].endswith(f":{port:04X}") and row[3] == LISTENING:
+                sockets.add(f"socket:[{row[9]}]")
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it may be closed by now, or another user's
+            if str(handle.readlink()) in sockets:
+                return f", by process {handle.parts[2]}"
+    return ""
 
 
 def server_of(app: Starlette) -> uvicorn.Server:
