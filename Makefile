@@ -1,12 +1,13 @@
 # make demo   the whole chain on the embedded model, in an environment of its own
 # make test   every test; make check: format, lint, types, tests, wheel, demo
+# make audit  known weaknesses of the pinned versions; asks a service on the network
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test check lint wheel bench clean help
+.PHONY: demo test check lint wheel bench audit clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +31,11 @@ check: lint test wheel demo
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.short
+
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install -q pip-audit
+	$(VENV)-audit/bin/pip-audit --no-deps -r .ci/constraints.txt
 
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -23,15 +23,18 @@ REPORT = "report.html"
 TEXTS = ("rows", "samples", "frontier")
 
 
-def write_summary(plan: Plan, outcomes: Sequence[Outcome]) -> None:
-    """Write the summary and the report of the stages that are finished, replacing older ones."""
+def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = False) -> None:
+    """Write the summary and the report of the stages that are finished, replacing older ones.
+
+    `redact` hides prompts and replies in the report.
+    """
     content = without_secrets(plain_value(_summary(plan, outcomes)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     with private_files():
         scratch = plan.directory / f".{SUMMARY}.tmp"
         write_durably(scratch, text.encode())
         scratch.replace(plan.directory / SUMMARY)
-        write_report(plan.directory / REPORT, report_data(plan, outcomes))
+        write_report(plan.directory / REPORT, report_data(plan, outcomes), redact=redact)
 
 
 def table_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

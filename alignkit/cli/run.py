@@ -15,7 +15,7 @@ from alignkit.recipe_file import read_recipe
 from alignkit.resources import shipped
 
 if TYPE_CHECKING:
-    from alignkit.pipeline import Outcome
+    from alignkit.pipeline import Options, Outcome
     from alignkit.plan import Plan, PlannedStage
 
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     metavar="DIR",
 )
 @click.option("--resume-anyway", is_flag=True, help="Go on although versions have changed.")
+@click.option("--redact", is_flag=True, help="No prompts and replies in the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
 @click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
 def run(
@@ -50,6 +51,7 @@ def run(
     settings: tuple[str, ...],
     runs_dir: Path,
     resume_anyway: bool,
+    redact: bool,
     as_json: bool,
     log_json: bool,
 ) -> None:
@@ -60,16 +62,18 @@ def run(
     """
     checked = read_recipe(recipe, settings)
     directory = runs_dir / checked.name
-    from alignkit.pipeline import check_plan
+    from alignkit.pipeline import Options, check_plan
     from alignkit.plan import make_plan, selected
 
     plan = make_plan(checked, directory)
     stages = selected(plan, until=until, only=only)
-    check_plan(stages, plan, say=teller(log_json).say)
+    tell = teller(log_json).say
+    check_plan(stages, plan, say=tell)
     if dry_run:
         show_plan(plan, stages, as_json)
         return
-    outcomes = carry_out(plan, stages, resume_anyway=resume_anyway, log_json=log_json)
+    options = Options(say=tell, resume_anyway=resume_anyway)
+    outcomes = carry_out(plan, stages, options, redact=redact)
     show_outcomes(outcomes, directory, as_json)
 
 
@@ -91,11 +95,12 @@ def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
     Needs no download and no GPU. It is the recipe quickstart.yaml, to copy and change.
     """
     recipe = read_recipe(shipped("recipes") / "quickstart.yaml", [f"seed={seed}"])
+    from alignkit.pipeline import Options
     from alignkit.plan import make_plan
 
     began = time.monotonic()
     plan = make_plan(recipe, output)
-    outcomes = carry_out(plan, plan.stages, resume_anyway=False, log_json=log_json)
+    outcomes = carry_out(plan, plan.stages, Options(say=teller(log_json).say))
     wall = time.monotonic() - began
     if as_json:
         click.echo(json.dumps(demo_result(outcomes, seed, wall)))
@@ -105,20 +110,19 @@ def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
 
 
 def carry_out(
-    plan: Plan, stages: Sequence[PlannedStage], *, resume_anyway: bool, log_json: bool
+    plan: Plan, stages: Sequence[PlannedStage], options: Options, *, redact: bool = False
 ) -> list[Outcome]:
     """Run the stages, telling each event; the report is written whatever happens."""
-    from alignkit.pipeline import Options, run_plan
+    from alignkit.pipeline import run_plan
     from alignkit.summary import write_summary
 
-    options = Options(say=teller(log_json).say, resume_anyway=resume_anyway)
     outcomes: list[Outcome] = []
     try:
         for outcome in run_plan(stages, plan, options):
             outcomes.append(outcome)
     finally:
         if outcomes:
-            write_summary(plan, outcomes)
+            write_summary(plan, outcomes, redact=redact)
     return outcomes
 
 

@@ -11,6 +11,7 @@ it among FOUND in tests/test_fuzz_targets.py, and mend what it shows.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -18,8 +19,7 @@ from pathlib import Path
 
 import atheris
 
-from tests.fuzz.seeds import SEEDS, WORDS
-
+TARGETS = ("data", "recipe", "manifest", "checkpoint", "model")
 MOST_SECONDS = 2.0
 MOST_MEMORY_MIB = 1024
 
@@ -27,20 +27,23 @@ MOST_MEMORY_MIB = 1024
 def main() -> None:
     """Read the options, write the seeds, and hand over to libFuzzer, which never returns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=list(SEEDS))
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--corpus", type=Path, required=True, help="inputs are kept here")
     given = parser.parse_args()
     with atheris.instrument_imports(include=["alignkit", "yaml"]):
-        import alignkit.artifacts
         import alignkit.data.check
         import alignkit.data.read
         import alignkit.estimate
+        import alignkit.model_check
+        import alignkit.plan
         import alignkit.recipe_file  # noqa: F401
 
         if given.target == "checkpoint":
             import alignkit.checkpoints  # noqa: F401
-        from tests.fuzz.targets import one_input
+    # Behind the block above: what is imported before it is not instrumented.
+    from tests.fuzz.mutate import changed
+    from tests.fuzz.targets import one_input
 
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
@@ -53,12 +56,21 @@ def main() -> None:
             if spent > MOST_SECONDS:
                 raise TimeoutError(f"{spent:.1f} seconds for {len(content)} bytes")
 
-        atheris.Setup(libfuzzer_arguments(given.target, given.corpus, given.minutes), run)
+        def mutate(content: bytes, most: int, seed: int) -> bytes:
+            draw = random.Random(seed)
+            if given.target in ("data", "recipe") or draw.random() < 0.5:
+                return bytes(atheris.Mutate(content, most))
+            return changed(content, draw)[:most]
+
+        arguments = libfuzzer_arguments(given.target, given.corpus, given.minutes)
+        atheris.Setup(arguments, run, custom_mutator=mutate)
         atheris.Fuzz()
 
 
 def libfuzzer_arguments(target: str, corpus: Path, minutes: float) -> list[str]:
     """The command line of libFuzzer, with seeds and a dictionary written for it."""
+    from tests.fuzz.seeds import SEEDS, WORDS
+
     corpus.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(SEEDS[target]):
         (corpus / f"seed-{number}").write_bytes(content)
