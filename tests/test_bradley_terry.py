@@ -8,6 +8,7 @@ import choix
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 import statsmodels.api as sm
 from numpy.typing import NDArray
 
@@ -151,3 +152,42 @@ def test_the_prior_moves_no_connected_model_by_a_point(wins: int) -> None:
     zeros = np.zeros(wins + 1, dtype=np.int64)
     found = ratings(Outcomes(["a", "b"], zeros, zeros + 1, score, np.arange(wins + 1)))
     assert found.rating[0] - found.rating[1] == pytest.approx(400 * math.log10(wins), abs=1)
+
+
+def test_every_two_models_are_compared_with_holms_correction() -> None:
+    outcomes = played(600, 7)
+    plain, drawn = ratings(outcomes), ratings(outcomes, draws=400, seed=2)
+    assert [row["models"] for row in plain.pairs] == [
+        [x, y] for i, x in enumerate(MODELS) for y in MODELS[i + 1 :]
+    ]
+    place = {name: number for number, name in enumerate(MODELS)}
+    # The fit with the second model's worth fixed at zero has the difference as its coefficient.
+    design = np.zeros((600, 4))
+    design[np.arange(600), outcomes.left] = 1
+    design[np.arange(600), outcomes.right] = -1
+    for row, other in zip(plain.pairs, drawn.pairs, strict=True):
+        i, j = (place[name] for name in row["models"])
+        assert row["difference"] == pytest.approx(plain.rating[i] - plain.rating[j])
+        columns = [k for k in range(4) if k != j]
+        theirs = sm.GLM(outcomes.score, design[:, columns], family=sm.families.Binomial()).fit(
+            cov_type="HC0"
+        )
+        error = theirs.bse[columns.index(i)] * math.sqrt(600 / 599)
+        half = (row["ci"]["high"] - row["ci"]["low"]) / 2
+        assert half == pytest.approx(error * POINTS * 1.9639, rel=1e-3)
+        z = theirs.params[columns.index(i)] / error
+        assert row["p_value"] == pytest.approx(2 * scipy.stats.t.sf(abs(z), 599), rel=0.01)
+        assert other["ci"]["high"] - other["ci"]["low"] == pytest.approx(2 * half, rel=0.15)
+    raw = [row["p_value"] for row in plain.pairs]
+    assert plain.pairs[raw.index(min(raw))]["p_holm"] == pytest.approx(6 * min(raw))
+
+
+def test_a_long_file_converges() -> None:
+    """Rounding in sums over half a million verdicts is no reason to go on for ever."""
+    counts = [60_000, 70_000, 50_000] * 3
+    sides = np.repeat([[0, 1], [1, 2], [0, 2]], 3, axis=0)
+    left, right = (np.repeat(sides[:, k], counts) for k in (0, 1))
+    score = np.repeat([1.0, 0.5, 0.0] * 3, counts)
+    for ties in ("half", "davidson", "rao-kupper"):
+        found = ratings(Outcomes(["a", "b", "c"], left, right, score, left), ties=ties)
+        assert found.rating[0] > found.rating[1] > found.rating[2]

@@ -174,7 +174,7 @@ def test_coverage_of_prompt_scores(n: int, rate: float, tie: float, method: str)
     """Between 93 and 97 % of 95 % intervals hold the truth, whatever the ties."""
     scores = two_orders(np.random.default_rng(n), rate, tie, n)
     truth = (1 - tie) * rate + tie / 2
-    repeats = 1000 if method == "bootstrap" else REPEATS
+    repeats = 600 if method == "bootstrap" else REPEATS
     hits = 0
     for seed, row in enumerate(scores[:repeats]):
         found = interval(method, row, draws=500, seed=seed)
@@ -194,12 +194,12 @@ def test_coverage_of_wilson(n: int, rate: float) -> None:
 
 
 @pytest.mark.parametrize("n", [30, 100, 500])
-@pytest.mark.parametrize("rate", [0.5, 0.6, 0.8, 0.99])
-def test_clopper_pearson_never_covers_less(n: int, rate: float) -> None:
+def test_clopper_pearson_never_covers_less(n: int) -> None:
     counts = np.arange(n + 1)
     limits = np.array([clopper_pearson(count / n, n) for count in counts])
-    held = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
-    assert scipy.stats.binom.pmf(counts[held], n, rate).sum() >= 0.95
+    for rate in (0.5, 0.6, 0.8, 0.99):
+        held = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
+        assert scipy.stats.binom.pmf(counts[held], n, rate).sum() >= 0.95
 
 
 @pytest.mark.parametrize("groups", [30, 100, 500])

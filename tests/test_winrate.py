@@ -286,6 +286,36 @@ def test_components_that_never_met(tmp_path: Path) -> None:
     assert "2 groups that never met" in report["warnings"][0]
 
 
+def test_intervals_of_ratings_by_refits_of_clusters(tmp_path: Path) -> None:
+    """Five copies of each verdict in one cluster: intervals are those of a fifth of the rows."""
+    generator = np.random.default_rng(4)
+    rows = []
+    for topic in range(120):
+        x, y = (("s", "t"), ("t", "u"), ("u", "s"))[topic % 3]
+        verdict = "a" if generator.uniform() < 0.6 else "b"
+        rows += [
+            judgement(f"p{topic}-{copy}", verdict, a=x, b=y, extra={"topic": topic})
+            for copy in range(5)
+        ]
+    few, many = write(tmp_path / "few.jsonl", rows[::5]), write(tmp_path / "many.jsonl", rows)
+    arguments = ["--bt-ci", "bootstrap", "--bootstrap", "300", "--json"]
+    widths = {}
+    for name, words in (
+        ("alone", [few]),
+        ("clustered", [many, "--cluster", "topic"]),
+        ("naive", [many]),
+    ):
+        code, text = run(*words, *arguments)
+        assert code == 0
+        matrix = json.loads(text)["matrix"]
+        assert {ci["method"] for ci in matrix["ci"]} == {"bootstrap"}
+        widths[name] = [ci["high"] - ci["low"] for ci in matrix["ci"]]
+    assert widths["clustered"] == pytest.approx(widths["alone"], rel=0.2)
+    assert np.divide(widths["clustered"], widths["naive"]) == pytest.approx(5**0.5, rel=0.25)
+    with pytest.raises(RecipeError, match="--bt-ci bootstrap needs at least 100 resamples"):
+        winrate_report([few], bt_ci="bootstrap", bootstrap=50)
+
+
 def test_ties_of_the_ratings_have_their_own_models(tmp_path: Path) -> None:
     """x beats y 6:2 with 8 ties: half a win each makes that 10:6, Davidson keeps 6:2."""
     winners = ["model_a"] * 6 + ["model_b"] * 2 + ["tie"] * 8

@@ -17,6 +17,7 @@ LENGTH_CONTROLS = ("prior", "free", "alpacaeval")
 TIES = ("half", "drop", "count")
 INTERVALS = ("t", "wilson", "clopper", "bootstrap")
 TIE_MODELS = ("half", "davidson", "rao-kupper")
+BT_INTERVALS = ("sandwich", "bootstrap")
 FORMATS = ("judgement", "alpacaeval", "mtbench", "arena", "arenahard")
 
 
@@ -110,6 +111,13 @@ def contest_options(command: Any) -> Any:
     default="half",
     show_default=True,
     help="How ratings take ties: as half a win, or with a parameter of their own.",
+)
+@click.option(
+    "--bt-ci",
+    type=click.Choice(BT_INTERVALS),
+    default="sandwich",
+    show_default=True,
+    help="Intervals of ratings: robust errors by prompt or cluster, or --bootstrap refits.",
 )
 @click.option(
     "--covariates",

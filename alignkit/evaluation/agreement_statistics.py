@@ -12,7 +12,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignkit.evaluation.intervals import Floats, Interval, resampled_counts
+from alignkit.evaluation.intervals import (
+    Floats,
+    Interval,
+    percentile_limits,
+    resampled_counts,
+)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -119,5 +124,5 @@ def item_bootstrap(
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return value, None
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentile_limits(drawn, n_items, level)
     return value, Interval(level, "bootstrap", float(low), float(high))

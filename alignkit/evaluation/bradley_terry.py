@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Protocol
 
 import numpy as np
 
 from alignkit.errors import TrainingFailed, pick
-from alignkit.evaluation.distributions import t_quantile
-from alignkit.evaluation.intervals import Floats, Interval, Ints
+from alignkit.evaluation.distributions import holm, t_quantile, t_two_sided
+from alignkit.evaluation.intervals import Floats, Interval, Ints, percentile_limits
 
 POINTS = 400 / math.log(10)
 # Keeps a model that only ever won finite; a connected model's rating moves by well under a point.
@@ -39,12 +40,17 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Fitted ratings in the order of `models`; `covariates` are log odds per unit."""
+    """Fitted ratings in the order of `models`; `covariates` are log odds per unit.
+
+    `pairs` are the differences of any two models that can be compared, with p-values that Holm's
+    method corrects for their number.
+    """
 
     models: list[str]
     rating: list[float]
     ci: list[Interval | None]
     components: list[list[str]]
+    pairs: list[dict[str, Any]]
     covariates: list[float]
     warnings: list[str]
 
@@ -55,6 +61,7 @@ class Ratings:
             "rating": self.rating,
             "ci": [None if ci is None else ci.as_dict() for ci in self.ci],
             "components": self.components,
+            "pairs": self.pairs,
         }
 
 
@@ -72,27 +79,61 @@ def ratings(
     theta, hessian = _fit(cells, cells.counts, ties)
     centre = _centring(label)
     strength = centre @ theta[: len(label)]
-    method = "bootstrap" if draws else "sandwich"
     if draws:
-        bounds = _bootstrap_bounds(cells, theta, ties, centre, (draws, seed, level))
+        spread: _Spread = _Resampled.of(cells, theta, ties, centre, draws, seed)
     else:
-        bounds = _sandwich_bounds(cells, theta, hessian, ties, centre, level)
-    groups = cells.n_groups
-    intervals = [
-        Interval(level, method, 1000 + POINTS * low, 1000 + POINTS * high)
-        if groups > 1 and np.sum(label == label[model]) > 1
-        else None
-        for model, (low, high) in enumerate(bounds)
-    ]
+        spread = _Sandwich.of(cells, theta, hessian, ties, centre)
     n_covariates = 0 if outcomes.covariates is None else outcomes.covariates.shape[1]
     return Ratings(
         models=list(outcomes.models),
         rating=[float(1000 + POINTS * s) for s in strength],
-        ci=intervals,
+        ci=_intervals(spread, strength, label, cells.n_groups, level),
         components=_named_components(outcomes.models, label),
+        pairs=_all_pairs(outcomes.models, spread, strength, label, (cells.n_groups, level)),
         covariates=[float(c) for c in theta[len(label) : len(label) + n_covariates]],
         warnings=_warnings(outcomes, label),
     )
+
+
+def _intervals(
+    spread: _Spread, strength: Floats, label: Ints, groups: int, level: float
+) -> list[Interval | None]:
+    """One a model; None where a single group, or no opponent, says nothing about its spread."""
+    found: list[Interval | None] = []
+    for model, own in enumerate(label):
+        if groups < 2 or np.sum(label == own) < 2:
+            found.append(None)
+            continue
+        low, high = spread.limits(np.eye(len(label))[model], strength, level)
+        found.append(Interval(level, spread.method, 1000 + POINTS * low, 1000 + POINTS * high))
+    return found
+
+
+def _all_pairs(
+    models: Sequence[str],
+    spread: _Spread,
+    strength: Floats,
+    label: Ints,
+    plan: tuple[int, float],
+) -> list[dict[str, Any]]:
+    """Differences of ratings between any two models of one component, in points."""
+    groups, level = plan
+    found: list[dict[str, Any]] = []
+    for i, j in combinations(range(len(models)), 2):
+        if label[i] != label[j] or groups < 2:
+            continue
+        contrast = np.zeros(len(models))
+        contrast[[i, j]] = 1.0, -1.0
+        gap, se = float(contrast @ strength), spread.error(contrast)
+        low, high = spread.limits(contrast, strength, level)
+        found.append({
+            "models": [models[i], models[j]],
+            "difference": POINTS * gap,
+            "ci": Interval(level, spread.method, POINTS * low, POINTS * high).as_dict(),
+            "p_value": t_two_sided(gap / se, groups - 1) if se else float(gap == 0.0),
+        })  # fmt: skip
+    adjusted = holm([row["p_value"] for row in found])
+    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
 
 
 # --- connectivity --------------------------------------------------------------------------------
@@ -285,52 +326,97 @@ def _fit(
     model = TIE_MODELS[ties]
     theta = np.zeros(cells.design.shape[1]) if start is None else start
     prior = PRIOR * np.eye(len(theta))
+    before = math.inf
     for _ in range(500):
         gradient, hessian = model(theta, cells.design, cells.score, counts)
         step = np.linalg.solve(hessian + prior, counts @ gradient + PRIOR * theta)
         longest = float(np.abs(step).max(initial=0.0))
         theta = theta - step * min(1.0, 1.0 / max(longest, 1e-300))
-        if longest < 1e-9:
+        # Rounding of the gradient moves what only the prior holds, the more the longer the file:
+        # a step that is tiny and no longer shrinks has arrived too.
+        if longest < 1e-9 or (longest < 1e-6 and longest >= before):
             return theta, hessian + prior
+        before = longest
     raise TrainingFailed("the ratings did not converge in 500 Newton steps")
 
 
-def _sandwich_bounds(
-    cells: _Cells, theta: Floats, hessian: Floats, ties: str, centre: Floats, level: float
-) -> list[tuple[float, float]]:
+class _Spread(Protocol):
+    """How far a fit of other prompts could have led."""
+
+    @property
+    def method(self) -> str: ...
+
+    def error(self, contrast: Floats) -> float:
+        """Standard error of contrast @ strength."""
+        ...
+
+    def limits(self, contrast: Floats, strength: Floats, level: float) -> tuple[float, float]:
+        """Confidence limits of contrast @ strength."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Sandwich:
     """H^-1 (sum of outer products of group gradients) H^-1, with t quantiles (White 1982)."""
-    gradient, _ = TIE_MODELS[ties](theta, cells.design, cells.score, cells.counts)
-    sums = np.stack(
-        [
-            np.bincount(cells.group, weights=gradient[cells.cell, column])
-            for column in range(gradient.shape[1])
-        ],
-        axis=1,
-    )
-    bread = np.linalg.solve(hessian, sums.T)
-    models, groups = len(centre), cells.n_groups
-    spread = centre @ bread[:models]
-    variance = (spread**2).sum(axis=1) * groups / max(groups - 1, 1)
-    strength = centre @ theta[:models]
-    half = t_quantile(0.5 + level / 2, max(groups - 1, 1)) * np.sqrt(variance)
-    return list(zip((strength - half).tolist(), (strength + half).tolist(), strict=True))
 
+    pulls: Floats  # (models, groups): what each group adds to each strength
+    method: str = "sandwich"
 
-def _bootstrap_bounds(
-    cells: _Cells, theta: Floats, ties: str, centre: Floats, plan: tuple[int, int, float]
-) -> list[tuple[float, float]]:
-    """Percentiles of refits on resampled groups."""
-    draws, seed, level = plan
-    generator = np.random.default_rng(seed)
-    models = len(centre)
-    strengths = np.empty((draws, models))
-    for draw in range(draws):
-        drawn = generator.integers(0, cells.n_groups, cells.n_groups)
-        times = np.bincount(drawn, minlength=cells.n_groups).astype(np.float64)
-        drawn_cells = np.bincount(
-            cells.cell, weights=times[cells.group], minlength=len(cells.counts)
+    @classmethod
+    def of(
+        cls, cells: _Cells, theta: Floats, hessian: Floats, ties: str, centre: Floats
+    ) -> _Sandwich:
+        gradient, _ = TIE_MODELS[ties](theta, cells.design, cells.score, cells.counts)
+        sums = np.stack(
+            [
+                np.bincount(cells.group, weights=gradient[cells.cell, column])
+                for column in range(gradient.shape[1])
+            ],
+            axis=1,
         )
-        refit, _ = _fit(cells, drawn_cells.astype(np.float64), ties, theta)
-        strengths[draw] = centre @ refit[:models]
-    low, high = np.quantile(strengths, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+        return cls(centre @ np.linalg.solve(hessian, sums.T)[: len(centre)])
+
+    def error(self, contrast: Floats) -> float:
+        groups = self.pulls.shape[1]
+        return math.sqrt(float(((contrast @ self.pulls) ** 2).sum()) * groups / max(groups - 1, 1))
+
+    def limits(self, contrast: Floats, strength: Floats, level: float) -> tuple[float, float]:
+        reach = t_quantile(0.5 + level / 2, max(self.pulls.shape[1] - 1, 1))
+        middle, half = float(contrast @ strength), reach * self.error(contrast)
+        return middle - half, middle + half
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """Refits on resampled groups."""
+
+    strengths: Floats  # (draws, models)
+    groups: int
+    method: str = "bootstrap"
+
+    @classmethod
+    def of(
+        cls, cells: _Cells, theta: Floats, ties: str, centre: Floats, draws: int, seed: int
+    ) -> _Resampled:
+        generator = np.random.default_rng(seed)
+        strengths = np.empty((draws, len(centre)))
+        for draw in range(draws):
+            drawn = generator.integers(0, cells.n_groups, cells.n_groups)
+            times = np.bincount(drawn, minlength=cells.n_groups).astype(np.float64)
+            drawn_cells = np.bincount(
+                cells.cell, weights=times[cells.group], minlength=len(cells.counts)
+            )
+            refit, _ = _fit(cells, drawn_cells.astype(np.float64), ties, theta)
+            strengths[draw] = centre @ refit[: len(centre)]
+        return cls(strengths, cells.n_groups)
+
+    def error(self, contrast: Floats) -> float:
+        return float((self.strengths @ contrast).std(ddof=1))
+
+    def limits(self, contrast: Floats, _strength: Floats, level: float) -> tuple[float, float]:
+        low, high = percentile_limits(self.strengths @ contrast, max(self.groups, 2), level)
+        return float(low), float(high)
+
+
+# How intervals are made; the bootstrap refits and takes longer.
+INTERVAL_METHODS = ("sandwich", "bootstrap")

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from alignkit.errors import DataError, RecipeError
-from alignkit.evaluation.intervals import Floats, Interval, Ints, resampled_counts
+from alignkit.evaluation.intervals import (
+    Floats,
+    Interval,
+    Ints,
+    percentile_limits,
+    resampled_counts,
+    wilson,
+)
 from alignkit.evaluation.json_rows import Row, RowFile
 
 # The slope judges have where it can be measured, and its spread. Calibrated in sample, on the
@@ -149,7 +156,7 @@ def control_length(
         rates(*drawn) for drawn in _resamples(design, scores, resampling) if resampling.draws
     ]
     return _finished(
-        rate, _percentiles(resampled, resampling), float(coef), float(intercept), delta, gap
+        rate, _limits(scores, resampled, resampling), float(coef), float(intercept), delta, gap
     )
 
 
@@ -194,7 +201,7 @@ def control_length_alpacaeval(
     )[0]
     gap = abs(float(logistic(free[0])) - rate)
     coef, intercept = float(theta[0, 0]), float(theta[0, 2])
-    return _finished(rate, _percentiles(resampled, resampling), coef, intercept, delta, gap)
+    return _finished(rate, _limits(scores, resampled, resampling), coef, intercept, delta, gap)
 
 
 def _resamples(
@@ -220,11 +227,15 @@ def _resamples(
         yield counts[:, owner].astype(float), rows, target
 
 
-def _percentiles(resampled: Sequence[Floats], resampling: Resampling) -> Interval | None:
-    if not resampled:
+def _limits(scores: Floats, resampled: Sequence[Floats], resampling: Resampling) -> Interval | None:
+    """Percentiles of the refits; Wilson's interval where every score is the same."""
+    clusters = resampling.clusters
+    units = len(scores) if clusters is None else len(np.unique(clusters))
+    if not resampled or units < 2:
         return None
-    tail = (1 - resampling.level) / 2
-    low, high = np.quantile(np.concatenate(resampled), [tail, 1 - tail])
+    if np.all(scores == scores[0]):
+        return Interval(resampling.level, "wilson", *wilson(float(scores[0]), units))
+    low, high = percentile_limits(np.concatenate(resampled), units, resampling.level)
     return Interval(resampling.level, "bootstrap", float(low), float(high))
 
 

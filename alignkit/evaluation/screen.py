@@ -6,6 +6,7 @@ import unicodedata
 from typing import Any
 
 Report = dict[str, Any]
+MOST_PAIRS = 10
 
 
 def visible(text: str) -> str:
@@ -192,7 +193,21 @@ def _matrix_lines(report: Report) -> list[str]:
     width = max(len(name) for name in matrix["models"])
     held = [f"{row['name']} {row['coef']:+.2f}" for row in matrix["covariates"]]
     lines = [head, *(_rated(matrix, i, width) for i in order)]
-    return lines + ([f"  held equal (log odds per spread): {', '.join(held)}"] if held else [])
+    if held:
+        lines.append(f"  held equal (log odds per spread): {', '.join(held)}")
+    return [*lines, *_rating_gaps(report)]
+
+
+def _rating_gaps(report: Report) -> list[str]:
+    """Every two models, where they are few and no baseline gives the sharper paired differences."""
+    pairs = report["matrix"]["pairs"]
+    if report["against_baseline"] is not None or not 1 < len(pairs) <= MOST_PAIRS:
+        return []
+    return [
+        f"  {' - '.join(row['models'])}: {row['difference']:+.0f} "
+        f"[{row['ci']['low']:.0f}, {row['ci']['high']:.0f}]   p {_p(row['p_holm'])} (Holm)"
+        for row in pairs
+    ]
 
 
 def _rated(matrix: Report, i: int, width: int) -> str:

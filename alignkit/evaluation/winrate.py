@@ -18,7 +18,7 @@ import numpy as np
 from alignkit import __version__
 from alignkit.errors import DataError, RecipeError, pick
 from alignkit.evaluation import length_control as lc
-from alignkit.evaluation.bradley_terry import TIE_MODELS, Outcomes, ratings
+from alignkit.evaluation.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
 from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
 from alignkit.evaluation.intervals import (
     INTERVALS,
@@ -379,7 +379,8 @@ def matrix_of(judgements: Judgements, options: Options) -> tuple[dict[str, Any] 
     names = options.style
     given = differences(usable, names) if names else None
     outcomes = Outcomes(usable.models, usable.left, usable.right, usable.score, group, given)
-    found = ratings(outcomes, ties=options.bt_ties)
+    draws = options.bootstrap if options.bt_ci == "bootstrap" else 0
+    found = ratings(outcomes, ties=options.bt_ties, draws=draws, seed=options.seed)
     slopes = [{"name": n, "coef": c} for n, c in zip(names, found.covariates, strict=True)]
     return found.as_dict() | {"ties": options.bt_ties, "covariates": slopes}, found.warnings
 
@@ -471,9 +472,13 @@ def _check_options(ties: str, ci: str, bootstrap: int) -> None:
     pick(INTERVALS, ci, what="interval")
     if bootstrap < 0:
         raise RecipeError(f"--bootstrap is {bootstrap}", hint="Give a number from 0")
-    if ci == "bootstrap" and bootstrap < 100:
+    _check_draws("--ci", ci, bootstrap)
+
+
+def _check_draws(option: str, method: str, bootstrap: int) -> None:
+    if method == "bootstrap" and bootstrap < 100:
         raise RecipeError(
-            f"--ci bootstrap needs at least 100 resamples, not {bootstrap}",
+            f"{option} bootstrap needs at least 100 resamples, not {bootstrap}",
             hint="Raise --bootstrap",
         )
 
@@ -500,10 +505,13 @@ class Options:
     format: str | None = None
     sequential: bool = False
     bt_ties: str = "half"
+    bt_ci: str = "sandwich"
     covariates: str | None = None
 
     def __post_init__(self) -> None:
         _check_options(self.ties, self.ci, self.bootstrap)
+        pick(dict.fromkeys(INTERVAL_METHODS), self.bt_ci, what="interval of ratings")
+        _check_draws("--bt-ci", self.bt_ci, self.bootstrap)
         pick(TIE_MODELS, self.bt_ties, what="tie model")
         covariate_names(self.covariates or "style")
         lc.check_options(self.length_control, self.lc_slope, self.difficulty, self.reg_rows)
@@ -650,6 +658,7 @@ def winrate_report(
     format: str | None = None,
     sequential: bool = False,
     bt_ties: str = "half",
+    bt_ci: str = "sandwich",
     covariates: str | None = None,
 ) -> dict[str, Any]:
     """Read files of judgements and report the win rate of `a` against `b`, as JSON takes it."""
@@ -670,6 +679,7 @@ def winrate_report(
         format=format,
         sequential=sequential,
         bt_ties=bt_ties,
+        bt_ci=bt_ci,
         covariates=covariates,
     )
     return report_of(read_for(files, options), options, files)
