@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignkit.evaluation.agreement import agreement_lines
-from alignkit.evaluation.judgements import Judgements
+from alignkit.evaluation.intervals import Floats, Ints
+from alignkit.evaluation.judgements import Judgements, Texts
 from alignkit.evaluation.screen import percent, visible, winrate_lines
 from alignkit.evaluation.winrate import Pair, pair_of
 
@@ -110,16 +111,36 @@ def _rating_svg(matrix: Mapping[str, Any]) -> str:
 def winrate_page(report: Mapping[str, Any], judgements: Judgements) -> str:
     """The page of a win-rate report; `judgements` were read with their texts."""
     a, b = report["a"], report["b"]
+    two = a is not None and b is not None
     parts = [f"<pre>{safe(chr(10).join(winrate_lines(dict(report))))}</pre>"]
-    if a is not None and b is not None:
+    if two:
         parts.append(intervals_svg(_winrate_bars(report), 0, 1, 0.5, f"win rates of {a} over {b}"))
     if report["matrix"] is not None and len(report["matrix"]["models"]) > 2:
         parts.append(_rating_svg(report["matrix"]))
-    if a is not None and b is not None:
-        parts.append(_prompt_table(pair_of(judgements, a, b)))
+    if report["against_baseline"] is not None:
+        bars = _baseline_bars(report["against_baseline"])
+        parts.append(intervals_svg(bars, 0, 1, 0.5, f"win rates over {b}"))
+    parts.append(_prompt_table([pair_of(judgements, a, b)] if two else _pairs_that_met(judgements)))
     parts.append(_colophon(report))
-    title = f"{a} vs {b}" if a is not None and b is not None else "ratings of all models"
-    return page(title, parts)
+    return page(f"{a} vs {b}" if two else "ratings of all models", parts)
+
+
+def _baseline_bars(found: Mapping[str, Any]) -> list[Bar]:
+    return [
+        Bar(row["model"], row["win_rate"], row["ci"], percent(row["win_rate"]) + _limits(row["ci"]))
+        for row in found["models"]
+    ]
+
+
+def _pairs_that_met(judgements: Judgements) -> list[Pair]:
+    """Every two models that were judged against each other, named as their first row names them."""
+    met: dict[frozenset[int], tuple[int, int]] = {}
+    sides = np.unique(np.stack([judgements.left, judgements.right]), axis=1, return_index=True)
+    for x, y in sides[0].T[np.argsort(sides[1])].tolist():
+        met.setdefault(frozenset((x, y)), (x, y))
+    names = judgements.models
+    pairs = (pair_of(judgements, names[x], names[y]) for x, y in met.values())
+    return [pair for pair in pairs if len(pair.scores)]
 
 
 def agreement_page(report: Mapping[str, Any]) -> str:
@@ -186,57 +207,92 @@ def _colophon(report: Mapping[str, Any]) -> str:
 VERDICTS = {1: "won", 0: "tied", -1: "lost"}
 
 
-def _prompt_table(pair: Pair) -> str:
-    order = np.argsort(-np.abs(pair.scores - 0.5), kind="stable")[:MOST_PROMPTS]
-    asked = np.bincount(pair.judgements.prompt, minlength=len(pair.judgements.prompts))
-    rows = "".join(_prompt_row(pair, int(i), int(asked[pair.prompts[i]])) for i in order)
-    hidden = len(pair.scores) - len(order)
-    note = (
-        f"<p>The {len(order)} most one-sided prompts; {hidden} more are in the file."
-        if (hidden)
-        else ""
+class Row(NamedTuple):
+    """One prompt of one pair of models, as the table shows it."""
+
+    pair: int
+    i: int
+    lean: float
+
+
+def _prompt_table(pairs: Sequence[Pair]) -> str:
+    """All prompts, the most one-sided first; of several pairs of models, each pair's."""
+    every = [
+        Row(number, i, abs(float(score) - 0.5))
+        for number, pair in enumerate(pairs)
+        for i, score in enumerate(pair.scores)
+    ]
+    shown = sorted(every, key=lambda row: -row.lean)[:MOST_PROMPTS]
+    facts = [_facts(pair) for pair in pairs]
+    rows = "".join(
+        _prompt_row(pairs[row.pair], row, *facts[row.pair], named=len(pairs) > 1) for row in shown
     )
+    hidden = len(every) - len(shown)
+    note = f"<p>The {len(shown)} most one-sided; {hidden} more are in the file." if hidden else ""
     buttons = "".join(
         f'<button type="button" data-show="{name}" aria-pressed="{str(not name).lower()}">'
         f"{name or 'all'}</button>"
         for name in ("", "won", "tied", "lost")
     )
+    sides = f"{safe(pairs[0].a)} and {safe(pairs[0].b)}" if len(pairs) == 1 else "both answers"
     return (
         f"<h2>Prompts</h2>{note}"
-        f'<div class="bar" role="group" aria-label="filter">{buttons}'
+        f'<div class="bar" role="group" aria-label="filter">{_pair_choice(pairs)}{buttons}'
         '<input type="search" placeholder="find in texts" aria-label="find in texts">'
         '<span role="status" class="count"></span></div>'
         "<table><thead><tr>"
         '<th><button type="button" data-sort="index">prompt</button>'
+        f"{'<th>models' if len(pairs) > 1 else ''}"
         '<th><button type="button" data-sort="score">score</button>'
         '<th><button type="button" data-sort="lean">|s − ½|</button>'
-        f"<th>verdict<th>judged<th>{safe(pair.a)} and {safe(pair.b)}"
+        '<th><button type="button" data-sort="spread">disagreement</button>'
+        f"<th>verdict<th>judged<th>{sides}"
         f"</thead><tbody>{rows}</tbody></table>"
     )
 
 
-def _prompt_row(pair: Pair, i: int, asked: int) -> str:
-    prompt, score = int(pair.prompts[i]), float(pair.scores[i])
+def _pair_choice(pairs: Sequence[Pair]) -> str:
+    if len(pairs) < 2:
+        return ""
+    options = "".join(
+        f'<option value="{number}">{safe(pair.a)} vs {safe(pair.b)}</option>'
+        for number, pair in enumerate(pairs)
+    )
+    return f'<select aria-label="models"><option value="">all models</option>{options}</select>'
+
+
+def _facts(pair: Pair) -> tuple[Ints, Floats]:
+    """How often each prompt was judged, and how far its judgements lie apart; by its number."""
+    own, n = pair.judgements, len(pair.judgements.prompts)
+    known = ~np.isnan(own.score)
+    low, high = np.ones(n), np.zeros(n)
+    np.minimum.at(low, own.prompt[known], own.score[known])
+    np.maximum.at(high, own.prompt[known], own.score[known])
+    return np.bincount(own.prompt, minlength=n), np.maximum(high - low, 0.0)
+
+
+def _prompt_row(pair: Pair, row: Row, asked: Ints, spread: Floats, *, named: bool) -> str:
+    prompt, score = int(pair.prompts[row.i]), float(pair.scores[row.i])
     verdict = VERDICTS[int(np.sign(round(score - 0.5, 12)))]
-    kept = pair.judgements.texts[prompt] if pair.judgements.texts else None
-    shown = (
-        ""
-        if kept is None
-        else "".join(
-            f"<div><h3>{safe(name)}</h3><pre>{safe(text)}</pre></div>"
-            for name, text in (
-                ("prompt", kept.prompt),
-                (pair.a, kept.outputs.get(pair.a)),
-                (pair.b, kept.outputs.get(pair.b)),
-            )
-            if text is not None
-        )
+    apart = float(spread[prompt])
+    kept = pair.judgements.texts[prompt] if pair.judgements.texts else Texts()
+    sides = (
+        ("prompt", kept.prompt),
+        (pair.a, kept.outputs.get(pair.a)),
+        (pair.b, kept.outputs.get(pair.b)),
+    )
+    shown = "".join(
+        f"<div><h3>{safe(name)}</h3><pre>{safe(text)}</pre></div>"
+        for name, text in sides
+        if text is not None
     )
     texts = f'<details><summary>show</summary><div class="sides">{shown}</div></details>'
+    models = f"<td>{safe(pair.a)} vs {safe(pair.b)}" if named else ""
     return (
-        f'<tr data-index="{i}" data-score="{score:.6f}" data-lean="{abs(score - 0.5):.6f}" '
-        f'data-verdict="{verdict}"><td>{safe(pair.judgements.prompts[prompt])}'
-        f"<td>{score:.3f}<td>{abs(score - 0.5):.3f}<td>{verdict}<td>{asked}"
+        f'<tr data-index="{prompt}" data-score="{score:.6f}" data-lean="{row.lean:.6f}" '
+        f'data-spread="{apart:.6f}" data-pair="{row.pair}" data-verdict="{verdict}">'
+        f"<td>{safe(pair.judgements.prompts[prompt])}{models}"
+        f"<td>{score:.3f}<td>{row.lean:.3f}<td>{apart:.3f}<td>{verdict}<td>{asked[prompt]}"
         f"<td>{texts if shown else 'no texts in the file'}"
     )
 
@@ -259,12 +315,13 @@ svg circle{fill:var(--mark)}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th button{white-space:nowrap}
 th,td{text-align:left;vertical-align:top;padding:.4rem .6rem;border-bottom:1px solid var(--line)}
-td:last-child{width:60%}
+td:last-child{width:50%}
 .bar{display:flex;gap:.5rem;flex-wrap:wrap;align-items:center;margin:.6rem 0}
-button,input{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);
+button,input,select{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);
 border-radius:.4rem;padding:.2rem .7rem}
 button[aria-pressed=true]{border-color:var(--mark);color:var(--mark)}
-button:focus-visible,input:focus-visible,summary:focus-visible{outline:3px solid var(--mark)}
+button:focus-visible,input:focus-visible,select:focus-visible,
+summary:focus-visible{outline:3px solid var(--mark)}
 .sides{display:grid;grid-template-columns:1fr 1fr;gap:.6rem}
 .sides>div:first-child:nth-last-child(3){grid-column:1/-1}
 @media(max-width:45rem){.sides{grid-template-columns:1fr}}
@@ -277,6 +334,7 @@ SCRIPT = """
   if (!body) return;
   const rows = [...body.rows];
   const search = document.querySelector('input[type=search]');
+  const models = document.querySelector('select');
   const count = document.querySelector('.count');
   let wanted = '', key = 'lean', down = true;
   const show = () => {
@@ -284,11 +342,12 @@ SCRIPT = """
     let left = 0;
     for (const row of rows) {
       const fits = (!wanted || row.dataset.verdict === wanted) &&
+        (!models || !models.value || row.dataset.pair === models.value) &&
         (!word || row.textContent.toLowerCase().includes(word));
       row.hidden = !fits;
       left += fits;
     }
-    count.textContent = left + ' of ' + rows.length + ' prompts';
+    count.textContent = left + ' of ' + rows.length + ' rows';
   };
   const all = name => document.querySelectorAll(name);
   all('[data-show]').forEach(button => button.addEventListener('click', () => {
@@ -304,6 +363,7 @@ SCRIPT = """
     body.append(...rows);
   }));
   search.addEventListener('input', show);
+  if (models) models.addEventListener('change', show);
   show();
 })();
 """
