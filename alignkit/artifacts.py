@@ -30,6 +30,7 @@ LOCK = ".lock"
 WORK_ONLY = ("checkpoints", LOCK)
 MAX_MANIFEST = 16 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "Free some space and run the same command again"
 PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "bitsandbytes", "safetensors")
 
 # The only environment variables that are ever recorded.
@@ -295,17 +296,18 @@ def disk_full_named(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise DiskFull(*_full(directory)) from None
+        raise disk_full(directory) from None
     except Exception as error:
         # safetensors reports its own class with the system's words in it.
         if "os error 28" not in str(error) and "os error 122" not in str(error):
             raise
-        raise DiskFull(*_full(directory)) from None
+        raise disk_full(directory) from None
 
 
-def _full(directory: Path) -> tuple[str]:
+def disk_full(directory: Path) -> DiskFull:
+    """The error to raise where there is no space left."""
     free = shutil.disk_usage(existing(directory)).free
-    return (f"disk full at {directory}: {readable(free)} free",)
+    return DiskFull(f"disk full at {directory}: {readable(free)} free", hint=MAKE_ROOM)
 
 
 def existing(path: Path) -> Path:
@@ -336,8 +338,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 f"{what} is in use by process {holder}",
                 hint="Wait for it, or stop it; it saves its work when interrupted",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with disk_full_named(path.parent):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)

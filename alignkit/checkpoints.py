@@ -31,9 +31,11 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from alignkit.artifacts import (
+    MAKE_ROOM,
     FileSeal,
     check_file,
     differences,
+    disk_full,
     disk_full_named,
     existing,
     fsync,
@@ -94,13 +96,12 @@ def save_checkpoint(
             write(temporary)
             final = directory / f"{PREFIX}{step}"
             seal(temporary, final, fingerprint)
-    except DiskFull as error:
+    except DiskFull:
+        error = disk_full(directory)
         shutil.rmtree(temporary, ignore_errors=True)
         last = _steps(directory)
         kept = f"; the last good checkpoint is {PREFIX}{last[-1]}" if last else ""
-        raise DiskFull(
-            error.message + kept, hint="Free some space and run the same command again"
-        ) from None
+        raise DiskFull(error.message + kept, hint=error.hint) from None
     _rotate(directory, keep, also_keep)
     return final
 
@@ -559,7 +560,7 @@ def _check_space(directory: Path) -> None:
         raise DiskFull(
             f"disk full at {directory}: a checkpoint needs about {readable(needed)}, "
             f"{readable(free)} are free; the last good checkpoint is {last.name}",
-            hint="Free some space and run the same command again",
+            hint=MAKE_ROOM,
         )
 
 

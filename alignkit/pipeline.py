@@ -26,6 +26,7 @@ from alignkit.artifacts import (
     MANIFEST,
     Manifest,
     differences,
+    disk_full_named,
     drop_work,
     locked,
     make_directory,
@@ -44,6 +45,7 @@ from alignkit.artifacts import (
 from alignkit.errors import (
     AlignkitError,
     DataError,
+    DiskFull,
     ErrorList,
     GateMissed,
     Interrupted,
@@ -154,6 +156,7 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
     """
     quiet_libraries()
     with (
+        _how_to_go_on(options),
         private_files(),
         locked(plan.directory / LOCK, str(plan.directory)),
         interruptible(),
@@ -178,7 +181,12 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
     quiet_libraries()
-    with private_files(), _working_in(partial, str(output)), interruptible():
+    with (
+        _how_to_go_on(options),
+        private_files(),
+        _working_in(partial, str(output)),
+        interruptible(),
+    ):
         if fresh:
             _clear(output, partial)
         _refuse_other_settings(planned, options)
@@ -241,6 +249,21 @@ def interruptible() -> Iterator[None]:
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _how_to_go_on(options: Options) -> Iterator[None]:
+    """What stopped a run that can be gone on with is told with the command that does it."""
+    try:
+        yield
+    except (DiskFull, Interrupted) as error:
+        lead = error.hint or "Run the same command again to go on"
+        error.hint = f"{lead}: {without_secrets(_command(options))}"
+        raise
+
+
+def _command(options: Options) -> str:
+    return options.command or shlex.join(["alignkit", *sys.argv[1:]])
 
 
 class _Terminated(KeyboardInterrupt):
@@ -333,7 +356,7 @@ def _manifest_fields(
         "metrics": dict(metrics),
         "started": started,
         "finished": _now(),
-        "command": options.command or shlex.join(["alignkit", *sys.argv[1:]]),
+        "command": _command(options),
     }
 
 
@@ -347,7 +370,8 @@ def _write_embedded(stages: Sequence[PlannedStage]) -> None:
                 make_directory(entry.path.parent)
                 seed = int(entry.path.stem.rpartition("-")[2])
                 scratch = entry.path.with_suffix(".partial")
-                write(entry.embedded, seed, scratch).replace(entry.path)
+                with disk_full_named(entry.path.parent):
+                    write(entry.embedded, seed, scratch).replace(entry.path)
 
 
 def _set_aside(directory: Path, options: Options) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.artifacts import (
+    disk_full_named,
     plain_value,
     private_files,
     versions,
@@ -30,7 +31,7 @@ def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = Fal
     """
     content = without_secrets(plain_value(_summary(plan, outcomes)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    with private_files():
+    with private_files(), disk_full_named(plan.directory):
         scratch = plan.directory / f".{SUMMARY}.tmp"
         write_durably(scratch, text.encode())
         scratch.replace(plan.directory / SUMMARY)

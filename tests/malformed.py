@@ -14,7 +14,6 @@ import os
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -26,6 +25,7 @@ import pytest
 
 from alignkit.data.files import MAX_LINE
 from alignkit.model_files import EMBEDDED
+from tests.disks import small_disk
 
 # Words of a command and of what is said may name what `before` found out: {port}, {pid}.
 Before = Callable[[Path], AbstractContextManager[Mapping[str, object]]]
@@ -350,22 +350,9 @@ MODELS = [
 
 
 @contextmanager
-def small_disk(place: Path, kibibytes: int = 64) -> Iterator[Path]:
-    """A file system of this size; the test is skipped where we may not mount one."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-@contextmanager
 def full_disk(place: Path) -> Iterator[Mapping[str, object]]:
     """`small` is a file system of 64 KiB."""
-    with small_disk(place / "small"):
+    with small_disk(place / "small", 64):
         yield {}
 
 

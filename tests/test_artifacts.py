@@ -34,6 +34,7 @@ from alignkit.artifacts import (
     write_manifest,
 )
 from alignkit.errors import AlignkitError, DiskFull, ModelError, RecipeError, TrainingFailed
+from tests.disks import small_disk
 
 FIELDS: dict[str, Any] = {
     "kind": "sft",
@@ -298,28 +299,23 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KiB; skipped where we may not mount one."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KiB."""
+    with small_disk(tmp_path / "small", 300) as place:
+        yield place
 
 
-def test_a_full_disk_is_called_full(small_disk: Path) -> None:
-    with pytest.raises(DiskFull, match="disk full at .*small"), publishing(small_disk / "out") as p:
+def test_a_full_disk_is_called_full(small: Path) -> None:
+    with pytest.raises(DiskFull, match="disk full at .*small"), publishing(small / "out") as p:
         (p / "big").write_bytes(bytes(500_000))
-    assert not (small_disk / "out").exists()
+    assert not (small / "out").exists()
 
 
-def test_a_full_disk_is_called_full_by_safetensors_too(small_disk: Path) -> None:
+def test_a_full_disk_is_called_full_by_safetensors_too(small: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    with pytest.raises(DiskFull, match="disk full"), publishing(small_disk / "out") as partial:
+    with pytest.raises(DiskFull, match="disk full"), publishing(small / "out") as partial:
         save_file({"a": torch.zeros(200_000)}, partial / "adapter_model.safetensors")
 
 

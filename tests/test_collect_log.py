@@ -13,8 +13,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -29,6 +27,7 @@ from alignkit.data.read import load_rankings
 from alignkit.data.records import Event
 from alignkit.errors import AlignkitError, DataError, DiskFull
 from tests.collect_data import item, items, lines, write
+from tests.disks import small_disk
 
 WRITERS = 8
 LONG = "ALIGNKIT_LONG_TESTS"
@@ -217,19 +216,6 @@ def test_after_a_failing_disk_nothing_more_is_promised(
         monkeypatch.undo()
         with pytest.raises(AlignkitError, match="the disk failed"):
             log.append(event())
-
-
-@contextmanager
-def small_disk(directory: Path, kilobytes: int) -> Iterator[Path]:
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 def test_on_a_full_disk_what_was_acknowledged_is_readable(tmp_path: Path) -> None:

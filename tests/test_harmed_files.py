@@ -1,4 +1,4 @@
-"""One byte changed, cut off or gone, in every file that any stage leaves: found, named, left behind.
+"""One byte changed, cut off or gone, in every file of every stage: found, named, left behind.
 
 All kinds of stages are run once; whatever files they and their checkpoints consist of are harmed
 one after the other, so a new kind of file is covered without being listed here.

@@ -434,33 +434,3 @@ def test_killed_runs_of_every_stage_end_in_the_same_weights() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 kills, 1 inside a save") == 4
     assert done.stdout.count(" 0 wrong") == 4
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_leaves_a_run_to_go_on_with(
-    rows: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A file system of 900 KiB holds one checkpoint, not two; then it is given room."""
-    place = rows / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    command = [
-        "sft", "--data", "rows.jsonl", "--output", "small/out", "--max-steps", "6",
-        "--save-steps", "2", "--per-device-train-batch-size", "2", "--lora-r", "8",
-    ]  # fmt: skip
-    try:
-        said = alignkit(capsys, *command)
-        assert said.code == 1
-        assert "disk full at" in said.err
-        assert "the last good checkpoint is checkpoint-2" in said.err
-        assert "Free some space and run the same command again" in said.err
-        assert not (place / "out").exists()
-        subprocess.run(["mount", "-o", "remount,size=30m", str(place)], check=True)
-        said = alignkit(capsys, *command)
-        assert said.code == 0, said.err
-        assert "going on from checkpoint-2" in said.err
-        assert (place / "out" / "manifest.json").is_file()
-    finally:
-        subprocess.run(["umount", str(place)], check=True)

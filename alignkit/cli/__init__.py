@@ -6,6 +6,7 @@ answers at once. To add a command: write it in a sibling module and add one line
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -36,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tiny-base": ("alignkit.cli.tiny", "tiny_base", "Pretrain the embedded base model again."),
     "doctor": ("alignkit.cli.doctor", "doctor", "What this machine can do, and what is missing."),
 }
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LazyGroup(click.Group):
@@ -132,6 +136,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            click.echo(f"disk full at {error.filename or os.getcwd()}. Free some space", err=True)
+            sys.exit(1)
         from alignkit.cli.crash import tell_crash
 
         tell_crash(error)
