@@ -216,21 +216,21 @@ def test_ratings_by_bootstrap(n: int) -> None:
 @every_n
 @pytest.mark.parametrize("mode", ["prior", "free"])
 def test_length_controlled_rate(n: int, mode: str) -> None:
-    """Two orders of n prompts in pairs that share a verdict; the slope is drawn from the prior."""
+    """n prompts in both orders, two of which share their verdicts; the slope is the prior's."""
 
     def draw(generator: np.random.Generator) -> bool:
-        len_a, len_b = np.repeat(generator.uniform(50, 500, (2, n)), 2, axis=1)
+        len_a, len_b = np.repeat(generator.uniform(50, 500, (2, n // 2)), 2, axis=1)
         delta = (len_b - len_a) / (len_b - len_a).std(ddof=1)
         slope = generator.normal(-1.0, 0.1) if mode == "prior" else -1.3
         chance = logistic(0.3 + slope * np.tanh(delta))
-        drawn = np.repeat(generator.uniform(size=(2, n)), 2, axis=1)
+        drawn = np.repeat(generator.uniform(size=(2, n // 2)), 2, axis=1)
         scores = (drawn < chance).mean(axis=0)
-        clusters = np.repeat(np.arange(n), 2)
-        resampling = Resampling(250 if n == 500 else 400, seed_of(generator), clusters)
+        clusters = np.repeat(np.arange(n // 2), 2)
+        resampling = Resampling(300, seed_of(generator), clusters)
         found = control_length(scores, len_a, len_b, resampling, mode=mode)
         return holds(found.ci, float(logistic(np.array(0.3))))
 
-    assert 0.93 <= held(draw, 300 if n == 500 else 900, n) <= 0.97
+    assert 0.93 <= held(draw, 600 if n == 500 else 1200, n) <= 0.97
 
 
 @every_n
@@ -245,14 +245,14 @@ def test_length_controlled_rate_of_alpacaeval(n: int) -> None:
         difficulty = generator.normal(size=n)
         chance = logistic(np.column_stack([np.tanh(delta), difficulty, np.ones(n)]) @ weights)
         scores = (generator.uniform(size=(2, n)) < chance).mean(axis=0)
-        other = generator.normal(size=(2, 2 * n))
+        other = generator.normal(size=(2, n))
         preference = logistic(weights[0] * np.tanh(other[0]) + weights[1] * other[1])
-        rows = Regulariser(*other, preference, np.full(2 * n, 0.1))
+        rows = Regulariser(*other, preference, np.full(n, 0.1))
         resampling = Resampling(200, seed_of(generator))
         found = control_length_alpacaeval(scores, len_a, len_b, difficulty, rows, resampling)
         return holds(found.ci, truth)
 
-    assert 0.93 <= held(draw, 400, n) <= 0.97
+    assert 0.93 <= held(draw, 600 if n == 500 else 1200, n) <= 0.97
 
 
 # --- agreement, reward models, perplexity -------------------------------------------------------
