@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from alignkit.backbone import POLICY, REWARD, Backbone
 from alignkit.cli.evaluate import evaluate
+from alignkit.data.chat import Encoder
 from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Message
 from alignkit.errors import AlignkitError
@@ -34,12 +35,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+ASKED = ["sort: 3 1 2", "reverse: abc", "hello", "count: a a", "x", "y"]
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     rows = [
         {"kind": "prompt", "id": f"q{i}", "prompt": [{"role": "user", "content": text}]}
-        for i, text in enumerate(["sort: 3 1 2", "reverse: abc", "hello", "count: a a", "x", "y"])
+        for i, text in enumerate(ASKED)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -85,6 +89,65 @@ def test_two_policies_and_a_function(
     again = json.loads(hold(prompts, tmp_path, *policies, "--judge", "judge_for_contest:longer")[1])
     assert [file.read_bytes() for file in answers] == before
     assert again["win_rate"] == report["win_rate"]
+
+
+def test_distance_from_the_baseline_is_that_of_the_logits(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """KL by the report against log-softmax of plain forward passes over what was kept."""
+    judge = ["--judge", "bleu:" + str(references(tmp_path, prompts))]
+    policies = ["--policies", "base=tiny", f"loud={run}", "--baseline", "base"]
+    code, text = hold(prompts, tmp_path, *policies, *judge)
+    assert code == 0, text
+    report = json.loads(text)
+    assert (report["kl"]["n"], report["a"]) == (6, "loud")
+    backbone = Backbone.load(BackboneConfig(model_name_or_path="tiny", quantization="none"))
+    backbone.load_adapter(POLICY, run / "adapter")
+    encoder = Encoder(backbone.tokenizer)
+    (kept,) = (tmp_path / "work").glob("completions-loud-*.jsonl")
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    asked = [[Message(role="user", content=p)] for p in ASKED]
+    ratios = []
+    for messages, row in zip(asked, rows, strict=True):
+        start = encoder.prompt_ids(messages)
+        ids = torch.tensor([start + row["ids"]])
+        sums = []
+        for adapter in (POLICY, None):
+            with backbone.role(adapter) as model, torch.no_grad():
+                logps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+            places = range(len(start), ids.shape[1])
+            sums.append(sum(logps[i - 1, ids[0, i]].item() for i in places))
+        ratios.append(sums[0] - sums[1])
+    assert report["kl"]["value"] == pytest.approx(sum(ratios) / 6, rel=1e-3)
+    assert report["kl"]["ci"]["low"] < report["kl"]["value"] < report["kl"]["ci"]["high"]
+    # What is not sampled as it is likely says nothing about KL.
+    code, text = hold(prompts, tmp_path, *policies, *judge, "--temperature", "0.5")
+    assert json.loads(text)["kl"] is None
+    assert [own["temperature"] for own in json.loads(text)["settings"]] == [0.5]
+
+
+def references(tmp_path: Path, prompts: Path) -> Path:
+    path = tmp_path / "references.jsonl"
+    rows = [json.loads(line)["prompt"][0]["content"] for line in prompts.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"prompt": p, "reference": p}) + "\n" for p in rows))
+    return path
+
+
+def test_what_a_prompt_knows_reaches_the_report(run: Path, prompts: Path, tmp_path: Path) -> None:
+    """Category, cluster and group of a prompt; and one id on two prompts is two prompts."""
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"id": f"q{i % 3}", "extra": {"category": "xy"[i % 2], "shop": i // 2}}
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = ["--judge", "bleu:" + str(references(tmp_path, prompts))]
+    policies = ["--policies", "base=tiny", f"loud={run}", "--baseline", "base"]
+    code, text = hold(prompts, tmp_path, *policies, *judge, "--cluster", "shop")
+    assert code == 0, text
+    report = json.loads(text)
+    assert report["n_prompts"] == 6
+    assert [(row["name"], row["n"]) for row in report["per_category"]] == [("x", 3), ("y", 3)]
+    kept = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
+    assert [row["prompt_id"] for row in kept] == ["q0", "q1", "q2", "q0 (2)", "q1 (2)", "q2 (2)"]
 
 
 def reward_run(directory: Path, seed: int) -> Path:

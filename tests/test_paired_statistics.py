@@ -181,7 +181,7 @@ def test_a_bet_does_not_know_the_score_it_is_on() -> None:
     for t in range(40):
         other = scores.copy()
         other[t] = 1 - scores[t]
-        bets, changed = _bets(scores, 0.05), _bets(other, 0.05)
+        bets, changed = (_bets(s, np.ones(40), 0.05) for s in (scores, other))
         assert bets[: t + 1].tolist() == changed[: t + 1].tolist()
         assert t == 39 or bets[t + 1] != changed[t + 1]
 

@@ -42,6 +42,7 @@ def hold(
         completions,
         contest,
         for_people,
+        log_ratios,
         parse_policies,
     )
     from alignkit.pipeline import quiet_libraries
@@ -58,16 +59,35 @@ def hold(
         judge_named(spec, settings=settings, backbones=backbones) for spec in judges
     ]
     plan = Sampling(seed=options.seed, **sampling)
-    answers = {
+    said = {
         entrant.name: completions(entrant, asked, plan, work, backbones, progress_bar)
         for entrant in entrants
     }
+    reference = next(entrant for entrant in entrants if entrant.name == baseline)
+    distances = {
+        one.name: log_ratios(
+            one, reference, asked, said[one.name], plan, work, backbones, progress_bar
+        )
+        for one in entrants
+        if one is not reference
+    }
+    answers = {name: [answer.text for answer in own] for name, own in said.items()}
     for_people(asked, answers, work / "candidates.jsonl")
     told = {"temperature": plan.temperature, "top_p": plan.top_p, "seed": plan.seed}
     told |= {"max_new_tokens": plan.max_new_tokens}
     target = work / "judgements.jsonl"
     try:
-        contest(entrants, baseline, asked, jury, answers, target, progress_bar, settings=told)
+        contest(
+            entrants,
+            baseline,
+            asked,
+            jury,
+            answers,
+            target,
+            progress_bar,
+            settings=told,
+            distances=distances,
+        )
     finally:
         for judge in jury:
             if isinstance(judge, LlmJudge):

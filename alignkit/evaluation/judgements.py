@@ -42,6 +42,10 @@ class Judged(NamedTuple):
     error: str | None = None
     injects_a: bool | None = None  # whether the completion talks to the judge
     injects_b: bool | None = None
+    worth_a: float | None = None  # what a judge that scores answers by themselves gave each
+    worth_b: float | None = None
+    log_ratio_a: float | None = None  # log p(output_a) by its own model minus by the other, nats
+    log_ratio_b: float | None = None
 
 
 @dataclass
@@ -71,6 +75,14 @@ class Judgements:
     right_hash: Ints
     left_injects: Floats  # 1 when the completion talks to the judge, nan when nobody looked
     right_injects: Floats
+    left_worth: Floats  # the judge's score of the completion, nan when unknown
+    right_worth: Floats
+    left_log_ratio: Floats  # log p of the completion by its own model minus by the other
+    right_log_ratio: Floats
+    failure: Ints  # number of the reason in `failures`, -1 for a usable judgement
+    failures: list[str]
+    settings: list[dict[str, Any]]  # how the completions were sampled, each way once
+    templates: list[str]  # digests of the wordings judges were asked with
     clusters: Ints | None  # (prompts,)
     cluster_names: list[str]
     categories: list[str | None]  # (prompts,)
@@ -99,6 +111,15 @@ _COLUMNS = (
     "right_hash",
     "left_injects",
     "right_injects",
+    "left_worth",
+    "right_worth",
+    "left_log_ratio",
+    "right_log_ratio",
+    "failure",
+)
+# Columns of the left side and of the right one, which change places when a row is turned round.
+SIDED = tuple(
+    (name, name.replace("left", "right", 1)) for name in _COLUMNS if name.startswith("left")
 )
 
 
@@ -131,6 +152,12 @@ def _text(row: Row, key: str) -> str | None:
 def _flag(row: Row, key: str) -> bool | None:
     value = _looked_up(row, key)
     return value if isinstance(value, bool) else None
+
+
+def _measure(row: Row, key: str) -> float | None:
+    """A number of the row or its `extra`; None for anything else, which is not ours to refuse."""
+    value = _looked_up(row, key)
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 
 
 def _length(row: Row, key: str) -> int | None:
@@ -199,6 +226,10 @@ def _read_judgement(row: Row) -> Iterator[Judged]:
         error=_text(row, "error"),
         injects_a=_flag(row, "injection_a"),
         injects_b=_flag(row, "injection_b"),
+        worth_a=_measure(row, "score_a"),
+        worth_b=_measure(row, "score_b"),
+        log_ratio_a=_measure(row, "log_ratio_a"),
+        log_ratio_b=_measure(row, "log_ratio_b"),
     )
 
 
@@ -323,6 +354,9 @@ class _Builder:
         self.categories: list[str | None] = []
         self.texts: list[Texts] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        self.failures: dict[str, int] = {}
+        self.settings: list[dict[str, Any]] = []
+        self.templates: dict[str, None] = {}
 
     def add(self, judged: Judged, row: Row) -> None:
         if judged.a == judged.b:
@@ -341,13 +375,30 @@ class _Builder:
             _measured(judged.output_b, judged.len_b),
             0 if judged.output_a is None else hash(judged.output_a),
             0 if judged.output_b is None else hash(judged.output_b),
-            math.nan if judged.injects_a is None else float(judged.injects_a),
-            math.nan if judged.injects_b is None else float(judged.injects_b),
+            *(math.nan if value is None else float(value) for value in judged[_FIRST_MEASURE:]),
+            -1 if judged.score is not None else self._failure(judged.error),
         )
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
+        self._note(row)
         if self.keep_texts:
             self._keep(self.texts[prompt], judged)
+
+    def _failure(self, error: str | None) -> int:
+        """The number of the reason, which stands before the error's colon."""
+        reason = (error or "no verdict").partition(":")[0].strip()[:LONGEST_REASON]
+        return self.failures.setdefault(reason or "no verdict", len(self.failures))
+
+    def _note(self, row: Row) -> None:
+        """How the completions were sampled and the judge was asked, where the row says so."""
+        extra = row.get("extra")
+        if not isinstance(extra, dict):
+            return
+        settings, template = extra.get("settings"), extra.get("template")
+        if isinstance(settings, dict) and settings not in self.settings:
+            self.settings.append(settings)
+        if isinstance(template, str):
+            self.templates[template] = None
 
     def _prompt(self, judged: Judged, row: Row) -> int:
         name = judged.prompt_id
@@ -396,13 +447,20 @@ class _Builder:
             categories=self.categories,
             texts=self.texts if self.keep_texts else [],
             inputs=inputs,
+            failures=list(self.failures),
+            settings=self.settings,
+            templates=list(self.templates),
             **arrays,
         )
 
 
-_FLOATS = {"score", "left_length", "right_length", "left_injects", "right_injects"}
+_FIRST_MEASURE = Judged._fields.index("injects_a")  # from here on fields are numbers or None
+LONGEST_REASON = 60
+_INTEGERS = frozenset(
+    {"prompt", "left", "right", "judge", "left_hash", "right_hash", "failure", "first"}
+)
 _TYPES: dict[str, type[np.generic]] = {
-    name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS
+    name: np.int64 if name in _INTEGERS else np.float64 for name in _COLUMNS
 } | {"first": np.int8}
 
 

@@ -24,6 +24,7 @@ def winrate_lines(report: Report) -> list[str]:
     if report["a"] is None or report["b"] is None:
         return [*_matrix_lines(report), *_against(report), *_people(report), *_warnings(report)]
     lines = [_who(report), _headline(report), *_length(report), _position(report)]
+    lines += [_failures(report), _distance(report["a"], report["b"], report["kl"])]
     lines += [*_categories(report), *_by_judge(report["per_judge"])]
     lines += [*_people(report), *_looked_early(report)]
     return [line for line in [*lines, *_warnings(report)] if line]
@@ -116,6 +117,22 @@ def _position(report: Report) -> str:
     return "   ".join(part for part in (", ".join(parts), seen) if part)
 
 
+def _failures(report: Report) -> str:
+    """Why judgements failed, where a reason is known."""
+    reasons = report["failures"]
+    if not reasons.keys() - {"no verdict"}:
+        return ""
+    return "failed: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+
+
+def _distance(a: str, b: str, kl: Report | None) -> str:
+    if kl is None:
+        return ""
+    ci = kl["ci"]
+    bounds = "" if ci is None else f" [{ci['low']:.3g}, {ci['high']:.3g}]"
+    return f"KL of {a} from {b} {kl['value']:.3g}{bounds} nats a completion"
+
+
 def _categories(report: Report) -> list[str]:
     rows = report["per_category"] or []
     if len(rows) < 2:
@@ -162,7 +179,7 @@ def _looked_early(report: Report) -> list[str]:
     if found is None:
         return []
     after = found["decided_after"]
-    when = "not decided yet" if after is None else f"decided after {after} prompts"
+    when = "not decided yet" if after is None else f"decided after {after} {found['units']}"
     return [f"valid however often looked at: {_bracket(found['ci'])} 95 %, {when}"]
 
 
@@ -176,10 +193,13 @@ def _against(report: Report) -> list[str]:
         rate = f"{percent(row['win_rate'])} {_bracket(row['ci'])}"
         lines.append(f"  {row['model']} vs {report['b']}: {rate}   n {row['n']}")
         lines += _by_judge(row["per_judge"], "    ")
+        distance = _distance(row["model"], report["b"], row["kl"])
+        lines += [f"    {distance}"] if distance else []
     for row in found["differences"]:
         x, y = row["models"]
         gap = f"{100 * row['difference']:+.1f} points"
-        lines.append(f"  {x} - {y}: {gap} {_bracket(row['ci'])}   p {_p(row['p_holm'])} (Holm)")
+        p = f"p {_p(row['p_holm'])} (Holm), McNemar {_p(row['mcnemar']['p'])}"
+        lines.append(f"  {x} - {y}: {gap} {_bracket(row['ci'])}   {p}")
     return lines
 
 
@@ -193,6 +213,7 @@ def _matrix_lines(report: Report) -> list[str]:
     width = max(len(name) for name in matrix["models"])
     held = [f"{row['name']} {row['coef']:+.2f}" for row in matrix["covariates"]]
     lines = [head, *(_rated(matrix, i, width) for i in order)]
+    lines += [f"  {text}" for text in [_failures(report)] if text]
     if held:
         lines.append(f"  held equal (log odds per spread): {', '.join(held)}")
     return [*lines, *_rating_gaps(report)]

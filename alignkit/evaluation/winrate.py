@@ -19,7 +19,7 @@ from alignkit import __version__
 from alignkit.errors import DataError, RecipeError, pick
 from alignkit.evaluation import length_control as lc
 from alignkit.evaluation.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
-from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
+from alignkit.evaluation.distributions import holm, normal_quantile, sign_test, t_quantile
 from alignkit.evaluation.intervals import (
     INTERVALS,
     Estimate,
@@ -30,7 +30,7 @@ from alignkit.evaluation.intervals import (
     mean_estimate,
 )
 from alignkit.evaluation.judge_agreement import held_against, judge_agreement
-from alignkit.evaluation.judgements import Judgements, known_models, read_judgements
+from alignkit.evaluation.judgements import SIDED, Judgements, known_models, read_judgements
 from alignkit.evaluation.paired import ScoredPrompts, paired_differences
 from alignkit.evaluation.sequential import confidence_sequence
 from alignkit.evaluation.style import covariate_names, differences, needs_texts
@@ -70,12 +70,7 @@ def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
     turned = (judgements.left == j) & (judgements.right == i)
     own = judgements.where(straight | turned)
     flip = own.left == j
-    for left, right in (
-        ("left", "right"),
-        ("left_length", "right_length"),
-        ("left_hash", "right_hash"),
-        ("left_injects", "right_injects"),
-    ):
+    for left, right in SIDED:
         x, y = getattr(own, left), getattr(own, right)
         setattr(own, left, np.where(flip, y, x))
         setattr(own, right, np.where(flip, x, y))
@@ -238,6 +233,31 @@ def injections_of(pair: Pair) -> dict[str, float] | None:
     return {"a": shares[0], "b": shares[1]}
 
 
+def distance_of(pair: Pair) -> dict[str, Any] | None:
+    """KL(a || b) in nats a completion: the mean of log a - log b over what a itself sampled (k1).
+
+    Judges repeat a prompt's number, so it is taken once a prompt. None when no row has it.
+    """
+    own = pair.judgements
+    prompts, ratios = _prompt_means(own.prompt, own.left_log_ratio, len(own.prompts))
+    if not len(ratios):
+        return None
+    clusters = None if own.clusters is None else own.clusters[prompts]
+    estimate = mean_estimate(ratios, clusters)
+    ci = None
+    if estimate.se:
+        half = t_quantile(0.5 + LEVEL / 2, estimate.df) * estimate.se
+        ci = Interval(LEVEL, "t", estimate.value - half, estimate.value + half)
+    return {"n": len(ratios), "value": estimate.value, "se": estimate.se, "ci": _as_dict(ci)}
+
+
+def failures_of(judgements: Judgements) -> dict[str, int]:
+    """How many judgements failed for each reason, the most frequent first."""
+    counts = np.bincount(judgements.failure[judgements.failure >= 0])
+    named = {judgements.failures[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
+    return {reason: count for reason, count in named.items() if count}
+
+
 def _suspicions(pair: Pair, part: dict[str, Any]) -> list[str]:
     """What a reader of the win rate must be told."""
     found, anomalies = [], part["anomalies"]
@@ -367,6 +387,7 @@ TWO_MODEL_KEYS = (
     "per_judge",
     "anomalies",
     "injections",
+    "kl",
 )
 
 
@@ -410,15 +431,21 @@ def human_part(pair: Pair) -> dict[str, Any] | None:
     return held_against(judge, human)
 
 
-def _sequential_part(pair: Pair | None) -> dict[str, Any] | None:
+def _sequential_part(pair: Pair | None, ties: str) -> dict[str, Any] | None:
+    """The confidence sequence over prompts in the file's order, or over clusters in theirs."""
     if pair is None:
         return None
-    low, high = confidence_sequence(pair.scores, level=LEVEL)
+    counted, stays = TIES[ties](pair.scores)
+    clusters = None if pair.clusters is None else pair.clusters[stays]
+    if not stays.any():
+        return None
+    low, high = confidence_sequence(counted[stays], clusters, level=LEVEL)
     ci = Interval(LEVEL, "betting", float(low[-1]), float(high[-1]))
     decided = np.flatnonzero((low > 0.5) | (high < 0.5))
     return {
         "ci": ci.as_dict(),
         "decided_after": int(decided[0]) + 1 if len(decided) else None,
+        "units": "prompts" if clusters is None else "clusters",
     }
 
 
@@ -433,7 +460,8 @@ def against_baseline(
     for name, pair in pairs.items():
         headline = headline_of(pair, options)
         by_judge = per_judge(pair, options)
-        rows.append({"model": name, "n": len(pair.scores)} | headline | {"per_judge": by_judge})
+        more = {"per_judge": by_judge, "kl": distance_of(pair)}
+        rows.append({"model": name, "n": len(pair.scores)} | headline | more)
     scored = {
         name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
         for name, pair in pairs.items()
@@ -587,6 +615,7 @@ def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
         "per_judge": per_judge(pair, options),
         "anomalies": anomalies_of(pair),
         "injections": injections_of(pair),
+        "kl": distance_of(pair),
     }
     return part | {"warnings": _suspicions(pair, part)}
 
@@ -622,16 +651,19 @@ def report_of(
         "n_prompts": len(np.unique(own.prompt[usable])),
         "n_judgements": len(own),
         "n_failed": int(np.sum(~usable)),
+        "failures": failures_of(own),
         **two,
         "position": position_of(own),
-        "judges": [judgements.judges[number] for number in np.unique(own.judge)],
+        "judges": [name for i in np.unique(own.judge) if (name := judgements.judges[i])],
         "agreement": judge_agreement(own, options.bootstrap, options.seed),
         "human": None if pair is None else human_part(pair),
-        "sequential": _sequential_part(pair) if options.sequential else None,
+        "sequential": _sequential_part(pair, options.ties) if options.sequential else None,
         "matrix": matrix,
         "against_baseline": against_baseline(judgements, b, options) if b and not a else None,
         "cluster": options.cluster,
         "tie_rule": options.ties,
+        "settings": judgements.settings,
+        "templates": judgements.templates,
         "warnings": warnings + ((two["warnings"] or []) if pair else []),
         "inputs": judgements.inputs,
         "seed": options.seed,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignkit.data.records import Judgement, Message
+from alignkit.data.records import Judgement, Message, Prompt
 from alignkit.judges import Comparison, Judge, Verdict
 
 # Judged and yielded together, so that a long run shows progress and keeps what it has.
@@ -22,6 +22,24 @@ class Duel:
     output_a: str
     output_b: str
     extra: dict[str, Any] | None = None
+
+
+def prompt_names(prompts: Sequence[Prompt]) -> list[str]:
+    """A name for each prompt: its id, or its number; one id on different texts is told apart.
+
+    Files put together may use the same ids; judgements of different prompts must not be taken for
+    judgements of one.
+    """
+    owner: dict[str, str] = {}
+    names = []
+    for i, prompt in enumerate(prompts):
+        text = "\x1e".join(f"{m.role}\x1f{m.content}" for m in prompt.prompt)
+        name, copy = prompt.id or str(i), 1
+        while owner.setdefault(name, text) != text:
+            copy += 1
+            name = f"{prompt.id or i} ({copy})"
+        names.append(name)
+    return names
 
 
 def judged(judge: Judge, duels: Sequence[Duel], *, a: str, b: str) -> Iterator[Judgement]:

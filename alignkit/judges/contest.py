@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
+import torch
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, Backbone
@@ -22,7 +23,8 @@ from alignkit.data.records import Candidate, Candidates, Judgement, Message, Pro
 from alignkit.errors import RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge
-from alignkit.judges.both_orders import Duel, judged
+from alignkit.judges.both_orders import Duel, judged, prompt_names
+from alignkit.logps import Group, completion_logps
 from alignkit.model_files import ModelFiles, find_model
 from alignkit.recipe import BackboneConfig
 
@@ -69,6 +71,14 @@ def parse_policies(texts: Sequence[str]) -> list[Policy]:
     return policies
 
 
+class Answer(NamedTuple):
+    """One completion: its text, its tokens, and whether it ended by itself."""
+
+    text: str
+    ids: list[int]
+    stopped: bool
+
+
 class Backbones:
     """One backbone a base model, loaded when it is first asked for."""
 
@@ -93,18 +103,18 @@ def completions(
     folder: Path,
     backbones: Backbones,
     progress: Progress,
-) -> list[str]:
+) -> list[Answer]:
     """One completion of each prompt, in order; those on disk are not made again."""
     file = folder / f"completions-{policy.name}-{_key(policy, prompts, sampling, backbones)}.jsonl"
     done = _read(file)[: len(prompts)]
     if len(done) < len(prompts):
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(file, b"".join(_line(text) for text in done))
+        write_durably(file, b"".join(map(_line, done)))
         with progress(len(prompts), f"{policy.name} answers") as advance:
             advance(len(done))
             for part in _generated(policy, prompts, len(done), sampling, backbones, advance):
                 with file.open("ab") as stream:
-                    stream.write(b"".join(_line(text) for text in part))
+                    stream.write(b"".join(map(_line, part)))
                 done += part
     return done
 
@@ -116,14 +126,10 @@ def _generated(
     sampling: Sampling,
     backbones: Backbones,
     advance: Callable[[int], None],
-) -> Iterator[list[str]]:
+) -> Iterator[list[Answer]]:
     backbone = backbones.of(policy.files)
     encoder = Encoder(backbone.tokenizer)
-    backbone.clear()
-    adapter = None
-    if policy.files.adapter is not None:
-        backbone.load_adapter(POLICY, policy.files.adapter)
-        adapter = POLICY
+    adapter = _loaded(backbone, policy)
     size = BATCHES_A_PART * sampling.batch_size
     for first in range(start, len(prompts), size):
         with backbone.role(adapter) as model:
@@ -141,8 +147,77 @@ def _generated(
                 on_progress=advance,
             )
         # NUL, which a byte-level model may say, is no text in any JSONL reader.
-        yield [encoder.decode(completion.ids).replace("\0", "") for completion in found]
+        yield [Answer(encoder.decode(c.ids).replace("\0", ""), c.ids, c.stopped) for c in found]
     backbone.clear()
+
+
+def _loaded(backbone: Backbone, policy: Policy) -> str | None:
+    """Put the policy on its backbone alone; None stands for the bare model."""
+    backbone.clear()
+    if policy.files.adapter is None:
+        return None
+    backbone.load_adapter(POLICY, policy.files.adapter)
+    return POLICY
+
+
+def log_ratios(
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    sampling: Sampling,
+    folder: Path,
+    backbones: Backbones,
+    progress: Progress,
+) -> list[float] | None:
+    """log p(policy) - log p(reference) of each of the policy's own completions, in nats.
+
+    Their mean is the k1 estimate of KL(policy || reference). None unless the completions were
+    sampled as they are likely (temperature 1, no top_p) and both share a backbone, hence tokens.
+    """
+    plain = sampling.temperature == 1.0 and sampling.top_p == 1.0
+    if not plain or policy.files.path != reference.files.path:
+        return None
+    keys = [_key(one, prompts, sampling, backbones) for one in (policy, reference)]
+    file = folder / f"log-ratios-{policy.name}-{reference.name}-{keys[0]}-{keys[1]}.json"
+    if not file.exists():
+        with progress(2 * len(answers), f"{policy.name} against {reference.name}") as advance:
+            sums = [
+                _log_probabilities(one, prompts, answers, sampling, backbones, advance)
+                for one in (policy, reference)
+            ]
+        found = [own - other for own, other in zip(*sums, strict=True)]
+        partial = file.with_suffix(".partial")
+        write_durably(partial, orjson.dumps(found))
+        partial.replace(file)
+    known: list[float] = orjson.loads(file.read_bytes())
+    return known
+
+
+@torch.no_grad()
+def _log_probabilities(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    sampling: Sampling,
+    backbones: Backbones,
+    advance: Callable[[int], None],
+) -> list[float]:
+    backbone = backbones.of(policy.files)
+    encoder = Encoder(backbone.tokenizer)
+    adapter = _loaded(backbone, policy)
+    groups = [
+        Group(encoder.prompt_ids(prompt.prompt), [answer.ids])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    sums: list[float] = []
+    with backbone.role(adapter) as model:
+        for start in range(0, len(groups), sampling.batch_size):
+            part = groups[start : start + sampling.batch_size]
+            sums += completion_logps(model, part, pad_token_id=encoder.pad_token_id).sums.tolist()
+            advance(len(part))
+    backbone.clear()
+    return sums
 
 
 def _key(
@@ -160,27 +235,29 @@ def _key(
         "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
         "prompts": [[(m.role, m.content) for m in p.prompt] for p in prompts],
         "sampling": settings,
+        "kept": Answer._fields,
     }
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def _line(text: str) -> bytes:
-    return orjson.dumps({"reply": text}) + b"\n"
+def _line(answer: Answer) -> bytes:
+    told = {"reply": answer.text, "ids": answer.ids, "stopped": answer.stopped}
+    return orjson.dumps(told) + b"\n"
 
 
-def _read(file: Path) -> list[str]:
+def _read(file: Path) -> list[Answer]:
     """The whole lines of a file that may have been cut short."""
     if not file.exists():
         return []
-    lines = file.read_bytes().split(b"\n")[:-1]
-    return [str(orjson.loads(line)["reply"]) for line in lines]
+    rows = map(orjson.loads, file.read_bytes().split(b"\n")[:-1])
+    return [Answer(row["reply"], row["ids"], row["stopped"]) for row in rows]
 
 
 def for_people(
     prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]], target: Path
 ) -> Path:
     """The policies' answers as candidates that people can rank; equal answers are shown once."""
-    rows = []
+    rows, names = [], prompt_names(prompts)
     for i, prompt in enumerate(prompts):
         # The name of a candidate must not say whose it is: people judge blind.
         policy_of: dict[str, str] = {}
@@ -197,7 +274,9 @@ def for_people(
             for number, (text, policy) in enumerate(policy_of.items())
         ]
         rows.append(
-            Candidates(id=prompt.id or str(i), prompt=list(prompt.prompt), candidates=shown)
+            Candidates(
+                id=names[i], prompt=list(prompt.prompt), candidates=shown, extra=prompt.extra
+            )
         )
     write_durably(target, b"".join(map(to_json, rows)))
     return target
@@ -208,28 +287,28 @@ def contest(
     baseline: str,
     prompts: Sequence[Prompt],
     judges: Sequence[Judge],
-    answers: dict[str, list[str]],
+    answers: Mapping[str, Sequence[str]],
     target: Path,
     progress: Progress,
     *,
     settings: dict[str, Any],
+    distances: Mapping[str, Sequence[float] | None],
 ) -> Path:
     """Judge every other policy against the baseline, each judge in turn; the judgements' file.
 
-    The file appears when all are there; a judge that costs keeps its replies itself, so that
-    nothing is asked twice when a run is started again.
+    A judgement keeps what its prompt knew besides its text (category, group), how the completions
+    were sampled, and a's distance from b on its own completion. The file appears when all are
+    there; a judge that costs keeps its replies itself, so that nothing is asked twice when a run
+    is started again.
     """
     others = [policy.name for policy in policies if policy.name != baseline]
     found: list[Judgement] = []
     for judge in judges:
         with progress(len(prompts) * len(others), f"{judge.name} judges") as advance:
             for name in others:
-                duels = [
-                    Duel(prompt.id or str(i), prompt.prompt, ours, theirs, {"settings": settings})
-                    for i, (prompt, ours, theirs) in enumerate(
-                        zip(prompts, answers[name], answers[baseline], strict=True)
-                    )
-                ]
+                duels = _duels(
+                    prompts, answers[name], answers[baseline], settings, distances.get(name)
+                )
                 for judgement in judged(judge, duels, a=name, b=baseline):
                     found.append(judgement)
                     advance(judgement.first != "b")
@@ -238,3 +317,19 @@ def contest(
     write_durably(partial, b"".join(map(to_json, found)))
     partial.replace(target)
     return target
+
+
+def _duels(
+    prompts: Sequence[Prompt],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    settings: dict[str, Any],
+    ratios: Sequence[float] | None,
+) -> list[Duel]:
+    found = []
+    for i, name in enumerate(prompt_names(prompts)):
+        extra = prompts[i].extra | {"settings": settings}
+        if ratios is not None:
+            extra["log_ratio_a"] = ratios[i]
+        found.append(Duel(name, prompts[i].prompt, ours[i], theirs[i], extra))
+    return found
