@@ -256,22 +256,22 @@ def _read(file: Path) -> list[Answer]:
 def for_people(
     prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]], target: Path
 ) -> Path:
-    """The policies' answers as candidates that people can rank; equal answers are shown once."""
+    """The policies' answers as candidates for `alignkit rank`, which shows equal ones once.
+
+    Prompts that all policies answer alike leave nothing to rank and are left out.
+    """
     rows, names = [], prompt_names(prompts)
     for i, prompt in enumerate(prompts):
-        # The name of a candidate must not say whose it is: people judge blind.
-        policy_of: dict[str, str] = {}
-        for policy, texts in answers.items():
-            policy_of.setdefault(texts[i], policy)
-        if len(policy_of) < 2:
+        if len({texts[i] for texts in answers.values()}) < 2:
             continue
+        # The name of a candidate must not say whose it is: people judge blind.
         shown = [
             Candidate(
                 cid=f"c{number}",
-                messages=[Message(role="assistant", content=text)],
+                messages=[Message(role="assistant", content=texts[i])],
                 model=policy,
             )
-            for number, (text, policy) in enumerate(policy_of.items())
+            for number, (policy, texts) in enumerate(answers.items())
         ]
         rows.append(
             Candidates(

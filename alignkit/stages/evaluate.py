@@ -3,11 +3,12 @@
 for each policy and temperature: one reply (or n) to each prompt
 judges score every reply; a reply wins against the baseline's to the same prompt by score
 KL to the baseline is the mean log-ratio of replies sampled at temperature 1
+every judge's verdicts on every policy stand in one file a temperature, beside the same replies as
+candidates for people to rank, so that `alignkit eval winrate` puts all judges in one table
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,12 @@ from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts
-from alignkit.data.records import Judgement, Message, to_json
+from alignkit.data.records import Judgement, Message, Prompt, to_json
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
 from alignkit.generation import Completion, generate
+from alignkit.judges.both_orders import prompt_names
+from alignkit.judges.contest import for_people
 from alignkit.judges.gold import gold_score
 from alignkit.logps import Group, completion_logps
 from alignkit.recipe import EvaluateConfig
@@ -43,6 +46,7 @@ class Replies:
     completions: list[Completion]
     texts: list[str]
     kl: float | None = None
+    log_ratios: list[float] | None = None  # log pi - log baseline of each reply, at temperature 1
     scores: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -53,6 +57,7 @@ class Questions:
     messages: list[list[Message]]
     ids: list[list[int]]
     names: list[str]
+    prompts: Sequence[Prompt] = ()
 
 
 def run(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
@@ -63,27 +68,32 @@ def run(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
     said = list(_replies(policies, config, context, encoder, questions))
     _score(said, config, context, questions)
     _write_replies(said, questions, context.directory / "replies.jsonl")
+    agreement = {
+        f"{temperature:g}": _judged(said, temperature, config, context, questions)
+        for temperature in config.temperatures
+    }
     ordered = [r for name in config.policies for r in said if r.policy == name]
-    rows = [_row(replies, said, config, context, questions) for replies in ordered]
+    rows = [_row(replies, config, context, questions) for replies in ordered]
     return {
         "rows": rows,
         "baseline": config.baseline,
         "judge": config.judge[0],
+        "agreement": agreement,
         "prompts": len(questions.names),
         "samples": _samples(ordered, questions, config.judge[0]),
     }
 
 
 def _questions(config: EvaluateConfig, context: StageContext, encoder: Encoder) -> Questions:
-    prompts = []
+    prompts: list[Prompt] = []
     for source in config.prompts:
         prompts += load_prompts(context.data_file(source)).records
     prompts = prompts[: config.limit]
     if not prompts:
         raise DataError("no prompt to evaluate on", where=", ".join(config.prompts))
     messages = [list(p.prompt) for p in prompts]
-    names = [p.id or str(i) for i, p in enumerate(prompts)]
-    return Questions(messages, [encoder.prompt_ids(m) for m in messages], names)
+    ids = [encoder.prompt_ids(m) for m in messages]
+    return Questions(messages, ids, prompt_names(prompts), prompts)
 
 
 # --- generation ------------------------------------------------------------------------------
@@ -100,12 +110,15 @@ def _replies(
     baseline = _load(backbone, REFERENCE, config.baseline, context)
     for name in policies:
         adapter = _load(backbone, POLICY, name, context)
-        kl = None
+        ratios: list[float] | None = None
         for temperature in sorted(config.temperatures, reverse=True):
             replies = _generate(name, adapter, temperature, config, context, encoder, questions)
             if temperature == 1.0:
-                kl = _kl(backbone, adapter, baseline, replies, questions, encoder, config)
-            replies.kl = kl
+                ratios = _log_ratios(
+                    backbone, adapter, baseline, replies, questions, encoder, config
+                )
+                replies.log_ratios = ratios
+            replies.kl = _mean(ratios)
             yield replies
         backbone.delete_adapter(POLICY)
     backbone.clear()
@@ -149,7 +162,7 @@ def _generate(
 
 
 @torch.no_grad()
-def _kl(
+def _log_ratios(
     backbone: Backbone,
     adapter: str | None,
     baseline: str | None,
@@ -157,8 +170,8 @@ def _kl(
     questions: Questions,
     encoder: Encoder,
     config: EvaluateConfig,
-) -> float:
-    """Mean over replies of log pi - log baseline, nats: the k1 estimate of KL(pi || baseline)."""
+) -> list[float]:
+    """log pi - log baseline of each reply, nats; their mean is the k1 estimate of their KL."""
     groups = _groups(replies, questions)
     sums = []
     for role in (adapter, baseline):
@@ -168,7 +181,8 @@ def _kl(
                 for part in batches(groups, config.batch_size)
             ]
         sums.append(torch.cat(parts))
-    return float((sums[0] - sums[1]).mean())
+    ratios: list[float] = (sums[0] - sums[1]).tolist()
+    return ratios
 
 
 def _groups(replies: Replies, questions: Questions) -> list[Group]:
@@ -183,8 +197,7 @@ def _score(
     said: Sequence[Replies], config: EvaluateConfig, context: StageContext, questions: Questions
 ) -> None:
     """Every judge's score of every reply, the reward model's among them, under its name."""
-    names = list(dict.fromkeys([*config.judge, *filter(None, [config.reward_model])]))
-    for name in names:
+    for name in _judges(config):
         if name == "gold":
             for replies in said:
                 n = len(questions.messages)
@@ -199,12 +212,13 @@ def _score(
         context.backbone.clear()
 
 
+def _judges(config: EvaluateConfig) -> list[str]:
+    """Whoever scores replies; the first decides the table's win rates."""
+    return list(dict.fromkeys([*config.judge, *filter(None, [config.reward_model])]))
+
+
 def _row(
-    replies: Replies,
-    said: Sequence[Replies],
-    config: EvaluateConfig,
-    context: StageContext,
-    questions: Questions,
+    replies: Replies, config: EvaluateConfig, context: StageContext, questions: Questions
 ) -> dict[str, Any]:
     """One line of the table: a policy at a temperature."""
     reward = config.reward_model or next((j for j in config.judge if j != "gold"), None)
@@ -224,39 +238,79 @@ def _row(
         "n": len(questions.names),
     }
     if replies.policy != config.baseline:
-        other = next(
-            r for r in said if r.policy == config.baseline and r.temperature == replies.temperature
-        )
-        found |= _win_rate(replies, other, config.judge[0], context, questions)
+        found |= _win_rate(replies, config, context)
     return found
 
 
-def _win_rate(
-    ours: Replies, theirs: Replies, judge: str, context: StageContext, questions: Questions
-) -> dict[str, Any]:
-    """Judgements of one pair of policies, written down, and the rate read back from the file."""
-    # A policy may be a run's directory, whose path is no part of a file's name.
-    policy = re.sub(r"[^A-Za-z0-9_.-]+", "_", ours.policy).strip("._")
-    file = context.directory / f"judgements-{policy}-{ours.temperature:g}.jsonl"
-    judgements = _judgements(ours, theirs, judge, questions)
-    write_durably(file, b"".join(map(to_json, judgements)))
-    report = winrate_report(file, a=ours.policy, b=theirs.policy)
-    return {
-        "win_rate": report["win_rate"],
-        "low": report["ci"]["low"],
-        "high": report["ci"]["high"],
+def _win_rate(replies: Replies, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+    """The first judge's rate over the baseline, read back from the judgements on disk."""
+    report = winrate_report(
+        _file(context, "judgements", replies.temperature),
+        a=replies.policy,
+        b=config.baseline,
+        bootstrap=0,
+    )
+    alone = next((r for r in report["per_judge"] or () if r["judge"] == config.judge[0]), report)
+    ci = alone["ci"]
+    return {"win_rate": alone["win_rate"], "low": ci["low"], "high": ci["high"]}
+
+
+def _file(context: StageContext, what: str, temperature: float) -> Path:
+    return context.directory / f"{what}-{temperature:g}.jsonl"
+
+
+def _judged(
+    said: Sequence[Replies],
+    temperature: float,
+    config: EvaluateConfig,
+    context: StageContext,
+    questions: Questions,
+) -> dict[str, Any] | None:
+    """Write every judge's verdicts and what people may rank; how far the judges agree."""
+    here = [replies for replies in said if replies.temperature == temperature]
+    theirs = next(replies for replies in here if replies.policy == config.baseline)
+    settings = {
+        "temperature": temperature,
+        "max_new_tokens": config.max_new_tokens,
+        "seed": context.seed,
     }
+    judgements = [
+        judgement
+        for judge in _judges(config)
+        for ours in here
+        if ours is not theirs
+        for judgement in _judgements(ours, theirs, judge, questions, settings)
+    ]
+    file = _file(context, "judgements", temperature)
+    write_durably(file, b"".join(map(to_json, judgements)))
+    # One reply of each policy: people need not read every sample.
+    answers = {replies.policy: replies.texts[: len(questions.names)] for replies in here}
+    for_people(questions.prompts, answers, _file(context, "candidates", temperature))
+    if not judgements:
+        return None
+    found: dict[str, Any] | None = winrate_report(file, baseline=config.baseline)["agreement"]
+    return found
 
 
 def _judgements(
-    ours: Replies, theirs: Replies, judge: str, questions: Questions
+    ours: Replies,
+    theirs: Replies,
+    judge: str,
+    questions: Questions,
+    settings: dict[str, Any] | None = None,
 ) -> Iterator[Judgement]:
     """A score judge has no order to be biased by, so each pair of replies is judged once."""
     n = len(questions.names)
     scores = zip(ours.scores[judge], theirs.scores[judge], strict=True)
     for i, (left, right) in enumerate(scores):
+        known = questions.prompts[i % n].extra if questions.prompts else {}
+        extra = known | {"score_a": left, "score_b": right}
+        if settings is not None:
+            extra["settings"] = settings
+        if ours.log_ratios is not None:
+            extra["log_ratio_a"] = ours.log_ratios[i]
         yield Judgement(
-            id=f"{questions.names[i % n]}-{i // n}",
+            id=f"{questions.names[i % n]}-{ours.policy}-{judge}-{i // n}",
             prompt_id=questions.names[i % n],
             a=ours.policy,
             b=theirs.policy,
@@ -265,6 +319,7 @@ def _judgements(
             prompt=questions.messages[i % n],
             output_a=ours.texts[i],
             output_b=theirs.texts[i],
+            extra=extra,
         )
 
 
@@ -281,6 +336,7 @@ def _write_replies(said: Sequence[Replies], questions: Questions, file: Path) ->
             "temperature": replies.temperature,
             "reply": text,
             "stopped": replies.completions[i].stopped,
+            "log_ratio": replies.log_ratios[i] if replies.log_ratios else None,
             "scores": {name: scores[i] for name, scores in replies.scores.items()},
         }
         for replies in said

@@ -14,6 +14,7 @@ from alignkit.backbone import POLICY, REWARD
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Message
 from alignkit.errors import DataError
+from alignkit.evaluation.winrate import winrate_report
 from alignkit.generation import Completion
 from alignkit.heads import ScalarHead
 from alignkit.recipe import EvaluateConfig
@@ -123,8 +124,8 @@ def test_kl_is_the_policys_log_prob_minus_the_baselines(judged: Workshop) -> Non
     encoder = Encoder(backbone.tokenizer)
     expected = (summed(POLICY) - summed(None)) / 2
     assert abs(expected) > 0.1
-    found = evaluate._kl(backbone, POLICY, None, said, asked, encoder, config)
-    assert found == pytest.approx(expected, rel=1e-3)
+    found = evaluate._log_ratios(backbone, POLICY, None, said, asked, encoder, config)
+    assert sum(found) / 2 == pytest.approx(expected, rel=1e-3)
 
 
 def test_each_reply_gets_the_judges_score_of_its_own_prompt(judged: Workshop) -> None:
@@ -164,7 +165,7 @@ def test_runs_named_by_their_path_are_compared(judged: Workshop) -> None:
     )
     (row,) = evaluate.run(config, context)["rows"]
     assert row["policy"] == path
-    file = context.directory / "judgements-runs_other-0.jsonl"
+    file = context.directory / "judgements-0.jsonl"
     assert len(file.read_text().splitlines()) == len(WORDS)
 
 
@@ -186,6 +187,53 @@ def test_gold_is_the_embedded_tasks_scoring_and_limit_counts_prompts(
         assert row["reward"] is not None
         assert row["kl"] is None  # KL is measured on samples at temperature 1
     assert [set(sample["replies"]) for sample in found["samples"]] == [{"base", "other"}] * 2
+
+
+def test_all_judges_stand_in_one_file_and_people_can_join_them(
+    judged: Workshop, tmp_path: Path
+) -> None:
+    """The stage's win rates, KL and agreement are those of `eval winrate` on what it leaves."""
+    prompts = str(write("test", 0, tmp_path / "test.jsonl", rows=12))
+    found = compare(judged, prompts=prompts, judge=["gold", "judge"], temperatures=(1.0, 0.0))
+    (row,) = [r for r in found["rows"] if (r["policy"], r["temperature"]) == ("other", 1.0)]
+    folder = judged.root / "evaluate"
+    report = winrate_report(folder / "judgements-1.jsonl")
+    assert (report["a"], report["b"], report["judges"]) == ("other", "base", ["gold", "judge"])
+    gold, learned = report["per_judge"]
+    assert row["win_rate"] == gold["win_rate"] != learned["win_rate"]
+    assert (row["low"], row["high"]) == (gold["ci"]["low"], gold["ci"]["high"])
+    assert row["kl"] == pytest.approx(report["kl"]["value"])
+    assert found["agreement"]["1"] == report["agreement"]
+    assert report["settings"][0]["temperature"] == 1.0
+    assert winrate_report(folder / "judgements-0.jsonl")["kl"] is None
+    # Somebody ranks every answer of `other` first: one more judge, beside the two.
+    votes = tmp_path / "votes.jsonl"
+    items = [json.loads(x) for x in (folder / "candidates-1.jsonl").read_text().splitlines()]
+    with votes.open("w") as file:
+        for item in items:
+            ranks = {c["cid"]: 1 + (c["model"] != "other") for c in item["candidates"]}
+            event = {"kind": "event", "id": item["id"], "annotator": "ann", "item": item["id"]}
+            texts = {"prompt": item["prompt"], "candidates": item["candidates"]}
+            event |= {"action": "pair", "ranks": ranks, "extra": texts}
+            file.write(json.dumps(event) + "\n")
+    together = winrate_report([folder / "judgements-1.jsonl", votes], baseline="base")
+    assert [r["judge"] for r in together["per_judge"]] == ["gold", "judge", "human:ann"]
+    assert together["per_judge"][2]["win_rate"] == 1.0
+    assert len(together["agreement"]["pairs"]) == 3
+    assert together["per_judge"][2]["n"] == len(items)
+
+
+def test_two_files_with_the_same_ids_are_different_prompts(judged: Workshop) -> None:
+    rows = [{"kind": "prompt", "id": str(i), "prompt": [{"role": "user", "content": f"x {i}"}]}
+            for i in range(3)]  # fmt: skip
+    other = json.loads(json.dumps(rows).replace('"x ', '"y '))
+    files = [judged.write("one.jsonl", rows), judged.write("two.jsonl", other)]
+    compare(judged, prompts=files, temperatures=(0.0,))
+    report = winrate_report(judged.root / "evaluate" / "judgements-0.jsonl")
+    assert report["n_prompts"] == 6
+    # The same file twice is the same prompts twice.
+    compare(judged, prompts=[files[0], files[0]], temperatures=(0.0,))
+    assert winrate_report(judged.root / "evaluate" / "judgements-0.jsonl")["n_prompts"] == 3
 
 
 def test_no_prompt_is_an_error(judged: Workshop) -> None:
