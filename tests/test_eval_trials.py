@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 from click.testing import CliRunner
 
 from alignkit.backbone import REWARD, Backbone
@@ -140,6 +141,23 @@ def test_replies_with_labels_and_metrics(tmp_path: Path) -> None:
     assert f"{files[0]}:1: no reference for this row" in text
 
 
+def test_distance_from_the_reference_in_replies(tmp_path: Path) -> None:
+    ratios = [0.5, 1.5, -0.25, 0.75]
+    rows = [
+        {"prompt_id": str(i), "policy": "dpo", "temperature": t, "reply": "x", "log_ratio": r}
+        for t in (1.0, 0.0)
+        for i, ratio in enumerate(ratios)
+        for r in [ratio if t else None]
+    ]
+    path = write(tmp_path / "replies.jsonl", rows)
+    found = json.loads(run("replies", path, "--json")[1])["policies"]
+    assert found["dpo at T=0"]["kl"] is None
+    kl = found["dpo at T=1"]["kl"]
+    low, high = scipy.stats.t.interval(0.95, 3, 0.625, scipy.stats.sem(ratios))
+    assert (kl["value"], kl["ci"]["low"], kl["ci"]["high"]) == pytest.approx((0.625, low, high))
+    assert "KL to its reference 0.625 [" in run("replies", path)[1]
+
+
 def judged(path: Path, shift: float = 0.0) -> Path:
     rows = [
         {"kind": "judgement", "prompt_id": f"p{i}", "a": "dpo", "b": "sft"}
@@ -163,6 +181,31 @@ def test_fairness_of_judgements(tmp_path: Path) -> None:
     assert report["counterfactual"]["mean_change"] == pytest.approx(-0.2, abs=0.06)
     assert "north: " in run("fairness", before, "--group", "region")[1]
     assert run("fairness", before)[0] == 2
+
+
+def test_scores_by_group(tmp_path: Path) -> None:
+    """A judge that scores answers: its scores by group, each judge on its own scale."""
+    rows = []
+    for i in range(60):
+        score = (3.0 if i % 2 else 1.0) + 0.1 * (i % 5)
+        extra = {"region": "north" if i % 2 else "south", "score_a": score, "score_b": 2 - score}
+        row = {"kind": "judgement", "prompt_id": f"p{i}", "a": "dpo", "b": "sft", "verdict": "a"}
+        rows.append(row | {"judge": "rm", "extra": extra})
+        # A second verdict of the judge on the prompt is no second score.
+        rows.append(row | {"judge": "rm", "extra": extra})
+    path = write(tmp_path / "j.jsonl", rows)
+    code, text = run("fairness", path, "--group", "region", "--json")
+    assert code == 0, text
+    found = json.loads(text)["scores"]["rm"]
+    north, south = found["dpo"]["groups"]
+    assert (north["group"], north["n"], south["n"]) == ("north", 30, 30)
+    assert (north["mean"], south["mean"]) == pytest.approx((3.2, 1.2))
+    values = [3.0 + 0.1 * (i % 5) for i in range(60) if i % 2]
+    low, high = scipy.stats.t.interval(0.95, 29, 3.2, scipy.stats.sem(values))
+    assert (north["ci"]["low"], north["ci"]["high"]) == pytest.approx((low, high))
+    assert found["dpo"]["gaps"][0]["difference"] == pytest.approx(2.0)
+    assert found["sft"]["groups"][0]["mean"] == pytest.approx(-1.2)
+    assert "score of dpo by rm, north: 3.2" in run("fairness", path, "--group", "region")[1]
 
 
 def test_fairness_of_labels(tmp_path: Path) -> None:

@@ -141,6 +141,14 @@ def test_over_optimisation_shows() -> None:
     assert golds[0] < max(golds) > golds[-1] + 0.05
 
 
+def test_best_of_n_without_truth_is_the_score_alone() -> None:
+    rows = best_of_n([ScoredRanking("p", [1.0, 4.0, 2.0], [3, 1, 2], [1, 1, 1])])
+    assert [(row["n"], row["gold"]) for row in rows] == [(1, None), (2, None), (3, None)]
+    assert [row["proxy"] for row in rows] == pytest.approx([7 / 3, 10 / 3, 4.0])
+    # Pairs have nothing to choose the best of.
+    assert best_of_n([ScoredRanking("p", [1.0, 4.0], [2, 1], [1, 1])]) == []
+
+
 def test_rmbench_matrix() -> None:
     rows = [([1.0, 2.0, 3.0], [0.0, 1.5, 2.5]), ([0.0, 0.0, 3.0], [1.0, 2.0, 2.0])]
     found = rmbench_matrix(rows)

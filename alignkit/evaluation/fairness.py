@@ -17,22 +17,38 @@ from typing import Any
 import numpy as np
 
 from alignkit.errors import DataError, RecipeError
-from alignkit.evaluation.distributions import holm, normal_quantile, normal_two_sided, t_two_sided
-from alignkit.evaluation.intervals import Floats, interval, mean_estimate, wilson
+from alignkit.evaluation.distributions import (
+    holm,
+    normal_quantile,
+    normal_two_sided,
+    t_two_sided,
+)
+from alignkit.evaluation.intervals import (
+    Floats,
+    as_dict,
+    interval,
+    mean_estimate,
+    mean_interval,
+    wilson,
+)
 from alignkit.evaluation.json_rows import RowFile
 
 Groups = Sequence[str]
 
 
-def group_rates(scores: Floats, groups: Groups) -> dict[str, Any]:
-    """Mean score of each group with its interval, and every difference with Holm's p-values."""
+def group_rates(scores: Floats, groups: Groups, *, bounded: bool = True) -> dict[str, Any]:
+    """Mean score of each group with its interval, and every difference with Holm's p-values.
+
+    `bounded` scores are wins in [0, 1] and their mean a win rate; others have any scale.
+    """
     names = sorted(set(groups))
     own = {name: scores[np.array([group == name for group in groups])] for name in names}
+    key = "win_rate" if bounded else "mean"
     rows = []
     for name, values in own.items():
-        found = interval("t", values)
-        ci = None if found is None else found.as_dict()
-        rows.append({"group": name, "n": len(values), "win_rate": float(values.mean()), "ci": ci})
+        found = interval("t", values) if bounded else mean_interval(mean_estimate(values))
+        ci = as_dict(found)
+        rows.append({"group": name, "n": len(values), key: float(values.mean()), "ci": ci})
     gaps = [
         {"groups": [x, y], **_difference(own[x], own[y])}
         for x, y in combinations(names, 2)

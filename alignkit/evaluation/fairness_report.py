@@ -37,7 +37,7 @@ def fairness_report(
 ) -> dict[str, Any]:
     """Win rates by group, error rates by group, and the change under exchanged terms."""
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "group": group}
-    report |= dict.fromkeys(("a", "b", "win_rates", "labels", "counterfactual"))
+    report |= dict.fromkeys(("a", "b", "win_rates", "scores", "labels", "counterfactual"))
     if group is None and swapped_judgements is None:
         raise RecipeError("--group is missing", hint="Name the key that holds the group")
     if paths:
@@ -46,6 +46,7 @@ def fairness_report(
         if pair.clusters is not None:
             names = [pair.judgements.cluster_names[number] for number in pair.clusters]
             report["win_rates"] = group_rates(pair.scores, names)
+            report["scores"] = _scores(pair)
         if swapped_judgements is not None:
             other = _pair(read_judgements([swapped_judgements]), pair.a, pair.b)
             report["counterfactual"] = _counterfactual(pair, other)
@@ -59,6 +60,27 @@ def _pair(judgements: Judgements, a: str | None, b: str | None) -> Pair:
     if one is None or other is None:
         raise RecipeError("more than two models", hint="Name two with --a and --b")
     return pair_of(judgements, one, other)
+
+
+def _scores(pair: Pair) -> dict[str, Any] | None:
+    """What judges that score answers gave each side by group; None where no row has scores.
+
+    Scores of different judges are on different scales: each judge stands by itself.
+    """
+    own = pair.judgements
+    found: dict[str, Any] = {}
+    groups = own.clusters
+    for number in np.unique(own.judge):
+        for side, column in ((pair.a, own.left_worth), (pair.b, own.right_worth)):
+            known = (own.judge == number) & ~np.isnan(column)
+            if groups is None or not known.any():
+                continue
+            # A prompt judged several times has one score.
+            prompts, first = np.unique(own.prompt[known], return_index=True)
+            names = [own.cluster_names[g] for g in groups[prompts]]
+            rates = group_rates(column[known][first], names, bounded=False)
+            found.setdefault(own.judges[number] or "judge", {})[side] = rates
+    return found or None
 
 
 def _counterfactual(pair: Pair, other: Pair) -> dict[str, Any]:
@@ -117,6 +139,7 @@ def fairness_lines(report: Mapping[str, Any]) -> list[str]:
             f"p {gap['p_holm']:.2g} (Holm)"
             for gap in rates["gaps"]
         ]
+    lines += _score_lines(report["scores"] or {})
     if report["labels"] is not None:
         lines += _label_lines(report["labels"])
     change = report["counterfactual"]
@@ -126,6 +149,17 @@ def fairness_lines(report: Mapping[str, Any]) -> list[str]:
             f"move, by {100 * change['mean_change']:+.1f} points on average"
         )
     return lines
+
+
+def _score_lines(scores: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  score of {side} by {judge}, {row['group']}: {row['mean']:.3g}"
+        + ("" if row["ci"] is None else f" [{row['ci']['low']:.3g}, {row['ci']['high']:.3g}]")
+        + f"  n {row['n']}"
+        for judge, sides in scores.items()
+        for side, found in sides.items()
+        for row in found["groups"]
+    ]
 
 
 def _label_lines(labels: Mapping[str, Any]) -> list[str]:

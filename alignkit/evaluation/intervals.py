@@ -85,6 +85,19 @@ def mean_estimate(scores: Floats, clusters: Ints | None = None) -> Estimate:
     return Estimate(value, se, n, groups - 1)
 
 
+def mean_interval(estimate: Estimate, level: float = 0.95) -> Interval | None:
+    """Student's interval of a mean on any scale; None when its spread is unknown or nothing."""
+    if not estimate.se:
+        return None
+    half = t_quantile(0.5 + level / 2, estimate.df) * estimate.se
+    return Interval(level, "t", estimate.value - half, estimate.value + half)
+
+
+def as_dict(found: Interval | None) -> dict[str, Any] | None:
+    """The interval as a report has it; None stays None."""
+    return None if found is None else found.as_dict()
+
+
 def wilson(mean: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share of `n` (JASA 22, 1927)."""
     z = normal_quantile(0.5 + level / 2)

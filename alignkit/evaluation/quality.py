@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from alignkit.evaluation.distributions import t_quantile
-from alignkit.evaluation.intervals import Floats, interval, mean_estimate, wilson
+from alignkit.evaluation.intervals import (
+    Floats,
+    as_dict,
+    interval,
+    mean_estimate,
+    mean_interval,
+    wilson,
+)
 from alignkit.evaluation.text_metrics import METRICS, distinct_n, normalised
 
 # How refusals begin in English; a share to watch between runs, not a measure of safety.
@@ -131,17 +138,12 @@ def log_ratio_report(
     """
     ratios = np.asarray(logps, dtype=float) - np.asarray(reference, dtype=float)
     estimate = mean_estimate(ratios)
-    ci = None
-    if estimate.se:
-        half = t_quantile(0.975, estimate.df) * estimate.se
-        low, high = estimate.value - half, estimate.value + half
-        ci = {"level": 0.95, "method": "t", "low": low, "high": high}
     return {
         "perplexity": perplexity_report(reference, tokens)["perplexity"],
         "log_ratio": estimate.value,
         "log_ratio_per_token": float(ratios.sum()) / sum(tokens),
         "se": estimate.se,
-        "ci": ci,
+        "ci": as_dict(mean_interval(estimate)),
     }
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alignkit.errors import DataError
+from alignkit.evaluation.intervals import as_dict, mean_estimate, mean_interval
 from alignkit.evaluation.json_rows import Row, RowFile
 from alignkit.evaluation.quality import (
     label_scores,
@@ -59,10 +62,23 @@ def _policy(
     texts = [text for _, text in rows]
     ended = [row["stopped"] for row, _ in rows if isinstance(row.get("stopped"), bool)]
     found = text_quality(texts, ended if len(ended) == len(rows) else None)
+    found["kl"] = _distance([row.get("log_ratio") for row, _ in rows])
     expected = [_reference(row, known) or "" for row, _ in rows]
     found["metrics"] = reference_scores(texts, expected, metrics) if metrics else None
     found["labels"] = label_scores(texts, expected) if labels else None
     return found
+
+
+def _distance(ratios: Sequence[Any]) -> dict[str, Any] | None:
+    """Mean log p(policy) - log p(reference) with its interval: their KL; None where rows lack it.
+
+    A row has it where the reply was sampled at temperature 1.
+    """
+    if not all(isinstance(ratio, int | float) for ratio in ratios):
+        return None
+    estimate = mean_estimate(np.array(ratios, dtype=float))
+    ci = as_dict(mean_interval(estimate))
+    return {"n": estimate.n, "value": estimate.value, "se": estimate.se, "ci": ci}
 
 
 def _reference(row: Row, known: Mapping[str, str]) -> str | None:
@@ -84,6 +100,10 @@ def replies_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, policy in report["policies"].items():
         lines += quality_lines(name, policy)
+        if policy["kl"] is not None:
+            ci = policy["kl"]["ci"]
+            bounds = "" if ci is None else f" [{ci['low']:.3g}, {ci['high']:.3g}]"
+            lines.append(f"    KL to its reference {policy['kl']['value']:.3g}{bounds} nats")
         for metric, found in (policy["metrics"] or {}).items():
             ci = found["ci"]
             bounds = "" if ci is None else f" [{ci['low']:.3f}, {ci['high']:.3f}]"

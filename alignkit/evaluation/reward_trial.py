@@ -16,7 +16,14 @@ import numpy as np
 
 from alignkit.evaluation import calibration
 from alignkit.evaluation.distributions import holm
-from alignkit.evaluation.intervals import Floats, Ints, interval, mean_estimate
+from alignkit.evaluation.intervals import (
+    Floats,
+    Ints,
+    as_dict,
+    interval,
+    mean_estimate,
+    mean_interval,
+)
 
 SCHEMA_VERSION = 1
 MARGIN_EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, math.inf)
@@ -232,26 +239,33 @@ def expected_best(proxy: Sequence[float], gold: Sequence[float], n: int) -> floa
 
 
 def best_of_n(rankings: Iterable[ScoredRanking]) -> list[dict[str, Any]]:
-    """The curve of gold against proxy score as n grows, over prompts whose gold is known.
+    """The proxy's score as n grows and, over prompts whose gold is known, the gold score.
 
     kl = ln n - (n-1)/n is how far best of n moves from the policy it samples (arXiv:2009.01325).
-    A gold score that falls while the proxy's rises is over-optimisation.
+    A gold score that falls while the proxy's rises is over-optimisation; without any gold it is
+    null, and the curve says only what there is to gain by the proxy's own lights.
     """
-    known = [r for r in rankings if r.gold is not None]
+    every = list(rankings)
+    known = [r for r in every if r.gold is not None] or [r for r in every if len(r.scores) > 2]
     if not known:
         return []
     rows = []
     for n in _powers_of_two(min(len(r.scores) for r in known)):
-        gold = np.array([expected_best(r.scores, r.gold or (), n) for r in known])
-        found = interval("t", gold) if gold.min() >= 0 and gold.max() <= 1 else None
         rows.append({
             "n": n,
             "kl": math.log(n) - (n - 1) / n,
             "proxy": fmean(expected_best(r.scores, r.scores, n) for r in known),
-            "gold": float(gold.mean()),
-            "ci": None if found is None else found.as_dict(),
+            **_gold_of_best(known, n),
         })  # fmt: skip
     return rows
+
+
+def _gold_of_best(rankings: Sequence[ScoredRanking], n: int) -> dict[str, Any]:
+    if any(r.gold is None for r in rankings):
+        return {"gold": None, "ci": None}
+    gold = np.array([expected_best(r.scores, r.gold or (), n) for r in rankings])
+    estimate = mean_estimate(gold)
+    return {"gold": estimate.value, "ci": as_dict(mean_interval(estimate))}
 
 
 def _powers_of_two(most: int) -> list[int]:
@@ -300,5 +314,6 @@ def reward_lines(report: Mapping[str, Any]) -> list[str]:
     if correlation is not None:
         lines.append(f"correlation of score and length within prompts {correlation:.2f}")
     for row in report["best_of_n"]:
-        lines.append(f"  best of {row['n']}: gold {row['gold']:.3f}, score {row['proxy']:.3f}")
+        gold = "" if row["gold"] is None else f"gold {row['gold']:.3f}, "
+        lines.append(f"  best of {row['n']}: {gold}score {row['proxy']:.3f}")
     return lines

@@ -19,15 +19,17 @@ from alignkit import __version__
 from alignkit.errors import DataError, RecipeError, pick
 from alignkit.evaluation import length_control as lc
 from alignkit.evaluation.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
-from alignkit.evaluation.distributions import holm, normal_quantile, sign_test, t_quantile
+from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
 from alignkit.evaluation.intervals import (
     INTERVALS,
     Estimate,
     Floats,
     Interval,
     Ints,
+    as_dict,
     interval,
     mean_estimate,
+    mean_interval,
 )
 from alignkit.evaluation.judge_agreement import held_against, judge_agreement
 from alignkit.evaluation.judgements import SIDED, Judgements, known_models, read_judgements
@@ -244,11 +246,8 @@ def distance_of(pair: Pair) -> dict[str, Any] | None:
         return None
     clusters = None if own.clusters is None else own.clusters[prompts]
     estimate = mean_estimate(ratios, clusters)
-    ci = None
-    if estimate.se:
-        half = t_quantile(0.5 + LEVEL / 2, estimate.df) * estimate.se
-        ci = Interval(LEVEL, "t", estimate.value - half, estimate.value + half)
-    return {"n": len(ratios), "value": estimate.value, "se": estimate.se, "ci": _as_dict(ci)}
+    ci = as_dict(mean_interval(estimate, LEVEL))
+    return {"n": len(ratios), "value": estimate.value, "se": estimate.se, "ci": ci}
 
 
 def failures_of(judgements: Judgements) -> dict[str, int]:
@@ -281,10 +280,6 @@ def smallest_effect(
     if not se:
         return None
     return (normal_quantile(0.5 + level / 2) + normal_quantile(power)) * se
-
-
-def _as_dict(found: Interval | None) -> dict[str, Any] | None:
-    return None if found is None else found.as_dict()
 
 
 def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> list[dict[str, Any]]:
@@ -338,7 +333,7 @@ def score_policy_pair(
         "losses": losses,
         "win_rate": None if estimate is None else estimate.value,
         "se": None if estimate is None else estimate.se,
-        "ci": _as_dict(found),
+        "ci": as_dict(found),
         "p_value": p_against_half(known, groups, ties, estimate),
         "failed_bounds": failed_bounds(counted, n_unusable) if bounded else None,
         "mde_80": None if estimate is None else smallest_effect(estimate.se),
@@ -594,7 +589,7 @@ def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
 def _with_length_control(length: dict[str, Any], found: lc.LengthControlled) -> dict[str, Any]:
     return length | {
         "lc_win_rate": found.win_rate,
-        "lc_ci": _as_dict(found.ci),
+        "lc_ci": as_dict(found.ci),
         "coef": found.coef,
         "intercept": found.intercept,
         "share_a_longer": found.share_a_longer,
