@@ -24,6 +24,7 @@ from torch import nn
 
 from alignkit.errors import ModelError
 from alignkit.heads import ScalarHead
+from alignkit.lora import fuse_lora
 from alignkit.model_files import ModelFiles, check_safetensors, find_model
 from alignkit.probe import replay_probe, write_probe
 from alignkit.recipe import BackboneConfig
@@ -202,6 +203,7 @@ class Backbone:
             else:
                 self.model = get_peft_model(self.base, config, adapter_name=name)
         as_fp32(self.parameters_of(name))
+        fuse_lora(self.model)
 
 
 def _target_modules(config: BackboneConfig) -> str | list[str]:

@@ -24,12 +24,13 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from alignkit.lora import MERGEABLE_LAYERS
+
 Layer = Callable[[Tensor], Tensor]
 
 KNOWN_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 NORMED_HEADS = ("qwen3",)
-MERGEABLE_LAYERS = ("Linear", "Linear4bit")
 
 
 @dataclass(frozen=True)

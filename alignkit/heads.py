@@ -29,15 +29,18 @@ class Scale:
 
 
 class ScalarHead(nn.Module):
-    """A linear map from a hidden state to one number.
+    """A linear map from a hidden state to one number, plus a small network if it has a `width`.
 
     Weights start from N(0, 1/(hidden + 1)), bias 0, as in arXiv:2403.17031 (detail 11).
     `scale` is not trained; it travels with the weights.
     """
 
-    def __init__(self, hidden_size: int, *, seed: int = 0, zero: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, *, seed: int = 0, zero: bool = False, width: int = 0
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        self.network = _network(hidden_size, width, seed) if width else None
         self.scale = Scale()
         generator = torch.Generator().manual_seed(seed)
         std = 0.0 if zero else 1.0 / math.sqrt(hidden_size + 1)
@@ -49,8 +52,19 @@ class ScalarHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Hidden states (..., hidden) to scores (...), in fp32."""
-        scores: Tensor = self.linear(states.float()).squeeze(-1)
-        return scores
+        states = states.float()
+        scores: Tensor = self.linear(states)
+        if self.network is not None:
+            scores = scores + self.network(states)
+        return scores.squeeze(-1)
+
+    def widened(self, width: int, seed: int) -> ScalarHead:
+        """The same function, with a network of this width that has yet to say anything."""
+        hidden = self.linear.in_features
+        wide = ScalarHead(hidden, seed=seed, width=width).to(self.linear.weight.device)
+        wide.linear.load_state_dict(self.linear.state_dict())
+        wide.scale = self.scale
+        return wide
 
     def save(self, directory: Path) -> None:
         """Write the head beside its adapter."""
@@ -73,8 +87,22 @@ class ScalarHead(nn.Module):
         state = load_file(str(file))
         if "linear.weight" not in state:
             raise ModelError("holds no head", where=str(file))
-        head = cls(state["linear.weight"].shape[1])
+        inner = state.get("network.0.weight")
+        head = cls(state["linear.weight"].shape[1], width=0 if inner is None else len(inner))
         mean, std = state.pop("scale", torch.tensor([0.0, 1.0])).tolist()
         head.scale = Scale(mean, std)
         head.load_state_dict(state)
         return head
+
+
+def _network(hidden_size: int, width: int, seed: int) -> nn.Sequential:
+    """Linear, GELU, linear; the last one starts at zero, so that the sum starts as the linear."""
+    inner = nn.Linear(hidden_size, width, dtype=torch.float32)
+    outer = nn.Linear(width, 1, bias=False, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        drawn = torch.randn(inner.weight.shape, generator=generator)
+        inner.weight.copy_(drawn / math.sqrt(hidden_size))
+        inner.bias.zero_()
+        outer.weight.zero_()
+    return nn.Sequential(inner, nn.GELU(), outer)

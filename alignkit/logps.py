@@ -84,7 +84,8 @@ def completion_states(
 
     `last`: (completions, hidden), the state at each completion's last token (what a reward head
     reads). `tokens`: (tokens, hidden), the state *before* each completion token (what a value
-    head reads).
+    head reads). `all`: (tokens + completions, hidden), for each completion the states before its
+    tokens and then the one at its last token, so that one forward serves both heads.
     """
     base = causal_lm(model)
     check_groups(groups)

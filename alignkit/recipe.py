@@ -569,8 +569,12 @@ class PpoConfig(OnlineConfig):
 
     kind: ClassVar[str] = "ppo"
 
+    value: Literal["head", "adapter"] = "head"
+    """What learns the value: a head with a small network on the frozen states of the reward model
+    (one forward scores and values), or an adapter of its own, as dear as the policy's update."""
     value_learning_rate: Positive | None = None
-    """Peak step size of the value adapter and head; without it, learning_rate."""
+    """Peak step size of the value; without it 0.64 / hidden size for a head, learning_rate for an
+    adapter."""
     value_warmup: CountOrNone = 0
     """First iterations in which only the value is trained and the policy stays as it is."""
     cliprange_value: Positive = 0.2

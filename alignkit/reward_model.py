@@ -54,6 +54,22 @@ class RewardModel(nn.Module):
                 found += self(groups[start : start + batch_size]).tolist()
         return found
 
+    @torch.no_grad()
+    def states(self, groups: Sequence[Group], batch_size: int = 16) -> Tensor:
+        """States under the reward adapter: for each completion those before its tokens, then the
+        one that its score is read from; (tokens + completions, hidden)."""
+        with self.backbone.role(self.adapter):
+            parts = [
+                completion_states(
+                    self.model,
+                    groups[start : start + batch_size],
+                    pad_token_id=self.pad,
+                    which="all",
+                )
+                for start in range(0, len(groups), batch_size)
+            ]
+        return torch.cat(parts)
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:

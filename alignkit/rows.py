@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkit.errors import DataError
 from alignkit.layout import Segment
 
-Which = Literal["last", "tokens"]
+Which = Literal["last", "tokens", "all"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
     """The packed row of `groups`: equal prompts once, equal completions of a prompt once.
 
     `tokens` picks the state before each completion token (so a completion's last token is not fed
-    at all); `last` picks the state at each completion's last token.
+    at all); `last` picks the state at each completion's last token; `all` both, so one more than
+    the completion has tokens.
     """
     check_groups(groups)
     tree = _merged(groups)
     fed = [
-        (prompt, [c if which == "last" else c[:-1] for c in completions])
+        (prompt, [c[:-1] if which == "tokens" else c for c in completions])
         for prompt, completions in tree.items()
     ]
     ids = [i for prompt, branches in fed for part in (prompt, *branches) for i in part]
@@ -135,9 +136,9 @@ def pad(groups: Sequence[Group], pad_token_id: int, which: Which = "tokens") -> 
     check_groups(groups)
     pairs = [(list(g.prompt), list(c)) for g in groups for c in g.completions]
     rows = [prompt + completion for prompt, completion in pairs]
-    first = [0 if which == "tokens" else len(c) for _, c in pairs]
+    first = [len(c) if which == "last" else 0 for _, c in pairs]
     counted = [
-        range(len(p) - 1 + skipped, len(p) + len(c) - 1 + (which == "last"))
+        range(len(p) - 1 + skipped, len(p) + len(c) - (which == "tokens"))
         for (p, c), skipped in zip(pairs, first, strict=True)
     ]
     targets = [i for _, c in pairs for i in c] if which == "tokens" else []
@@ -204,7 +205,7 @@ def _picked(
                 states.append(begin + fed - 1)
             else:
                 states += [start + segment.prompt - 1, *range(begin, begin + fed)]
-                targets += completion
+                targets += completion if which == "tokens" else ()
             places[prompt, completion] = first, len(states)
         start += segment.tokens
     return states, targets, places

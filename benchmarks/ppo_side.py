@@ -141,7 +141,6 @@ def then(function: Callable[..., Any], mark: Callable[[], None]) -> Callable[...
 def our_trainer(model: Path) -> Any:
     from alignkit.backbone import POLICY, REFERENCE, Backbone
     from alignkit.heads import ScalarHead
-    from alignkit.ppo.learners import ValueLearner
     from alignkit.ppo.loop import OnlineTrainer
     from alignkit.ppo.rewards import PracticePrompt, open_rewards
     from alignkit.ppo.rollout import Sampler
@@ -176,7 +175,7 @@ def our_trainer(model: Path) -> Any:
     prompts = [PracticePrompt("ids", (), tuple(ids)) for ids in prompt_ids(vocabulary)]
     rewards = open_rewards(config, context, backbone, 2)
     sampler = Sampler(backbone, config, [], REFERENCE)
-    critic = ValueLearner(backbone, config, start_value(backbone, config, context), 0, 1000)
+    critic = start_value(backbone, config, context, rewards, 1000)
     trainer = OnlineTrainer(
         backbone,
         config,

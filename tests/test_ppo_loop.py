@@ -144,9 +144,17 @@ def test_a_toy_reward_rises_while_kl_stays_under_its_target(workplace, clear_mod
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-@pytest.mark.parametrize(("stage", "kind"), [(ppo, PpoConfig), (rloo, RlooConfig)])
+@pytest.mark.parametrize(
+    ("stage", "kind", "extra"),
+    [
+        (ppo, PpoConfig, {}),
+        (ppo, PpoConfig, {"value": "adapter", "gradient_checkpointing": True}),
+        (rloo, RlooConfig, {}),
+    ],
+    ids=["ppo", "ppo with a value adapter", "rloo"],
+)
 def test_two_n_iterations_equal_n_a_stop_and_n_more(
-    workplace, tiny_model, stage, kind, quantization, monkeypatch
+    workplace, tiny_model, stage, kind, extra, quantization, monkeypatch
 ):
     model = tiny_model("qwen2")
     config = settings(
@@ -157,6 +165,7 @@ def test_two_n_iterations_equal_n_a_stop_and_n_more(
         eval_prompts=("prompts.jsonl",),
         eval_steps=1,
         lr_scheduler_type="cosine",
+        **extra,
     )
     whole = surroundings(workplace / "whole", model, quantization=quantization)
     expected = stage.run(config, whole)

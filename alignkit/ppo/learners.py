@@ -1,8 +1,8 @@
-"""The two things an iteration trains, each with its own adapter and optimizer: policy and value.
+"""The clipped updates of the policy, and what every learner of an iteration needs.
 
-They share no trainable weight, so each runs all its passes in one go: the policy's epochs, then
-the value's. Losses are sums divided by the global count of real tokens in the mini-batch, so
-micro-batches and ranks change nothing but rounding.
+Policy and value share no trainable weight, so each runs all its passes in one go: the policy's
+epochs, then the value's (alignkit/ppo/value.py). Losses are sums divided by the global count of
+real tokens in the mini-batch, so micro-batches and ranks change nothing but rounding.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alignkit.backbone import POLICY, VALUE, Backbone
+from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.errors import TrainingFailed
-from alignkit.heads import ScalarHead
-from alignkit.logps import completion_logps, completion_states
-from alignkit.ppo.objective import policy_terms, value_terms
+from alignkit.logps import completion_logps
+from alignkit.ppo.objective import policy_terms
 from alignkit.ppo.ranks import all_sum, sum_gradients
-from alignkit.ppo.rewards import Sample
-from alignkit.ppo.rollout import Rollout, grouped, in_parts, mask_of, to_rows
-from alignkit.recipe import OnlineConfig, PpoConfig
+from alignkit.ppo.rollout import Rollout, grouped
+from alignkit.recipe import OnlineConfig
 
 # Largest |ratio − 1| before the first step: the update must see the log-probs of the rollout.
 RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -152,74 +150,6 @@ class PolicyLearner:
                 hint="the model that samples is not the one that is trained; "
                 "alignkit doctor looks at this machine's kernels",
             )
-
-
-class ValueLearner:
-    """Clipped value updates of the adapter `value` and its head; it never touches the policy."""
-
-    def __init__(
-        self, backbone: Backbone, config: PpoConfig, head: ScalarHead, seed: int, iterations: int
-    ):
-        self.backbone, self.config, self.head, self.seed = backbone, config, head, seed
-        self.pad = Encoder(backbone.tokenizer).pad_token_id
-        adapter = list(backbone.parameters_of(VALUE).values())
-        self.parameters = [*adapter, *head.parameters()]
-        self.iterations = iterations
-        self.optimizer = adamw(self.parameters)
-
-    @torch.no_grad()
-    def values(self, samples: Sequence[Sample]) -> Tensor:
-        """(completions, tokens): the value of the state before each token, zero behind the end."""
-        with self.backbone.role(VALUE) as model:
-            parts = [
-                self._values(model, part)
-                for part in in_parts(samples, self.config.rollout_forward_batch_size)
-            ]
-        return to_rows(torch.cat(parts), mask_of(samples).to(parts[0].device))
-
-    def update(self, rollout: Rollout, returns: Tensor, iteration: int) -> dict[str, float]:
-        """All passes over one rollout; what is logged."""
-        noted = Averages()
-        base = self.config.value_learning_rate or self.config.learning_rate
-        set_rate(self.optimizer, base * rate_factor(self.config, iteration, self.iterations))
-        self.head.requires_grad_(True)
-        with trainable(self.backbone, VALUE, self.config.gradient_checkpointing) as model:
-            for epoch in range(self.config.num_ppo_epochs):
-                for rows in mini_batches(rollout, self.config, (self.seed, iteration, epoch, 3)):
-                    self._step(model, rollout, rows, returns, noted)
-        return noted.means()
-
-    def _step(
-        self,
-        model: Any,
-        rollout: Rollout,
-        rows: Sequence[int],
-        returns: Tensor,
-        noted: Averages,
-    ) -> None:
-        count = float(all_sum(rollout.mask[rows].sum().double()))
-        sums = torch.zeros(2, dtype=torch.float64)
-        for part in sorted_parts(rows, self.config.per_device_train_batch_size):
-            mask = rollout.mask[part]
-            terms = value_terms(
-                self._values(model, [rollout.samples[row] for row in part]),
-                rollout.values[part][mask],
-                returns[part][mask],
-                cliprange_value=self.config.cliprange_value,
-            )
-            (self.config.vf_coef * terms.loss / count).backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([terms.loss.detach().double(), terms.clipped.double().sum()]).cpu()
-        loss, clipped = all_sum(sums).tolist()
-        norm = step(self.optimizer, self.parameters, self.config.max_grad_norm, loss)
-        noted.add("loss/value_avg", loss, count)
-        noted.add("val/clipfrac_avg", clipped, count)
-        noted.add("val/grad_norm", norm)
-
-    def _values(self, model: Any, samples: Sequence[Sample]) -> Tensor:
-        """(tokens,): values of some completions, flat."""
-        states = completion_states(model, grouped(samples), pad_token_id=self.pad, which="tokens")
-        values: Tensor = self.head(states)
-        return self.head.scale.normalise(values)
 
 
 def adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:

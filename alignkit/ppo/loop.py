@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.backbone import POLICY, VALUE, Backbone
+from alignkit.backbone import POLICY, Backbone
 from alignkit.checkpoints import (
     load_tree,
     newest_valid,
@@ -39,7 +39,7 @@ from alignkit.ppo.advantages import (
     penalize_missing_stop,
 )
 from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
-from alignkit.ppo.learners import PolicyLearner, ValueLearner
+from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.objective import explained_variance
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
 from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
@@ -52,6 +52,7 @@ from alignkit.ppo.rollout import (
     sampling_seed,
 )
 from alignkit.ppo.validation import Look, Validation, write_samples
+from alignkit.ppo.value import ValueLearner
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
 
@@ -191,15 +192,20 @@ class OnlineTrainer:
                 self.rewards.combine(raw), stopped, self.config.missing_eos_penalty
             )
             logps = self.sampler.own_logps(samples, completions)
+            # Behind the scores: where a reward model is the value's trunk, its states are there.
+            values, states = (
+                self.critic.measure(samples) if self.critic else (torch.zeros_like(logps), None)
+            )
             return Rollout(
                 samples=samples,
                 mask=mask_of(samples).to(device),
                 logps=logps,
                 ref_logps=self.sampler.logps(samples, self.sampler.reference),
-                values=self.critic.values(samples) if self.critic else torch.zeros_like(logps),
+                values=values,
                 raw_scores=raw.to(device),
                 scores=scores.to(device),
                 stopped=stopped.to(device),
+                states=states,
             )
 
     def _penalty(self, rollout: Rollout) -> Tensor:
@@ -379,7 +385,7 @@ class OnlineTrainer:
         for name, part in self._stateful().items():
             save_tree(directory / f"{name}.safetensors", part.state_dict())
         if self.critic is not None:
-            save_tree(directory / "value.safetensors", copies(self.backbone.parameters_of(VALUE)))
+            save_tree(directory / "value.safetensors", copies(self.critic.adapter_weights()))
         save_tree(directory / "state.safetensors", self._state_tree())
 
     def _stateful(self) -> dict[str, Any]:
@@ -404,9 +410,7 @@ class OnlineTrainer:
         copy_into(self.backbone.parameters_of(POLICY), load_tree(checkpoint / "policy.safetensors"))
         self.best = load_tree(checkpoint / "best.safetensors")
         if self.critic is not None:
-            copy_into(
-                self.backbone.parameters_of(VALUE), load_tree(checkpoint / "value.safetensors")
-            )
+            copy_into(self.critic.adapter_weights(), load_tree(checkpoint / "value.safetensors"))
         for name, part in self._stateful().items():
             part.load_state_dict(load_tree(checkpoint / f"{name}.safetensors"))
         tree = load_tree(checkpoint / "state.safetensors")

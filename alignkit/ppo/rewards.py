@@ -75,13 +75,37 @@ class ModelReward:
     def __init__(self, label: str, model: RewardModel, stop_token_id: int, batch_size: int) -> None:
         self.label, self.model = label, model
         self.stop_token_id, self.batch_size = stop_token_id, batch_size
+        self.keeps_states = False  # whether somebody will ask for them behind the scores
+        self._kept: tuple[Sequence[Sample], Tensor] | None = None
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
-        groups = [
+        if not self.keeps_states:
+            return self.model.scores(self._groups(samples), self.batch_size)
+        scores, states = self._read(samples)
+        self._kept = samples, states
+        return scores
+
+    def states(self, samples: Sequence[Sample]) -> Tensor:
+        """(tokens, hidden): the states before each token, free where scores were just asked for."""
+        if self._kept is None or self._kept[0] is not samples:
+            return self._read(samples)[1]
+        states, self._kept = self._kept[1], None
+        return states
+
+    def _groups(self, samples: Sequence[Sample]) -> list[Group]:
+        return [
             Group(s.prompt.ids, [s.ids if s.stopped else (*s.ids, self.stop_token_id)])
             for s in samples
         ]
-        return self.model.scores(groups, self.batch_size)
+
+    def _read(self, samples: Sequence[Sample]) -> tuple[list[float], Tensor]:
+        """Scores, and the states before each real token, of one forward."""
+        states = self.model.states(self._groups(samples), self.batch_size)
+        sizes = [len(s.ids) + (1 if s.stopped else 2) for s in samples]
+        rows = torch.split(states, sizes)
+        before = [row[: len(s.ids)] for row, s in zip(rows, samples, strict=True)]
+        scores: Tensor = self.model.head(torch.stack([row[-1] for row in rows]))
+        return scores.tolist(), torch.cat(before)
 
 
 class FunctionReward:

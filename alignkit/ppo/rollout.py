@@ -28,7 +28,8 @@ from alignkit.recipe import OnlineConfig
 class Rollout:
     """Sampled completions with what the update needs, padded to (completions, tokens).
 
-    `mask` is True on real tokens, the stop token included. `values` is zero for RLOO.
+    `mask` is True on real tokens, the stop token included. `values` is zero for RLOO. `states`
+    are what a value head on a frozen trunk reads, (real tokens, hidden), or None.
     """
 
     samples: list[Sample]
@@ -39,6 +40,7 @@ class Rollout:
     raw_scores: Tensor  # (sources, completions)
     scores: Tensor  # (completions,), combined; the penalty for a missing stop included
     stopped: Tensor  # (completions,)
+    states: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

@@ -7,20 +7,20 @@ from typing import Any
 
 import orjson
 
-from alignkit.backbone import POLICY, REFERENCE, VALUE, Backbone
+from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.data.chat import Encoder
-from alignkit.ppo.learners import ValueLearner
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
-from alignkit.ppo.rewards import open_rewards
+from alignkit.ppo.rewards import Rewards, open_rewards
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier
+from alignkit.ppo.value import ValueLearner
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.training import finish, moved_share, snapshot, start_adapter
 
-NewCritic = Callable[[Backbone, int], ValueLearner]
+NewCritic = Callable[[Backbone, Rewards, int], ValueLearner]
 
 
 def practise(
@@ -53,7 +53,7 @@ def practise(
         sampler,
         rewards,
         validation,
-        critic(backbone, iterations) if critic is not None else None,
+        critic(backbone, rewards, iterations) if critic is not None else None,
         advantages,
         completions_per_prompt,
     )
@@ -78,7 +78,8 @@ def leave(trainer: OnlineTrainer, metrics: dict[str, Any]) -> dict[str, Any]:
     backbone, context = trainer.backbone, trainer.context
     if rank() == 0:
         if trainer.critic is not None:
-            backbone.save_adapter(VALUE, context.directory / "value", head=trainer.critic.head)
+            critic = trainer.critic
+            backbone.save_adapter(critic.adapter, context.directory / "value", head=critic.head)
         scales = orjson.dumps(metrics["score_scales"], option=orjson.OPT_APPEND_NEWLINE)
         (context.directory / "score_scales.json").write_bytes(scales)
         metrics = finish(backbone, POLICY, context, metrics)

@@ -1,7 +1,8 @@
 """PPO: the policy learns from a reward, held near its start, on one backbone with four roles.
 
 policy <- the starting adapter     reference <- its frozen copy, or the bare backbone
-reward <- a reward-model run       value     <- a copy of the reward model, head and all
+reward <- a reward-model run       value     <- a head on the reward model's states, or a copy of
+                                                the reward model, head and all
 each iteration:  sample completions with the policy; score them
                  r_t = -kl_coef * KL_t, plus the score on the last token
                  advantages by GAE, whitened; some epochs of clipped updates, policy then value
@@ -16,10 +17,11 @@ from torch import Tensor
 from alignkit.backbone import POLICY, VALUE, Backbone
 from alignkit.heads import ScalarHead
 from alignkit.ppo.advantages import gae, token_rewards, whiten
-from alignkit.ppo.learners import ValueLearner
 from alignkit.ppo.loop import Targets
+from alignkit.ppo.rewards import ModelReward, Rewards
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
+from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
 from alignkit.recipe import PpoConfig
 from alignkit.stages.context import StageContext
 
@@ -30,9 +32,8 @@ def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
     def advantages(rollout: Rollout, kl: Tensor, kl_coef: float) -> Targets:
         return ppo_targets(rollout, kl, kl_coef, config)
 
-    def critic(backbone: Backbone, iterations: int) -> ValueLearner:
-        head = start_value(backbone, config, context)
-        return ValueLearner(backbone, config, head, context.seed, iterations)
+    def critic(backbone: Backbone, rewards: Rewards, iterations: int) -> ValueLearner:
+        return start_value(backbone, config, context, rewards, iterations)
 
     return practise(config, context, advantages, critic=critic)
 
@@ -48,17 +49,35 @@ def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig)
     return Targets(whiten(advantages, rollout.mask), returns)
 
 
-def start_value(backbone: Backbone, config: PpoConfig, context: StageContext) -> ScalarHead:
-    """Adapter and head of the value: those of the first reward model, or the policy's with zeros.
+def start_value(
+    backbone: Backbone, config: PpoConfig, context: StageContext, rewards: Rewards, iterations: int
+) -> ValueLearner:
+    """The value's learner, started from the first reward model, or from the policy with head zero.
 
-    A copy, never the policy's own adapter: what the value learns must not move the policy.
+    Never on the policy's own adapter: what the value learns must not move the policy.
     """
     backbone.delete_adapter(VALUE)
-    models = [name for name in config.reward_model if name != "gold"]
-    if not models or config.reward_model[0] == "gold":
+    source = rewards.sources[0]
+    common = (context.seed, iterations)
+    if not isinstance(source, ModelReward):
         backbone.copy_adapter(POLICY, VALUE)
         hidden = backbone.base.config.get_text_config().hidden_size
-        return ScalarHead(hidden, zero=True).to(backbone.device)
-    head = ScalarHead.load(context.artifact(models[0]) / "adapter").to(backbone.device)
-    backbone.load_adapter(VALUE, context.artifact(models[0]) / "adapter", head=head)
-    return head
+        head = ScalarHead(hidden, zero=True).to(backbone.device)
+        if config.value == "adapter":
+            return OwnAdapter(backbone, config, head, *common, VALUE)
+        size = config.rollout_forward_batch_size
+        return FrozenTrunk(
+            backbone,
+            config,
+            head,
+            *common,
+            VALUE,
+            lambda samples: trunk_states(backbone, VALUE, samples, size),
+        )
+    directory = context.artifact(config.reward_model[0]) / "adapter"
+    head = ScalarHead.load(directory).to(backbone.device)
+    if config.value == "adapter":
+        backbone.load_adapter(VALUE, directory, head=head)
+        return OwnAdapter(backbone, config, head, *common, VALUE)
+    source.keeps_states = True
+    return FrozenTrunk(backbone, config, head, *common, source.model.adapter, source.states)
