@@ -148,6 +148,21 @@ def test_sequence_at_every_look(n: int) -> None:
     assert held(draw, 400, n) >= 0.95
 
 
+@every_n
+def test_sequence_over_clusters(n: int) -> None:
+    """Prompts of a cluster all but share a verdict, and clusters differ in size."""
+
+    def draw(generator: np.random.Generator, together: bool) -> bool:
+        cluster = np.repeat(np.arange(n), generator.integers(1, 7, n))
+        scores = verdicts(generator, generator.normal(size=n)[cluster])
+        low, high = confidence_sequence(scores, cluster if together else None, grid=201)
+        return bool(np.all((low <= RATE) & (high >= RATE)))
+
+    assert held(lambda generator: draw(generator, True), 300, n) >= 0.95
+    # Taken for independent prompts the same files are betrayed more often than promised.
+    assert held(lambda generator: draw(generator, False), 100, n) < 0.93
+
+
 # --- ratings -------------------------------------------------------------------------------------
 
 THETA = np.array([0.8, 0.2, -0.3, -0.7])

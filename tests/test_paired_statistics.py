@@ -198,6 +198,26 @@ def test_sequential_in_the_report(tmp_path: Path) -> None:
     assert found["ci"]["high"] - found["ci"]["low"] > report["ci"]["high"] - report["ci"]["low"]
 
 
+def test_sequential_follows_the_ties_and_the_clusters(tmp_path: Path) -> None:
+    """Of 60 clusters of five equal verdicts, as much is known as of 60 prompts."""
+    verdicts = [["a", "a", "tie", "b"][i % 4] for i in range(60)]
+    rows = [
+        {"kind": "judgement", "prompt_id": f"p{i}-{k}", "a": "x", "b": "y", "verdict": verdict}
+        | {"extra": {"user": i}}
+        for i, verdict in enumerate(verdicts)
+        for k in range(5)
+    ]
+    file, few = write(tmp_path / "j.jsonl", rows), write(tmp_path / "few.jsonl", rows[::5])
+    together = winrate_report([file], sequential=True, cluster="user")["sequential"]
+    alone = winrate_report([few], sequential=True)["sequential"]
+    assert (together["units"], alone["units"]) == ("clusters", "prompts")
+    assert together["ci"] == alone["ci"]
+    # Without its ties the file has two wins to a loss.
+    found = winrate_report([few], sequential=True, ties="drop")["sequential"]["ci"]
+    low, high = confidence_sequence(np.array([float(v == "a") for v in verdicts if v != "tie"]))
+    assert (found["low"], found["high"]) == (low[-1], high[-1])
+
+
 # --- power ---------------------------------------------------------------------------------------
 
 
