@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from sklearn.linear_model import LogisticRegression
 
 from alignkit.errors import DataError, RecipeError
 from alignkit.evaluation.intervals import interval
-from alignkit.evaluation.length_control import Resampling, control_length
+from alignkit.evaluation.length_control import Resampling, control_length, read_difficulty
 from alignkit.evaluation.winrate import winrate_report
+from benchmarks.alpacaeval import JUDGE, LEADERBOARD, read_gamed, side_files
+from benchmarks.alpacaeval import main as reproduce
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -57,7 +60,7 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "annotations.json", tmp_path / "difficulty.jsonl", tmp_path / "reg.jsonl"
 
 
-def alpacaeval_by_sklearn(paths: tuple[Path, Path, Path]) -> float:
+def alpacaeval_by_sklearn(paths: tuple[Path, Path, Path], *, l1: bool = False) -> float:
     """The same model by another optimiser: each soft label is two weighted hard ones."""
     rows = json.loads(paths[0].read_text())
     hard = {
@@ -73,7 +76,10 @@ def alpacaeval_by_sklearn(paths: tuple[Path, Path, Path]) -> float:
     design = np.vstack([own, other])
     target = np.array([row["preference"] - 1 for row in rows] + [r["preference"] for r in reg])
     weight = np.array([1.0] * len(rows) + [0.1] * len(reg))
-    model = LogisticRegression(fit_intercept=False, C=1e6, tol=1e-10, max_iter=5000)
+    settings: dict[str, Any] = (
+        {"C": 100, "l1_ratio": 1.0, "solver": "liblinear"} if l1 else {"C": 1e6}
+    )
+    model = LogisticRegression(fit_intercept=False, tol=1e-10, max_iter=5000, **settings)
     model.fit(
         np.vstack([design, design]),
         np.repeat([1, 0], len(design)),
@@ -221,3 +227,73 @@ def test_mistakes(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     bad.write_text('{"model":"m","std_delta_len":0,"instruction_difficulty":1,"preference":2}\n')
     with pytest.raises(DataError, match=r"reg\.jsonl:1: 'preference' must be from 0 to 1"):
         winrate_report([files[0]], length_control="alpacaeval", difficulty=files[1], reg_rows=bad)
+
+
+# --- AlpacaEval's own files ----------------------------------------------------------------------
+
+
+def clone(tmp_path: Path, files: tuple[Path, Path, Path]) -> Path:
+    """A folder with the paths and columns of AlpacaEval's repository and data set."""
+    rows = json.loads(files[0].read_text())
+    hard = dict(tuple(json.loads(x).values()) for x in files[1].read_text().splitlines())
+    reg = [json.loads(line) for line in files[2].read_text().splitlines()]
+    # The data set's rows tell every prompt's difficulty: each gamed model has all prompts.
+    number = {row["instruction"]: i for i, row in enumerate(rows)}
+    lines = ["model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"]
+    for model in ("concise", "verbose"):
+        for text, i in number.items():
+            row = reg[i % len(reg)]
+            told = row["preference"], row["std_delta_len"], hard[text]
+            lines.append(f"{model},{i}," + ",".join(map(repr, told)) + ",False")
+    folder = tmp_path / "clone"
+    annotations = folder / "results" / "ours" / JUDGE / "annotations.json"
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text(json.dumps(rows))
+    (folder / "df_gamed.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def leaderboard(folder: Path, plain: float, controlled: float) -> None:
+    path = folder / LEADERBOARD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        ",win_rate,standard_error,n_total,length_controlled_winrate\n"
+        f"ours,{plain!r},1.0,300,{controlled!r}\nother,1.0,1.0,300,2.0\n"
+    )
+
+
+def test_published_numbers_are_held_against_ours(
+    tmp_path: Path, files: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers come from AlpacaEval's formulas: mean preference, and an L1 liblinear fit."""
+    folder = clone(tmp_path, files)
+    assert reproduce([str(folder)]) == 2
+    rows = json.loads(files[0].read_text())
+    gamed = read_gamed(folder / "df_gamed.csv")
+    paths = files[0], *side_files(files[0], gamed, tmp_path)
+    plain = 100 * (float(np.mean([row["preference"] for row in rows])) - 1)
+    controlled = 100 * alpacaeval_by_sklearn(paths, l1=True)
+    leaderboard(folder, plain, controlled)
+    assert reproduce([str(folder)]) == 0
+    assert "1 of 1 models within the limits" in capsys.readouterr().out
+    for wrong in ((plain + 2e-6, controlled), (plain, controlled + 0.25)):
+        leaderboard(folder, *wrong)
+        assert reproduce([str(folder)]) == 1
+
+
+@pytest.mark.real_data
+def test_alpacaeval_is_reproduced() -> None:
+    """On a clone of AlpacaEval's repository with its data set's df_gamed.csv beside it."""
+    folder = os.environ.get("ALIGNKIT_ALPACAEVAL")
+    if not folder:
+        pytest.skip("ALIGNKIT_ALPACAEVAL is not set")
+    assert reproduce([folder]) == 0
+
+
+def test_a_text_with_two_difficulties_has_their_mean(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    rows = [("x", 1.0), ("y", 5.0), ("x", 2.0)]
+    path.write_text(
+        "".join(json.dumps({"instruction": t, "instruction_difficulty": d}) + "\n" for t, d in rows)
+    )
+    assert read_difficulty(path) == {"x": 1.5, "y": 5.0}

@@ -275,17 +275,18 @@ def _value(row: Row, key: str, where: str) -> float:
 
 
 def read_difficulty(path: str | Path) -> dict[str, float]:
-    """Prompt text -> difficulty, from rows of instruction and instruction_difficulty."""
-    found: dict[str, float] = {}
+    """Prompt text -> difficulty, from rows of instruction and instruction_difficulty.
+
+    A text that stands there several times has their mean: nothing says which one was meant.
+    """
+    found: dict[str, list[float]] = {}
     for line, row in RowFile(path):
         where = f"{path}:{line}"
         text = row.get("instruction")
         if not isinstance(text, str):
             raise DataError(f"'instruction' must be a text, not {text!r}", where=where)
-        value = _value(row, "instruction_difficulty", where)
-        if found.setdefault(text, value) != value:
-            raise DataError("the same instruction has another difficulty above", where=where)
-    return found
+        found.setdefault(text, []).append(_value(row, "instruction_difficulty", where))
+    return {text: sum(values) / len(values) for text, values in found.items()}
 
 
 def difficulties(prompts: Sequence[str | None], known: Mapping[str, float], path: str) -> Floats:
