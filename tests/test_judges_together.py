@@ -35,6 +35,8 @@ stages:
              per_device_train_batch_size: 8, gate: {reward.accuracy: ">= 0.5", accuracy: "> 0.5"}}
   - dpo: {data: rank, policy: sft, pairs: best-worst, learning_rate: 5.0e-4, max_steps: 6,
           per_device_train_batch_size: 8}
+  - evaluate: {policies: [base, sft, dpo], baseline: sft, judge: gold, reward_model: reward,
+               prompts: "embedded:test", temperatures: [1.0, 0.0], max_new_tokens: 32, limit: 18}
 """
 PROMPTS = 18
 
@@ -62,9 +64,9 @@ def held(work: Path, *judges: str) -> str:
     return result.output
 
 
-def vote(work: Path) -> Path:
+def vote(work: Path, candidates: Path) -> Path:
     """Two people rank the answers by the task's scoring, with errors; every sixth item is left."""
-    items = [r for r in read_records(work / "w" / "candidates.jsonl") if isinstance(r, Candidates)]
+    items = [r for r in read_records(candidates) if isinstance(r, Candidates)]
     careless, lines = random.Random(1), []
     for annotator in ("ann", "bo"):
         for number, item in enumerate(items):
@@ -83,6 +85,7 @@ def vote(work: Path) -> Path:
                 shown=[c.cid for c in item.candidates],
                 action="rank",
                 ranks={cid: best_first.index(score) + 1 for cid, score in liked.items()},
+                extra=item.model_dump(include={"prompt", "candidates"}),
             )
             lines.append(to_json(event))
     path = work / "votes.jsonl"
@@ -96,7 +99,7 @@ def verdict_of(score: float) -> int:
 
 def test_gold_reward_model_and_people_in_one_table(work: Path) -> None:
     held(work, "gold")  # the answers, for people to rank
-    votes = vote(work)
+    votes = vote(work, work / "w" / "candidates.jsonl")
     shown = held(work, "gold", str(work / "reward"), f"human:{votes},{work / 'w/candidates.jsonl'}")
     report = json.loads((work / "report.json").read_text())
     judges = ["gold", "reward", "human"]
@@ -126,6 +129,36 @@ def test_gold_reward_model_and_people_in_one_table(work: Path) -> None:
     again = winrate_report(work / "w" / "judgements.jsonl", baseline="sft")
     for key in ("against_baseline", "agreement", "matrix", "judges"):
         assert again[key] == report[key]
+
+
+def test_what_the_demo_leaves_is_enough_for_all_judges(work: Path) -> None:
+    """As after `alignkit demo`: the evaluation's judgements and a person's votes on its replies."""
+    folder = work / "evaluate"
+    votes = vote(work, folder / "candidates-1.jsonl")
+    target = work / "demo.json"
+    arguments = ["winrate", str(folder / "judgements-1.jsonl"), str(votes), "--baseline", "sft"]
+    arguments += ["--output", str(target), "--html", str(work / "demo.html")]
+    result = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    judges = ["gold", "reward", "human:ann", "human:bo"]
+    assert report["judges"] == judges
+    table = {row["model"]: row for row in report["against_baseline"]["models"]}
+    assert sorted(table) == ["base", "dpo"]
+    for row in table.values():
+        assert [one["judge"] for one in row["per_judge"]] == judges
+        assert result.output.count("by human:ann") == 2
+        assert row["kl"]["n"] == PROMPTS
+    # Both see the task's scoring, the one with errors: they agree more than the reward model does.
+    pairs = {tuple(pair["judges"]): pair for pair in report["agreement"]["pairs"]}
+    assert len(pairs) == 6
+    assert pairs["gold", "human:ann"]["kappa"] > 0.3
+    # The stage's own table has the first judge's win rates and the run's KL.
+    rows = json.loads((folder / "manifest.json").read_text())["metrics"]["rows"]
+    for own in (r for r in rows if r["temperature"] == 1.0 and r["policy"] != "sft"):
+        gold = table[own["policy"]]["per_judge"][0]
+        assert (own["win_rate"], own["low"]) == (gold["win_rate"], gold["ci"]["low"])
+        assert own["kl"] == pytest.approx(table[own["policy"]]["kl"]["value"])
 
 
 def check_against_rows(found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
