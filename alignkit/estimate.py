@@ -1,7 +1,8 @@
-"""Memory and time a stage will take, before it runs: an estimate, and said to be one.
+"""Memory and time a stage will take, counted before it runs: an estimate, and said to be one.
 
 Weights are counted from the headers of the model's files, rows from the data; what a step costs
-comes from the usual counts of multiplications and of kept activations.
+comes from the usual counts of multiplications and of kept activations. `alignkit.rehearsal` tries
+the stages out instead, where that does not take long.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from alignkit.artifacts import readable
 from alignkit.errors import RecipeError
 from alignkit.model_files import check_safetensors, read_json
 from alignkit.plan import Plan, PlannedStage
-from alignkit.recipe import OnlineConfig, TrainingConfig
+from alignkit.recipe import EvaluateConfig, GenerateConfig, OnlineConfig, TrainingConfig
 
 # Bytes a frozen weight takes; nf4 with double quantization stores 4.127 bits.
 WEIGHT_BYTES = {"nf4": 0.516, "int8": 1.0}
@@ -53,56 +54,77 @@ class Shape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak, operations in all, and the optimizer steps they are spread over."""
+    """Bytes at the peak, seconds in all, optimizer steps, and how all that was found."""
+
+    memory: float
+    seconds: float
+    steps: int
+    how: str = "counted"
+
+    def as_row(self) -> dict[str, Any]:
+        """For the plan: numbers, and a line for people."""
+        parts = [f"memory {readable(self.memory)}"]
+        if self.steps:
+            parts.append(f"{self.steps:,} steps")
+        if self.seconds:
+            parts.append(f"time {_duration(self.seconds)}")
+        line = f"estimate: {', '.join(parts)}; {self.how}" if self.memory else "nothing to do"
+        return {
+            "memory_bytes": round(self.memory),
+            "seconds": round(self.seconds, 3),
+            "steps": self.steps,
+            "how": self.how,
+            "estimate": line,
+        }
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a stage costs as counted: bytes at the peak, operations in all, optimizer steps.
+
+    `units` are what its operations are spread over: steps, iterations or batches.
+    """
 
     memory: float
     operations: float
     steps: int
+    units: float = 1
 
-    def as_row(self, rate: float) -> dict[str, Any]:
-        """For the plan: numbers, and a line for people; `rate` is operations a second."""
-        seconds = self.operations / rate
-        parts = [f"memory {readable(self.memory)}"] if self.memory else ["nothing to do"]
-        if self.steps:
-            parts.append(f"{self.steps:,} steps")
-        if seconds:
-            parts.append(f"time {_duration(seconds)}")
-        return {
-            "memory_bytes": round(self.memory),
-            "seconds": round(seconds, 1),
-            "steps": self.steps,
-            "estimate": f"estimate: {', '.join(parts)}" if self.memory else parts[0],
-        }
+    def at(self, rate: float) -> Estimate:
+        """With `rate` operations a second."""
+        return Estimate(self.memory, self.operations / rate, self.steps)
 
 
-def measured_rate(shape: Shape) -> float:
-    """Operations a second that this machine does on matrices of this model's size."""
+def measured_rate(hidden: int, intermediate: int) -> float:
+    """Operations a second that this machine does in training with matrices of these sizes."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    left = torch.randn(512, shape.hidden, device=device)
-    right = torch.randn(shape.hidden, shape.intermediate, device=device)
+    left = torch.randn(512, hidden, device=device)
+    right = torch.randn(hidden, intermediate, device=device)
     done, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < MEASURE_SECONDS:
         left @ right
         if device == "cuda":
             torch.cuda.synchronize()
-        done += 2 * 512 * shape.hidden * shape.intermediate
+        done += 2 * 512 * hidden * intermediate
     return EFFICIENCY * done / spent
 
 
-def estimate(planned: PlannedStage, plan: Plan) -> Estimate:
+def count(planned: PlannedStage, plan: Plan) -> Count:
     """Peak memory and arithmetic of a stage."""
     shape = read_shape(plan.model.path)
     backbone = backbone_bytes(shape, plan)
     config = planned.stage.config
     if planned.action == "reuse":
-        return Estimate(0, 0, 0)
+        return Count(0, 0, 0)
     if isinstance(config, TrainingConfig):
         return _training(config, planned, shape, backbone, plan)
     if isinstance(config, OnlineConfig):
         return _online(config, shape, backbone, plan)
-    return Estimate(PROCESS_BYTES + backbone, 0, 0)
+    if isinstance(config, GenerateConfig | EvaluateConfig):
+        return _sampling(config, planned, shape, backbone)
+    return Count(PROCESS_BYTES + backbone, 0, 0)
 
 
 def refuse_what_cannot_fit(planned: PlannedStage, plan: Plan) -> None:
@@ -168,7 +190,7 @@ def total_memory() -> int:
 
 def _training(
     config: TrainingConfig, planned: PlannedStage, shape: Shape, backbone: float, plan: Plan
-) -> Estimate:
+) -> Count:
     rows, longest, tokens = _rows(config, planned)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = config.max_steps
@@ -184,11 +206,11 @@ def _training(
     # Forward 2 operations a weight and token, backward to the adapters 2 more and the recompute.
     passes = 6 if config.gradient_checkpointing else 4
     operations = passes * shape.parameters * tokens * steps * per_step / max(rows, 1)
-    return Estimate(memory, operations, steps)
+    return Count(memory, operations, steps, max(steps, 1))
 
 
-def _online(config: OnlineConfig, shape: Shape, backbone: float, plan: Plan) -> Estimate:
-    length = min(config.max_length, 4 * config.response_length)
+def _online(config: OnlineConfig, shape: Shape, backbone: float, plan: Plan) -> Count:
+    length = min(config.max_length, 2 * config.response_length)
     in_batch = config.per_device_train_batch_size * length
     memory = (
         PROCESS_BYTES
@@ -201,7 +223,30 @@ def _online(config: OnlineConfig, shape: Shape, backbone: float, plan: Plan) -> 
     # Sampling and four scoring passes at 2, each update at 4 for the policy and as much for values.
     per_token = 10 + 8 * config.num_ppo_epochs
     operations = per_token * shape.parameters * config.total_episodes * length
-    return Estimate(memory, float(operations), steps)
+    return Count(memory, float(operations), steps, iterations)
+
+
+def _sampling(
+    config: GenerateConfig | EvaluateConfig, planned: PlannedStage, shape: Shape, backbone: float
+) -> Count:
+    rows = sum(_lines(planned.inputs[source].path) for source in config.prompts)
+    rows = min(rows, config.limit) if rows and config.limit else rows or config.limit or 0
+    if isinstance(config, GenerateConfig):
+        completions = rows * config.n
+    else:
+        sampled = sum(config.n_samples if warm > 0 else 1 for warm in config.temperatures)
+        completions = rows * sampled * len({config.baseline, *config.policies})
+    # As many tokens are read as are written, and those that are written are read again by judges.
+    operations = 2 * shape.parameters * completions * 3 * config.max_new_tokens
+    memory = PROCESS_BYTES + backbone + 4 * config.batch_size * shape.vocabulary
+    return Count(memory, float(operations), 0, max(completions / config.batch_size, 1))
+
+
+def _lines(path: Path) -> int:
+    if not path.is_file():
+        return 0  # an earlier stage or a generator has still to write it
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def _activations(tokens: float, shape: Shape, checkpointing: bool) -> float:

@@ -76,8 +76,8 @@ def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFil
     """The model of that name; `passed` are the runs whose base it is, on the way here."""
     if name in EMBEDDED:
         return _checked(ModelFiles(name, EMBEDDED[name], None))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # unlike Path's, false for a name too long for any file
         return _from_directory(path.resolve(), revision, passed)
     if _looks_like_path(name):
         raise ModelError(f"no model at {name}{_nearest_path(path)}")
@@ -162,7 +162,7 @@ def _looks_like_path(name: str) -> bool:
 def _nearest_path(path: Path) -> str:
     """`; the nearest is runs/sft` when a sibling or an ancestor's child has a similar name."""
     parent = path.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return _nearest_path(parent) if parent != path and parent.name else ""
     names = [child.name for child in parent.iterdir() if child.is_dir()]
     close = get_close_matches(path.name, names, n=1, cutoff=0.5)

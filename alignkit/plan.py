@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,11 +267,11 @@ def resolved_backbone(recipe: Recipe) -> BackboneConfig:
     backbone = recipe.backbone
     changes: dict[str, Any] = {}
     beside = resolve(recipe.directory, backbone.model_name_or_path)
-    if beside.is_dir():
+    if os.path.isdir(beside):
         changes["model_name_or_path"] = str(beside.resolve())
     if backbone.chat_template:
         template = resolve(recipe.directory, backbone.chat_template).resolve()
-        if not template.is_file():
+        if not os.path.isfile(template):
             raise RecipeError(
                 f"no chat template {backbone.chat_template!r}",
                 where=recipe.document.where(("backbone", "chat_template")),

@@ -290,9 +290,10 @@ def _check_source(
             f"There is: {', '.join(EMBEDDED)}"
         )
     path = resolve(directory, value)
-    if path.is_file():
+    # os.path takes a name that is too long for any file for an absent one; Path raises.
+    if os.path.isfile(path):
         return None
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{shortened(value)} is a directory", "Name a file in it"
     return f"no file {shortened(value)}{_nearest(path, value, earlier)}", None
 
@@ -308,9 +309,9 @@ def _check_reference(
         wanted = " or ".join(marker.stages)
         return f"stage {value!r} is a {earlier[value]} stage; this must be {wanted}", None
     path = resolve(directory, value)
-    if (path / "manifest.json").is_file() or (path / "adapter_config.json").is_file():
+    if any(os.path.isfile(path / name) for name in ("manifest.json", "adapter_config.json")):
         return None
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{shortened(value)} is not a finished run: it has no manifest.json", None
     known = [*marker.words, *earlier]
     return f"no stage or run {shortened(value)}{did_you_mean(value, known)}", (
@@ -325,7 +326,7 @@ CHECKS: dict[type, Callable[[str, Any, Mapping[str, str], Path], Problem | None]
 
 
 def _nearest(path: Path, value: str, earlier: Iterable[str]) -> str:
-    files = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    files = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     close = difflib.get_close_matches(path.name, files, n=1)
     if close:
         return f"; did you mean {str(Path(value).with_name(close[0]))!r}?"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.estimate import Estimate, estimate, read_shape, total_memory
+from alignkit.estimate import Count, Estimate, count, read_shape, total_memory
 from alignkit.plan import Plan, make_plan
 from alignkit.recipe_file import read_recipe
 
@@ -21,9 +21,9 @@ def plan_of(place: Path, model: Path, stage: str, quantization: str = "nf4") -> 
     return make_plan(read_recipe(place / "r.yaml"), place / "runs")
 
 
-def estimated(place: Path, model: Path, settings: str, quantization: str = "nf4") -> Estimate:
+def estimated(place: Path, model: Path, settings: str, quantization: str = "nf4") -> Count:
     plan = plan_of(place, model, f"sft: {{data: rows.jsonl, {settings}}}", quantization)
-    return estimate(plan.stages[0], plan)
+    return count(plan.stages[0], plan)
 
 
 def test_weights_are_counted_from_the_files(tiny_model: Callable[[str], Path]) -> None:
@@ -60,11 +60,22 @@ def test_what_costs_memory_is_estimated_to(
     assert small < full
 
 
-def test_a_line_for_people_says_that_it_is_an_estimate() -> None:
-    row = Estimate(memory=2**30, operations=6e12, steps=10).as_row(rate=1e11)
-    assert row["estimate"] == "estimate: memory 1.0 GiB, 10 steps, time 60 s"
+def test_a_line_for_people_says_that_it_is_an_estimate_and_how_it_was_made() -> None:
+    row = Count(memory=2**30, operations=6e12, steps=10).at(rate=1e11).as_row()
+    assert row["estimate"] == "estimate: memory 1.0 GiB, 10 steps, time 60 s; counted"
     assert row["seconds"] == 60
-    assert Estimate(0, 0, 0).as_row(rate=1.0)["estimate"] == "nothing to do"
+    assert row["how"] == "counted"
+    assert Count(0, 0, 0).at(rate=1.0).as_row()["estimate"] == "nothing to do"
+
+
+def test_sampling_is_counted_by_completions(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    plan = plan_of(tmp_path, model, "generate: {prompts: rows.jsonl, n: 4, batch_size: 32}")
+    counted = count(plan.stages[0], plan)
+    assert counted.units == 64 * 4 / 32
+    assert counted.operations == 2 * read_shape(model).parameters * 64 * 4 * 3 * 128
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
@@ -73,5 +84,5 @@ def test_the_memory_of_this_machine_is_known() -> None:
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.1, "1 s"), (119, "119 s"), (600, "10.0 min")])
 def test_times_are_told_in_fitting_units(seconds: float, shown: str) -> None:
-    line = Estimate(1, seconds, 0).as_row(rate=1.0)["estimate"]
-    assert line.endswith(f"time {shown}")
+    line = Estimate(1, seconds, 0).as_row()["estimate"]
+    assert line.endswith(f"time {shown}; counted")

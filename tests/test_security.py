@@ -41,7 +41,7 @@ from alignkit.model_files import EMBEDDED
 from alignkit.report import ReportData, render
 from alignkit.template_check import check_template, check_templates, templates_of
 from tests.collect_data import XSS, Browser, collecting, item, items, lines
-from tests.command import Said, alignkit
+from tests.command import Said, alignkit, with_peak
 from tests.test_yaml_source import BOMBS
 
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
@@ -342,8 +342,8 @@ def giant_and_compressed_input(at: Place) -> None:
         ("bomb.jsonl.gz", "decompresses to more than 200 times its size"),
         ("line.jsonl", "line is 64.0 MiB, the limit is 16 MiB"),
     ):
-        code, said, peak = measured("data", "check", name)
-        assert (code, words in said) == (2, True), said
+        said, peak = with_peak("data", "check", name)
+        assert (said.code, words in said.out + said.err) == (2, True), said.err
         assert peak < 500 << 20
     with at.page() as collection:
         client = tab(collection)
@@ -352,27 +352,6 @@ def giant_and_compressed_input(at: Place) -> None:
         assert client.send("POST", "/api/vote", [b" " * 65536] * 20, kind).status == 413
         for length in ("9" * 30, "-1", "x", ""):
             assert client.post("/api/vote", b"{}", **{"content-length": length}).status == 413
-
-
-# The peak of this program alone: what getrusage tells counts the process it was forked from.
-MEASURED = """
-import re, sys
-from alignkit.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    status = open("/proc/self/status").read()
-    print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
-"""
-
-
-def measured(*arguments: str) -> tuple[int, str, int]:
-    """Exit code, what was said, and bytes of memory at the peak of a command in its own process."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=False
-    )
-    said, _, peak = done.stdout.rpartition("peak ")
-    return done.returncode, said + done.stderr, int(peak) << 10
 
 
 ODD_JSON = {

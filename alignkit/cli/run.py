@@ -167,9 +167,8 @@ def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -
 
 def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None:
     """What would be done, and why, with an estimate of memory and time for each stage."""
-    from alignkit.estimate import estimate, measured_rate, read_shape
+    from alignkit.rehearsal import estimates
 
-    rate = measured_rate(read_shape(plan.model.path))
     rows = [
         {
             "stage": planned.name,
@@ -177,9 +176,9 @@ def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None
             "action": planned.action,
             "why": planned.why,
             "directory": str(planned.directory),
-            **estimate(planned, plan).as_row(rate),
+            **estimate.as_row(),
         }
-        for planned in stages
+        for planned, estimate in zip(stages, estimates(stages, plan), strict=True)
     ]
     if as_json:
         click.echo(json.dumps(rows))
