@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from alignkit.heads import ScalarHead
 from alignkit.judges import compare, judge_named
 from alignkit.judges.contest import Backbones
 from alignkit.recipe import BackboneConfig
+from tests.test_judges import longer_wins, reply, serving
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def hold(prompts: Path, tmp_path: Path, *arguments: str) -> tuple[int, str]:
     if isinstance(result.exception, AlignkitError):
         return result.exception.exit_code, str(result.exception)
     assert result.exception is None, result.exception
-    return result.exit_code, result.output
+    return result.exit_code, result.stdout
 
 
 def test_two_policies_and_a_function(
@@ -148,6 +151,56 @@ def test_what_a_prompt_knows_reaches_the_report(run: Path, prompts: Path, tmp_pa
     assert [(row["name"], row["n"]) for row in report["per_category"]] == [("x", 3), ("y", 3)]
     kept = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
     assert [row["prompt_id"] for row in kept] == ["q0", "q1", "q2", "q0 (2)", "q1 (2)", "q2 (2)"]
+
+
+def test_an_endpoint_that_dies_is_gone_on_with_by_the_same_command(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Every question gets one reply over both runs; the one that was nonsense is counted."""
+    policies = ["--policies", "base=tiny", f"loud={run}", "--baseline", "base"]
+    settings = ["retries=0", "give_up_after=2", "first_pause=0.01", "concurrency=1"]
+    words = [*policies, *(word for one in settings for word in ("--judge-set", one))]
+    answered: list[str] = []
+
+    def dies(number: int, text: str) -> tuple[int, Any]:
+        if number > 5:
+            raise ConnectionAbortedError
+        answered.append(text)
+        return 200, longer_wins(text)
+
+    def lives(_number: int, text: str) -> tuple[int, Any]:
+        answered.append(text)
+        return 200, reply("I like both.") if len(answered) == 7 else longer_wins(text)
+
+    with serving(dies) as (url, endpoint):
+        judge = ["--judge", f"llm:toy@{url}", *words]
+        code, text = hold(prompts, tmp_path, *judge)
+        assert (code, "run the same command again to go on" in text) == (1, True)
+        endpoint.behave = lives
+        report = json.loads(hold(prompts, tmp_path, *judge)[1])
+    rows = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
+    differing = [row for row in rows if row["output_a"] != row["output_b"]]
+    assert len(answered) == len(set(answered)) == len(differing)
+    assert (report["n_failed"], report["failures"]) == (1, {"parse": 1})
+    assert report["injections"] == {"a": 0.0, "b": 0.0}
+    assert len(report["templates"]) == 1
+
+
+def test_probabilities_of_a_judge_by_the_command_line(
+    run: Path, prompts: Path, tmp_path: Path
+) -> None:
+    top = [{"token": "1", "logprob": math.log(0.6)}, {"token": "2", "logprob": math.log(0.2)}]
+    body = reply("1", logprobs={"content": [{"top_logprobs": top}]})
+    policies = ["--policies", "base=tiny", f"loud={run}", "--baseline", "base"]
+    with serving(lambda _number, _text: (200, body)) as (url, _endpoint):
+        words = ["--judge", f"llm:toy@{url}", "--judge-set", "mode=logprobs"]
+        report = json.loads(hold(prompts, tmp_path, *policies, *words)[1])
+    rows = [json.loads(x) for x in (tmp_path / "work/judgements.jsonl").read_text().splitlines()]
+    scores = {row["first"]: row["score"] for row in rows if row["output_a"] != row["output_b"]}
+    # The first is liked three times to one, whoever it is: both orders cancel that.
+    assert scores == {"a": pytest.approx(0.75), "b": pytest.approx(0.25)}
+    assert report["win_rate"] == pytest.approx(0.5)
+    assert report["position"]["first_rate"] > 0.6
 
 
 def reward_run(directory: Path, seed: int) -> Path:

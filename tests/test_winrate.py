@@ -278,8 +278,12 @@ def test_components_that_never_met(tmp_path: Path) -> None:
         for x, y in (("a", "b"), ("c", "d"))
         for n, w in enumerate(("model_a", "model_b", "model_a"))
     ]
-    report = winrate_report([write(tmp_path / "j.jsonl", rows)])
+    file = write(tmp_path / "j.jsonl", rows)
+    report = winrate_report([file])
     assert report["matrix"]["components"] == [["a", "b"], ["c", "d"]]
+    assert [row["models"] for row in report["matrix"]["pairs"]] == [["a", "b"], ["c", "d"]]
+    code, text = run(file)
+    assert (code, "warning: the models fall into 2 groups that never met" in text) == (0, True)
     ratings = report["matrix"]["rating"]
     assert ratings[0] + ratings[1] == pytest.approx(2000)
     assert ratings[0] - ratings[1] == pytest.approx(400 * math.log10(2), abs=1)

@@ -205,6 +205,8 @@ def length_of(pair: Pair) -> dict[str, Any]:
         "lc_win_rate": None,
         "lc_ci": None,
         "coef": None,
+        "intercept": None,
+        "share_a_longer": None,
         "identified": None,
         "warning": None,
     }
