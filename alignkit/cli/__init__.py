@@ -124,7 +124,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except AlignkitError as error:
         if debug:
             raise
-        click.echo(str(error), err=True)
+        from alignkit.cli.events import tell_error
+
+        tell_error(error, as_json="--log-json" in hyphenate(given))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
