@@ -110,16 +110,21 @@ def test_clustered_win_rate_without_ties_in_one_order(n: int, method: str) -> No
 
 @every_n
 def test_difference_of_two_policies(n: int) -> None:
-    """Paired over prompts in clusters, each policy judged in both orders."""
+    """Paired over prompts in both orders; what one policy has over the other varies by cluster."""
 
-    def draw(generator: np.random.Generator) -> bool:
+    def draw(generator: np.random.Generator, clusters: bool) -> bool:
         lean, cluster = clustered(generator, n)
+        own = generator.normal(size=(2, n))[:, cluster]
         number = np.arange(len(lean))
-        x = ScoredPrompts(number, verdicts(generator, lean, 0.60, 0.1), cluster)
-        y = ScoredPrompts(number, verdicts(generator, lean, 0.45, 0.2), cluster)
+        known = cluster if clusters else None
+        x, y = (
+            ScoredPrompts(number, verdicts(generator, 0.6 * lean + 0.8 * part, *shares), known)
+            for part, shares in zip(own, ((0.60, 0.1), (0.45, 0.2)), strict=True)
+        )
         return holds(paired_differences({"x": x, "y": y}, 0.95)[0]["ci"], 0.65 - 0.55)
 
-    assert 0.93 <= held(draw, 1500, n) <= 0.97
+    assert 0.93 <= held(lambda generator: draw(generator, True), 1500, n) <= 0.97
+    assert held(lambda generator: draw(generator, False), 300, n) < 0.93
 
 
 @every_n

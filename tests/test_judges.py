@@ -509,8 +509,14 @@ def test_categories_of_the_candidates_are_those_of_the_votes(tmp_path: Path) -> 
     events, items = votes_and_items(tmp_path)
     row = json.loads(items.read_text()) | {"extra": {"category": "sums", "shop": "north"}}
     items.write_text(json.dumps(row) + "\n")
-    report = winrate_report([items, events], a="dpo", b="sft", cluster="shop")
-    assert [row["name"] for row in report["per_category"]] == ["sums"]
+    # Events repeat the texts, not what the prompt's own record knows.
+    texts = {"prompt": row["prompt"], "candidates": row["candidates"]}
+    votes = [json.loads(line) | {"extra": texts} for line in events.read_text().splitlines()]
+    events.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    for files in ([items, events], [events, items]):
+        report = winrate_report(files, a="dpo", b="sft", cluster="shop")
+        assert [row["name"] for row in report["per_category"]] == ["sums"]
+    assert winrate_report([events], a="dpo", b="sft")["win_rate"] == 0.75
 
 
 @pytest.mark.real_data

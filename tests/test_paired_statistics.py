@@ -198,6 +198,15 @@ def test_sequential_in_the_report(tmp_path: Path) -> None:
     assert found["ci"]["high"] - found["ci"]["low"] > report["ci"]["high"] - report["ci"]["low"]
 
 
+def test_a_cluster_counts_by_its_prompts_in_the_sequence() -> None:
+    """Clusters of five that win and clusters of one that lose: five prompts in six are won."""
+    cluster = np.repeat(np.arange(400), np.tile([5, 1], 200))
+    scores = np.repeat(np.tile([1.0, 0.0], 200), np.tile([5, 1], 200))
+    low, high = confidence_sequence(scores, cluster)
+    assert len(low) == 400
+    assert 0.6 < low[-1] < scores.mean() < high[-1] < 0.95
+
+
 def test_sequential_follows_the_ties_and_the_clusters(tmp_path: Path) -> None:
     """Of 60 clusters of five equal verdicts, as much is known as of 60 prompts."""
     verdicts = [["a", "a", "tie", "b"][i % 4] for i in range(60)]
