@@ -156,6 +156,9 @@ def test_distance_from_the_reference_in_replies(tmp_path: Path) -> None:
     low, high = scipy.stats.t.interval(0.95, 3, 0.625, scipy.stats.sem(ratios))
     assert (kl["value"], kl["ci"]["low"], kl["ci"]["high"]) == pytest.approx((0.625, low, high))
     assert "KL to its reference 0.625 [" in run("replies", path)[1]
+    # Of a policy whose replies were sampled in two ways, nothing is said.
+    mixed = write(tmp_path / "mixed.jsonl", [row | {"temperature": None} for row in rows])
+    assert json.loads(run("replies", mixed, "--json")[1])["policies"]["dpo"]["kl"] is None
 
 
 def judged(path: Path, shift: float = 0.0) -> Path:
