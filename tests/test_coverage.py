@@ -144,6 +144,24 @@ def test_win_rate_corrected_by_people(n: int, quality: float) -> None:
 
 
 @every_n
+def test_win_rate_corrected_by_people_in_clusters(n: int) -> None:
+    """Conversations of which people saw every fifth, and of every other conversation one prompt."""
+
+    def draw(generator: np.random.Generator, together: bool) -> bool:
+        lean, cluster = clustered(generator, 2 * n)
+        human = verdicts(generator, lean)
+        noise = generator.normal(size=len(lean))
+        judge = verdicts(generator, 0.8 * lean + 0.6 * noise, WIN + 0.08, TIE)
+        seen = (cluster % 5 == 0) | ((cluster % 2 == 0) & (np.diff(cluster, prepend=-1) > 0))
+        human[~seen] = np.nan
+        found = corrected_mean(judge, human, cluster if together else None)
+        return holds(found.ci, RATE)
+
+    assert 0.93 <= held(lambda generator: draw(generator, True), 1500, n) <= 0.97
+    assert held(lambda generator: draw(generator, False), 500, n) < 0.93
+
+
+@every_n
 def test_sequence_at_every_look(n: int) -> None:
     def draw(generator: np.random.Generator) -> bool:
         scores = verdicts(generator, generator.normal(size=n))
@@ -303,6 +321,26 @@ def test_agreement_beyond_chance(n: int, statistic: str) -> None:
         return holds(item_bootstrap(measure, n, 300, seed_of(generator))[1], 0.64)
 
     assert 0.93 <= held(draw, 800, n) <= 0.97
+
+
+@every_n
+def test_agreement_on_prompts_asked_several_times(n: int) -> None:
+    """Four comparisons of a prompt on which judges agree together or not at all."""
+
+    def draw(generator: np.random.Generator, together: bool) -> bool:
+        one = np.repeat(generator.choice(3, size=n, p=[0.45, 0.1, 0.45]), 4)
+        other = np.repeat(generator.choice(3, size=n, p=[0.45, 0.1, 0.45]), 4)
+        same = np.repeat(generator.uniform(size=n) < 0.64, 4)
+        tables = np.zeros((4 * n, 3, 3))
+        tables[np.arange(4 * n), one, np.where(same, one, other)] = 1
+        groups = np.repeat(np.arange(n), 4) if together else None
+        _, ci = item_bootstrap(
+            lambda w: cohen_kappa(tables, w), 4 * n, 300, seed_of(generator), groups=groups
+        )
+        return holds(ci, 0.64)
+
+    assert 0.93 <= held(lambda generator: draw(generator, True), 500, n) <= 0.97
+    assert held(lambda generator: draw(generator, False), 60, n) < 0.85
 
 
 @every_n

@@ -15,6 +15,7 @@ import numpy as np
 from alignkit.evaluation.intervals import (
     Floats,
     Interval,
+    Ints,
     percentile_limits,
     resampled_counts,
 )
@@ -105,9 +106,14 @@ def mid_ranks(ranks: Sequence[int]) -> Floats:
 
 
 def item_bootstrap(
-    statistic: Callable[[Floats], Floats], n_items: int, draws: int, seed: int, level: float = 0.95
+    statistic: Callable[[Floats], Floats],
+    n_items: int,
+    draws: int,
+    seed: int,
+    level: float = 0.95,
+    groups: Ints | None = None,
 ) -> tuple[float | None, Interval | None]:
-    """The statistic of all items and its percentile interval over resampled items.
+    """The statistic of all items and its percentile interval over resampled items or groups.
 
     None for a value that does not exist; no interval when most resamples have none.
     """
@@ -119,10 +125,16 @@ def item_bootstrap(
             return None, None
         if n_items < 2 or draws < 1:
             return value, None
-        chunks = resampled_counts(np.ones(n_items, dtype=np.int64), draws, seed, chunk=400_000)
-        drawn = np.concatenate([statistic(counts.astype(float)) for counts in chunks])
+        owner = np.arange(n_items) if groups is None else np.unique(groups, return_inverse=True)[1]
+        units = int(owner.max()) + 1
+        if units < 2:
+            return value, None
+        # As many draws at a time as keep the items' weights small.
+        size = max(units, 400_000 * units // n_items)
+        chunks = resampled_counts(np.ones(units, dtype=np.int64), draws, seed, chunk=size)
+        drawn = np.concatenate([statistic(counts[:, owner].astype(float)) for counts in chunks])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return value, None
-    low, high = percentile_limits(drawn, n_items, level)
+    low, high = percentile_limits(drawn, units, level)
     return value, Interval(level, "bootstrap", float(low), float(high))

@@ -26,8 +26,9 @@ def _verdicts(scores: Floats) -> Ints:
     return np.where(np.abs(scores - 0.5) <= ROUNDING, 1, np.where(scores > 0.5, 0, 2))
 
 
-def _by_judge(judgements: Judgements) -> tuple[Ints, Floats]:
-    """Judges present, and each one's mean score by comparison, (judges, comparisons), nan unknown.
+def _by_judge(judgements: Judgements) -> tuple[Ints, Floats, Ints]:
+    """Judges present, each one's mean score by comparison, (judges, comparisons), nan unknown, and
+    each comparison's prompt or cluster.
 
     A comparison is a prompt and two models, whichever a row names first.
     """
@@ -39,36 +40,41 @@ def _by_judge(judgements: Judgements) -> tuple[Ints, Floats]:
     )
     models = len(judgements.models)
     key = (judgements.prompt[known] * models + low) * models + high
-    _, comparison = np.unique(key, return_inverse=True)
+    keys, comparison = np.unique(key, return_inverse=True)
+    prompt = keys // models**2
+    group = prompt if judgements.clusters is None else judgements.clusters[prompt]
     judges, judge = np.unique(judgements.judge[known], return_inverse=True)
     n = int(comparison.max(initial=-1)) + 1
     cell = judge * n + comparison
     counts = np.bincount(cell, minlength=len(judges) * n)
     sums = np.bincount(cell, weights=score, minlength=len(judges) * n)
     with np.errstate(invalid="ignore"):
-        return judges, (sums / counts).reshape(len(judges), n)
+        return judges, (sums / counts).reshape(len(judges), n), group
 
 
 def judge_agreement(judgements: Judgements, draws: int, seed: int) -> dict[str, Any] | None:
     """Pairs of judges on the comparisons both made, and alpha over all; None for one judge."""
-    judges, scores = _by_judge(judgements)
+    judges, scores, group = _by_judge(judgements)
     if len(judges) < 2:
         return None
     draws = min(draws, MOST_DRAWS)
     names = [judgements.judges[number] for number in judges]
     pairs = [
-        {"judges": [names[x], names[y]], **_pair(scores[x], scores[y], draws, seed)}
+        {"judges": [names[x], names[y]], **_pair(scores[x], scores[y], draws, seed, group)}
         for x, y in combinations(range(len(judges)), 2)
     ]
     counts = np.stack([(_verdicts(scores) == c) & ~np.isnan(scores) for c in range(3)], axis=2)
     votes = counts.sum(axis=0).astype(float)
-    votes = votes[votes.sum(axis=1) > 1]
-    value, ci = item_bootstrap(lambda w: krippendorff_alpha(votes, w), len(votes), draws, seed)
+    several = votes.sum(axis=1) > 1
+    votes, owner = votes[several], group[several]
+    value, ci = item_bootstrap(
+        lambda w: krippendorff_alpha(votes, w), len(votes), draws, seed, groups=owner
+    )
     alpha = {"value": value, "ci": None if ci is None else ci.as_dict(), "n": len(votes)}
     return {"pairs": pairs, "alpha": alpha | {"metric": "nominal"}}
 
 
-def _pair(x: Floats, y: Floats, draws: int, seed: int) -> dict[str, Any]:
+def _pair(x: Floats, y: Floats, draws: int, seed: int, group: Ints) -> dict[str, Any]:
     both = ~np.isnan(x) & ~np.isnan(y)
     n = int(both.sum())
     if not n:
@@ -76,7 +82,7 @@ def _pair(x: Floats, y: Floats, draws: int, seed: int) -> dict[str, Any]:
     one, other = _verdicts(x[both]), _verdicts(y[both])
     tables = np.zeros((n, 3, 3))
     tables[np.arange(n), one, other] = 1
-    kappa, ci = item_bootstrap(lambda w: cohen_kappa(tables, w), n, draws, seed)
+    kappa, ci = item_bootstrap(lambda w: cohen_kappa(tables, w), n, draws, seed, groups=group[both])
     return {
         "n": n,
         "agreement": float(np.mean(one == other)),
@@ -85,7 +91,7 @@ def _pair(x: Floats, y: Floats, draws: int, seed: int) -> dict[str, Any]:
     }
 
 
-def held_against(judge: Floats, human: Floats) -> dict[str, Any]:
+def held_against(judge: Floats, human: Floats, clusters: Ints | None = None) -> dict[str, Any]:
     """A judge's scores against people's by prompt, nan where unknown; two or more in common.
 
     accuracy counts prompts on which neither side tied; the win rate is people's, sharpened by the
@@ -95,11 +101,14 @@ def held_against(judge: Floats, human: Floats) -> dict[str, Any]:
     one, other = _verdicts(judge[both]), _verdicts(human[both])
     decided = (one != 1) & (other != 1)
     right = (one == other)[decided].astype(float)
-    found = interval("wilson", right)
+    groups = None if clusters is None else clusters[both]
+    found = interval("wilson", right, None if groups is None else groups[decided])
     tables = np.zeros((len(one), 3, 3))
     tables[np.arange(len(one)), one, other] = 1
-    kappa, ci = item_bootstrap(lambda w: cohen_kappa(tables, w), len(one), MOST_DRAWS, 0)
-    corrected = corrected_mean(judge, human)
+    kappa, ci = item_bootstrap(
+        lambda w: cohen_kappa(tables, w), len(one), MOST_DRAWS, 0, groups=groups
+    )
+    corrected = corrected_mean(judge, human, clusters)
     return {
         "n": int(both.sum()),
         "accuracy": float(right.mean()) if len(right) else None,

@@ -8,12 +8,13 @@ than people alone when the judge agrees with them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from alignkit.evaluation.distributions import t_quantile
-from alignkit.evaluation.intervals import Floats, Interval
+from alignkit.evaluation.intervals import Floats, Interval, Ints
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,14 @@ class Corrected:
 
 
 def corrected_mean(
-    judge: Floats, human: Floats, *, weight: float | None = None, level: float = 0.95
+    judge: Floats,
+    human: Floats,
+    clusters: Ints | None = None,
+    *,
+    weight: float | None = None,
+    level: float = 0.95,
 ) -> Corrected:
-    """`judge` and `human` (n,) scores by prompt, nan where unknown.
+    """`judge` and `human` (n,) scores by prompt, nan where unknown; `clusters` (n,).
 
     `weight` 1 is the plain estimate, judge mean plus mean(human - judge); None picks the weight
     with the smallest variance (eq. 9), clipped to [0, 1].
@@ -42,19 +48,36 @@ def corrected_mean(
     n, m = len(h), len(g)
     if n < 2:
         raise ValueError("needs two or more prompts that both people and the judge scored")
-    if weight is None:
-        spread = float(np.concatenate([f, g]).var(ddof=1))
-        covariance = float(np.cov(h, f)[0, 1])
-        weight = 0.0 if not spread or not m else covariance / ((1 + n / m) * spread)
-        weight = min(max(weight, 0.0), 1.0)
+    weight = _best_weight(h, f, g) if weight is None else weight
     if not m:
         weight = 0.0
     gap = float(g.mean()) - float(f.mean()) if m else 0.0
     value = float(h.mean()) + weight * gap
-    variance = float((h - weight * f).var(ddof=1)) / n
-    if m > 1:
-        variance += weight**2 * float(g.var(ddof=1)) / m
+    parts = [h - weight * f, weight * g] if m else [h - weight * f]
+    if clusters is None:
+        groups = n
+        variance = sum(float(part.var(ddof=1)) / len(part) for part in parts if len(part) > 1)
+    else:
+        groups = len(np.unique(clusters[labelled]))
+        places = [clusters[labelled], clusters[alone]][: len(parts)]
+        variance = _clustered_variance(parts, places)
     se = math.sqrt(variance)
-    half = t_quantile(0.5 + level / 2, n - 1) * se
+    half = t_quantile(0.5 + level / 2, max(groups - 1, 1)) * se
     ci = Interval(level, "prediction-powered", max(0.0, value - half), min(1.0, value + half))
     return Corrected(value, se, ci, weight, n, m)
+
+
+def _best_weight(h: Floats, f: Floats, g: Floats) -> float:
+    spread = float(np.concatenate([f, g]).var(ddof=1))
+    if not spread or not len(g):
+        return 0.0
+    covariance = float(np.cov(h, f)[0, 1])
+    return min(max(covariance / ((1 + len(h) / len(g)) * spread), 0.0), 1.0)
+
+
+def _clustered_variance(parts: Sequence[Floats], clusters: Sequence[Ints]) -> float:
+    """Of a sum of means over prompts of which some share clusters, also across the means (CR1)."""
+    pulls = np.concatenate([(part - part.mean()) / len(part) for part in parts])
+    _, index = np.unique(np.concatenate(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=pulls)
+    return float(sums @ sums) * len(sums) / max(len(sums) - 1, 1)

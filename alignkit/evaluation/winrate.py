@@ -425,7 +425,7 @@ def human_part(pair: Pair) -> dict[str, Any] | None:
     both = ~np.isnan(human) & ~np.isnan(judge)
     if both.sum() < 2:
         return None
-    return held_against(judge, human)
+    return held_against(judge, human, own.clusters)
 
 
 def _sequential_part(pair: Pair | None, ties: str) -> dict[str, Any] | None:
