@@ -316,7 +316,7 @@ class SealedCheckpoints(_Trainer):
         """
         self._fingerprint = {**fingerprint, "world_size": self.args.world_size}
         directory = Path(str(self.args.output_dir))
-        found = newest_valid(directory, self._fingerprint, resume_anyway=resume_anyway, say=say)
+        found = self._newest_valid(directory, resume_anyway, say)
         if found:
             say(f"going on from {found.name}")
         self._log = log
@@ -335,6 +335,23 @@ class SealedCheckpoints(_Trainer):
             raise self._stop.interrupted(f"{PREFIX}{self.state.global_step} is saved")
         return outcome
 
+    def _newest_valid(self, directory: Path, resume_anyway: bool, say: Say) -> Path | None:
+        """The checkpoint to go on from: the first process looks, and all go the same way."""
+        told: list[Any] = [None]
+        if self.args.process_index == 0:
+            try:
+                told[0] = newest_valid(
+                    directory, self._fingerprint, resume_anyway=resume_anyway, say=say
+                )
+            except AlignkitError as error:
+                told[0] = error
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(told)
+        if isinstance(told[0], AlignkitError):
+            raise told[0]
+        found: Path | None = told[0]
+        return found
+
     def _was_finished(self, checkpoint: Path) -> bool:
         """Whether nothing is left to train: going on would take one step too many."""
         same = not differences(check_sealed(checkpoint), plain_value(self._fingerprint))
@@ -352,6 +369,27 @@ class SealedCheckpoints(_Trainer):
         mean = total / max(self.state.global_step, 1)
         self.log({"total_flos": self.state.total_flos, "train_loss": mean})
         return TrainOutput(self.state.global_step, mean, {"train_loss": mean})
+
+    # One of the next two is called once, between the last backward of a step and the optimizer.
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self._average_gradients()
+        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self._average_gradients()
+        return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+
+    def _average_gradients(self) -> None:
+        """The mean over all processes: our losses call the model, not the wrapper that does it."""
+        if self.args.world_size == 1:
+            return
+        for parameter in self._trainable().values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= self.args.world_size
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without moving the random states that training draws from."""

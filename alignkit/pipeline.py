@@ -12,10 +12,11 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -53,7 +54,7 @@ from alignkit.errors import (
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
-from alignkit.launch import check_launch
+from alignkit.launch import check_launch, launched
 from alignkit.model_check import check_adapter, check_kernels, check_model
 from alignkit.passthrough import check_passthrough
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
@@ -154,6 +155,11 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
 
     Raises what a stage raises, and GateMissed for a threshold not reached; earlier stages stay.
     """
+    if launched().world > 1:
+        raise RecipeError(
+            f"{launched().world} processes were started for a recipe, which runs in one",
+            hint="Start its training stages one by one, such as torchrun -m alignkit sft …",
+        )
     quiet_libraries()
     with (
         _how_to_go_on(options),
@@ -171,12 +177,16 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
             check_gate(planned, done)
 
 
-def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
+def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome | None:
     """Run the plan's only stage in its own directory: go on, or say complete, or refuse.
 
-    Raises RecipeError naming the fields when the directory belongs to other settings.
+    Raises RecipeError naming the fields when the directory belongs to other settings. Of several
+    processes the first one does all that; the others help it train, and get None.
     """
     (planned,) = plan.stages
+    if not launched().is_first:
+        _help(planned, plan, options)
+        return None
     output, partial = planned.directory, partial_of(planned.directory)
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
@@ -198,6 +208,18 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome:
         outcome = _run(planned, SharedBackbone(plan), options)
         check_gate(planned, {planned.name: outcome.manifest})
         return outcome
+
+
+def _help(planned: PlannedStage, plan: Plan, options: Options) -> None:
+    """Train beside the first process; what this one writes is its own, and goes away."""
+    quiet_libraries()
+    if planned.action == "reuse":
+        return
+    with private_files(), interruptible(), tempfile.TemporaryDirectory() as scratch:
+        silent = replace(options, say=lambda _: None)
+        context = _context(planned, Path(scratch), SharedBackbone(plan), silent)
+        context = replace(context, shared=partial_of(planned.directory))
+        stage_function(planned.stage.kind)(planned.stage.config, context)
 
 
 def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:

@@ -68,7 +68,8 @@ def stage_command(kind: str) -> click.Command:
             return
         options = Options(say=tell.say, resume_anyway=resume_anyway)
         outcome = run_single(plan, options, fresh=fresh)
-        show_metrics(outcome.directory, outcome.metrics, as_json, tell)
+        if outcome:
+            show_metrics(outcome.directory, outcome.metrics, as_json, tell)
 
     return command
 

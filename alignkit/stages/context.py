@@ -20,7 +20,8 @@ class StageContext:
     `directory`: the unfinished artifact to write into. `seed`: the stage's. `inputs`: for every
     field value that named a policy or a judge, that finished artifact's directory; for every value
     that named data (`embedded:…` or an earlier stage), the file itself.
-    `load_backbone`: gives the backbone that all stages of this process share.
+    `load_backbone`: gives the backbone that all stages of this process share. `shared`: of several
+    processes, all but the first have a directory of their own, and this is that of the first.
     """
 
     directory: Path
@@ -30,6 +31,7 @@ class StageContext:
     say: Callable[[str], None]
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     resume_anyway: bool = False
+    shared: Path | None = None
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -39,7 +41,7 @@ class StageContext:
     @property
     def checkpoints(self) -> Path:
         """Where this stage's checkpoints lie until it is complete."""
-        return self.directory / "checkpoints"
+        return (self.shared or self.directory) / "checkpoints"
 
     @property
     def metrics_file(self) -> Path:

@@ -80,6 +80,7 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
         "eval_on_start": False,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
         "push_to_hub": False,
     }
     values |= own
