@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from alignkit.attention import keep_for_backward, obstacle, segment_attention
 from alignkit.errors import DataError, ModelError
+from alignkit.last_layer import read_positions
 from alignkit.layout import Layout
 from alignkit.lm_head import LmHead, token_logps
 from alignkit.rows import (
@@ -183,7 +184,8 @@ def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor
             "position_ids": _moved(rows.positions, device),
             "segments": Layout(rows.segments),
         }
-        with segment_attention(base):
+        positions = read_positions(base, rows.states, rows.ids.shape[1])
+        with segment_attention(base), positions:
             states = base.base_model(**inputs).last_hidden_state
         if states.requires_grad and base.is_gradient_checkpointing:
             keep_for_backward(base, states)

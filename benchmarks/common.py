@@ -38,6 +38,8 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
+from alignkit.lora import fuse_lora, split_lora  # noqa: E402
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -206,6 +208,19 @@ def hh_lists(count: int, vocabulary: int, completions: int, seed: int = 0) -> li
         }
         for i in range(0, len(pairs), completions)
     ]
+
+
+def on_our_layers(model: Any, step: Side) -> Side:
+    """The step with LoRA layers as our backbone has them; TRL's side finds PEFT's own again."""
+
+    def stepped(batch: Any) -> torch.Tensor:
+        fuse_lora(model)
+        try:
+            return step(batch)
+        finally:
+            split_lora(model)
+
+    return stepped
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from benchmarks.common import (
     lora,
     memory_above_model,
     needed_flops,
+    on_our_layers,
     report,
     roused,
     versions,
@@ -104,7 +105,7 @@ def our_side(model: Any, cache: dict[int, torch.Tensor] | None = None) -> Side:
         loss.backward()
         return loss.detach()
 
-    return step
+    return on_our_layers(model, step)
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
 """PPO against the last PPO that TRL shipped, iteration by iteration in turn.
 
-python -m benchmarks.ppo [--shapes h256,h512] [--rounds 5] [--fp32] [--environment DIR]
+python -m benchmarks.ppo [--shapes h256,h512] [--prompts hh,equal] [--rounds 8] [--fp32]
+                         [--value-adapter] [--environment DIR]
 
 TRL 1.12.0 (`trl.experimental.ppo`) is installed into an environment of its own that shares every
-other package. Both sides get the same Qwen2-shaped model with random weights, batch, prompt and
+other package. Both sides get the same Qwen2-shaped model with random weights, batch, prompts,
 response length and epochs, and take turns: one iteration of TRL, one of ours, so that only one
-works at a time. Time is process CPU time on one thread; the first round is not counted.
+works at a time. Prompts are as long as real ones (`hh`, TRL pads them to the longest of a batch)
+or 32 tokens each (`equal`, TRL's best case). Time is process CPU time on one thread; the first
+round is not counted. A batch is a quarter of the prompts, drawn anew by each side: with prompts of
+real lengths read the ratio of the totals.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +50,10 @@ MIB = 2**20
 class SideProcess:
     """One side, waiting for its turn."""
 
-    def __init__(self, python: Path, side: str, model: Path) -> None:
+    def __init__(self, python: Path, side: str, model: Path, lengths: str) -> None:
         self.side = side
         self.process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.ppo_side", side, str(model)],
+            [str(python), "-m", "benchmarks.ppo_side", side, str(model), lengths],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not os.environ.get("ALIGNKIT_DEBUG") else None,
@@ -103,7 +108,7 @@ def write_model(shape: str, directory: Path) -> Path:
     config = AutoConfig.for_model(
         "qwen2",
         vocab_size=VOCABULARY,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -119,10 +124,12 @@ def write_model(shape: str, directory: Path) -> Path:
     return path
 
 
-def compare(shape: str, model: Path, python: Path, rival: str, rounds: int) -> list[str]:
+def compare(
+    title: str, model: Path, lengths: str, python: Path, names: tuple[str, str], rounds: int
+) -> list[str]:
     """Lines of the report: both sides' seconds, split, weights and memory, and the ratios."""
-    theirs = SideProcess(python, rival, model)
-    ours = SideProcess(Path(sys.executable), "ours", model)
+    theirs = SideProcess(python, names[0], model, lengths)
+    ours = SideProcess(Path(sys.executable), names[1], model, lengths)
     seen: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for number in range(rounds + 1):
         # The order changes every round, so that neither side always runs in the other's wake.
@@ -133,7 +140,7 @@ def compare(shape: str, model: Path, python: Path, rival: str, rounds: int) -> l
             pair = (theirs.iteration(), second)
         if number:
             seen.append(pair)
-    lines = [f"## {shape}, vocabulary {VOCABULARY}, {rival} against ours, {rounds} rounds"]
+    lines = [f"## {title}: {names[0]} against {names[1]}, {rounds} rounds"]
     for side, index in ((theirs, 0), (ours, 1)):
         lines.append(_side_line(side, [pair[index] for pair in seen]))
         side.close()
@@ -141,7 +148,8 @@ def compare(shape: str, model: Path, python: Path, rival: str, rounds: int) -> l
         ratios = sorted(a[unit] / b[unit] for a, b in seen)
         lines.append(
             f"{unit} seconds per iteration, paired: {statistics.median(ratios):.2f}x "
-            f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            f"[{ratios[0]:.2f}, {ratios[-1]:.2f}], of the totals "
+            f"{sum(a[unit] for a, _ in seen) / sum(b[unit] for _, b in seen):.2f}x"
         )
     peaks = [max(pair[index]["peak"] for pair in seen) for index in (0, 1)]
     lines.append(f"weights in memory: 1/{theirs.weights / ours.weights:.1f}")
@@ -166,18 +174,24 @@ def _side_line(side: SideProcess, iterations: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default="h256,h512")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", default="hh,equal")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--fp32", action="store_true", help="also four fp32 models, fully trained")
+    parser.add_argument("--value-adapter", action="store_true", help="our value as an adapter")
     parser.add_argument("--environment", type=Path)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    ours = "ours-value-adapter" if arguments.value_adapter else "ours"
+    rivals = ("trl-nf4", "trl-fp32") if arguments.fp32 else ("trl-nf4",)
     with tempfile.TemporaryDirectory() as scratch:
         python = old_trl(arguments.environment or Path(scratch) / "trl")
-        for shape in arguments.shapes.split(","):
+        for shape, lengths, rival in product(
+            arguments.shapes.split(","), arguments.prompts.split(","), rivals
+        ):
             model = write_model(shape, Path(scratch))
-            for rival in ("trl-nf4", *(("trl-fp32",) if arguments.fp32 else ())):
-                for line in compare(shape, model, python, rival, arguments.rounds):
-                    print(line, flush=True)
+            title = f"{shape}, vocabulary {VOCABULARY}, {lengths} prompts"
+            for line in compare(title, model, lengths, python, (rival, ours), arguments.rounds):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -50,10 +50,17 @@ def wait_for_go() -> None:
         sys.exit(0)
 
 
-def prompt_ids(vocabulary: int) -> list[list[int]]:
-    """The same prompts on both sides; ids above the special ones."""
+def prompt_ids(vocabulary: int, lengths: str) -> list[list[int]]:
+    """The same 64 prompts on both sides, ids above the special ones.
+
+    `equal`: 32 tokens each, so that nobody pads. `hh`: as long as real prompts (hh_lengths.json).
+    """
     generator = torch.Generator().manual_seed(5)
-    return torch.randint(10, vocabulary, (64, PROMPT), generator=generator).tolist()
+    sizes = [PROMPT] * 64
+    if lengths == "hh":
+        real = json.loads(Path(__file__).with_name("hh_lengths.json").read_text())["lengths"]
+        sizes = [prompt for prompt, _, _ in real[:64]]
+    return [torch.randint(10, vocabulary, (size,), generator=generator).tolist() for size in sizes]
 
 
 def bytes_of(*modules: nn.Module) -> int:
@@ -110,9 +117,12 @@ class Clock:
 # --- ours --------------------------------------------------------------------------------------
 
 
-def ours(model: Path) -> None:
-    """One NF4 base; policy, reference, reward and value are adapters on it."""
-    trainer = our_trainer(model)
+Value = Literal["head", "adapter"]
+
+
+def ours(model: Path, lengths: str, value: Value) -> None:
+    """One NF4 base; policy, reference and reward are adapters on it, value a head or an adapter."""
+    trainer = our_trainer(model, lengths, value)
     answer({"weights": bytes_of(trainer.backbone.model, trainer.critic.head)})
     peak = Peak()
     while True:
@@ -138,7 +148,7 @@ def then(function: Callable[..., Any], mark: Callable[[], None]) -> Callable[...
     return wrapped
 
 
-def our_trainer(model: Path) -> Any:
+def our_trainer(model: Path, lengths: str = "equal", value: Value = "head") -> Any:
     from alignkit.backbone import POLICY, REFERENCE, Backbone
     from alignkit.heads import ScalarHead
     from alignkit.ppo.loop import OnlineTrainer
@@ -168,11 +178,12 @@ def our_trainer(model: Path) -> Any:
         num_ppo_epochs=EPOCHS,
         learning_rate=RATE,
         missing_eos_penalty=None,
+        value=value,
         logging_steps=1,
     )
     context = StageContext(work, 0, {"rm": work / "rm"}, lambda: backbone, lambda _line: None)
     vocabulary = backbone.base.config.vocab_size
-    prompts = [PracticePrompt("ids", (), tuple(ids)) for ids in prompt_ids(vocabulary)]
+    prompts = [PracticePrompt("ids", (), tuple(ids)) for ids in prompt_ids(vocabulary, lengths)]
     rewards = open_rewards(config, context, backbone, 2)
     sampler = Sampler(backbone, config, [], REFERENCE)
     critic = start_value(backbone, config, context, rewards, 1000)
@@ -204,7 +215,7 @@ def rouse(model: nn.Module) -> None:
 # --- TRL ---------------------------------------------------------------------------------------
 
 
-def trl(model: Path, quantized: bool) -> None:
+def trl(model: Path, lengths: str, quantized: bool) -> None:
     """TRL 1.12's PPO: four models, NF4 with LoRA on policy and value, or all of them fp32."""
     from transformers import TrainerCallback
     from trl.experimental.ppo import ppo_trainer
@@ -231,12 +242,12 @@ def trl(model: Path, quantized: bool) -> None:
     generate, whiten = ppo_trainer.batch_generation, ppo_trainer.masked_whiten
     ppo_trainer.batch_generation = then(generate, lambda: clock[-1].mark("rollout"))
     ppo_trainer.masked_whiten = then(whiten, lambda: clock[-1].mark("score"))
-    trainer, parts = trl_trainer(model, quantized, Turns())
+    trainer, parts = trl_trainer(model, lengths, quantized, Turns())
     weights = bytes_of(*parts)
     trainer.train()
 
 
-def trl_trainer(model: Path, quantized: bool, turns: Any) -> Any:
+def trl_trainer(model: Path, lengths: str, quantized: bool, turns: Any) -> Any:
     from datasets import Dataset
     from peft import LoraConfig, inject_adapter_in_model
     from transformers import AutoTokenizer
@@ -274,7 +285,7 @@ def trl_trainer(model: Path, quantized: bool, turns: Any) -> Any:
         disable_tqdm=True,
         logging_steps=10**6,
     )
-    rows = Dataset.from_dict({"input_ids": prompt_ids(policy.config.vocab_size)})
+    rows = Dataset.from_dict({"input_ids": prompt_ids(policy.config.vocab_size, lengths)})
     trainer = PPOTrainer(
         args=arguments,
         processing_class=tokenizer,
@@ -324,10 +335,11 @@ def linear_names(model: nn.Module) -> list[str]:
     )
 
 
-SIDES: dict[str, Callable[[Path], None]] = {
-    "ours": ours,
-    "trl-nf4": lambda model: trl(model, True),
-    "trl-fp32": lambda model: trl(model, False),
+SIDES: dict[str, Callable[[Path, str], None]] = {
+    "ours": lambda model, lengths: ours(model, lengths, "head"),
+    "ours-value-adapter": lambda model, lengths: ours(model, lengths, "adapter"),
+    "trl-nf4": lambda model, lengths: trl(model, lengths, True),
+    "trl-fp32": lambda model, lengths: trl(model, lengths, False),
 }
 
 
@@ -335,9 +347,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("model", type=Path)
+    parser.add_argument("lengths", choices=("equal", "hh"))
     arguments = parser.parse_args()
     os.dup2(2, 1)
-    SIDES[arguments.side](arguments.model)
+    SIDES[arguments.side](arguments.model, arguments.lengths)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from benchmarks.common import (
     compare,
     hh_lists,
     needed_flops,
+    on_our_layers,
     report,
     roused,
     versions,
@@ -102,7 +103,7 @@ def our_side(model: Any) -> Side:
         loss.backward()
         return loss.detach()
 
-    return step
+    return on_our_layers(model, step)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from benchmarks.common import (
     hh_pairs,
     lora,
     needed_flops,
+    on_our_layers,
     report,
     roused,
     versions,
@@ -97,7 +98,7 @@ def our_side(model: Any) -> Side:
         loss.backward()
         return loss.detach()
 
-    return step
+    return on_our_layers(model, step)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "alignkit.batching": 1,
     "alignkit.decoder": 1,
     "alignkit.lora": 1,
+    "alignkit.last_layer": 1,
     "alignkit.charts": 1,
     "alignkit.template_check": 1,
     "alignkit.yaml_source": 1,
