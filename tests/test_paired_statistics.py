@@ -107,6 +107,34 @@ def test_judges_and_people_in_one_file(tmp_path: Path) -> None:
     assert report["human"]["accuracy"] == pytest.approx(np.mean(decided))
 
 
+def test_copies_in_a_cluster_tell_no_more_about_the_judges(tmp_path: Path) -> None:
+    """Each conversation five times over: agreement and correction are as sure as of one each."""
+    generator = np.random.default_rng(8)
+    rows = []
+    for talk in range(90):
+        lean = generator.normal()
+        for judge in ("rm", "gpt", "human:ann"):
+            verdict = "a" if lean + 0.7 * generator.normal() > 0 else "b"
+            if judge != "human:ann" or talk < 30:
+                row = {"kind": "judgement", "a": "dpo", "b": "sft", "verdict": verdict}
+                row |= {"judge": judge, "extra": {"talk": f"{talk:02}"}}
+                rows += [row | {"prompt_id": f"p{talk}-{copy}"} for copy in range(5)]
+    one = winrate_report([write(tmp_path / "one.jsonl", rows[::5])])
+    path = write(tmp_path / "five.jsonl", rows)
+    five, naive = winrate_report([path], cluster="talk"), winrate_report([path])
+    for pair, other in zip(one["agreement"]["pairs"], five["agreement"]["pairs"], strict=True):
+        assert pair["kappa"] == pytest.approx(other["kappa"])
+        assert pair["ci"] == pytest.approx(other["ci"])
+    assert one["agreement"]["alpha"]["ci"]["low"] == pytest.approx(
+        five["agreement"]["alpha"]["ci"]["low"], abs=0.01
+    )
+    assert one["human"]["kappa_ci"] == pytest.approx(five["human"]["kappa_ci"])
+    for key in ("ci", "accuracy_ci"):
+        widths = [r["human"][key]["high"] - r["human"][key]["low"] for r in (one, five, naive)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.05)
+        assert widths[2] == pytest.approx(widths[0] / math.sqrt(5), rel=0.15)
+
+
 @pytest.mark.parametrize("quality", [0.0, 0.9])
 def test_correction_covers_and_is_never_wider(quality: float) -> None:
     """A judge biased by 15 points, once blind and once good: 60 of 600 prompts seen by people."""
