@@ -174,6 +174,16 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
+def verify_part(directory: Path) -> None:
+    """Check a directory inside a finished stage, such as its adapter; others have no manifest."""
+    stage = directory.parent
+    if not (stage / MANIFEST).is_file():
+        return
+    for name, seal in read_manifest(stage).files.items():
+        if Path(name).parts[0] == directory.name:
+            check_file(stage, name, seal)
+
+
 def check_file(directory: Path, name: str, seal: FileSeal) -> None:
     """Raise ModelError unless `directory/name` is an ordinary file inside it with this content."""
     path = inside(directory, name)

@@ -22,6 +22,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from alignkit.artifacts import verify_part
 from alignkit.errors import ModelError
 from alignkit.heads import ScalarHead
 from alignkit.lora import fuse_lora
@@ -282,6 +283,7 @@ def guard_cpu_quantization(model: nn.Module) -> int:
 
 def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """An adapter's configuration and weights. Raises ModelError naming the broken file."""
+    verify_part(directory)
     weights = directory / "adapter_model.safetensors"
     if not weights.exists():
         pickled = directory / "adapter_model.bin"

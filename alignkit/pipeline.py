@@ -38,6 +38,7 @@ from alignkit.artifacts import (
     publishing,
     sealed_json,
     verify,
+    verify_part,
     versions,
     without_secrets,
     write_durably,
@@ -135,6 +136,7 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
         for line in check_model(plan.model, plan.backbone.chat_template):
             say(line)
     for adapter in _adapters(to_run, plan):
+        verify_part(adapter)
         check_adapter(adapter, plan.model)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignkit.artifacts import publishing, write_manifest
-from alignkit.errors import AlignkitError, GateMissed, RecipeError
-from alignkit.pipeline import Options, Outcome, check_gate, check_plan, run_plan
-from alignkit.plan import Plan, make_plan, selected
+from alignkit.backbone import read_adapter
+from alignkit.cli.options import single_stage_recipe
+from alignkit.errors import AlignkitError, GateMissed, ModelError, RecipeError
+from alignkit.model_files import EMBEDDED
+from alignkit.pipeline import Options, Outcome, check_gate, check_plan, run_plan, run_single
+from alignkit.plan import Plan, make_plan, plan_stage, selected
 from alignkit.recipe_file import read_recipe
 from tests.command import alignkit
 from tests.test_artifacts import FIELDS
@@ -226,6 +231,28 @@ def test_an_adapter_made_elsewhere_is_a_start(
     assert json.loads(said.out)["metrics"]["steps"] == 4
 
 
+def test_a_run_named_from_outside_is_verified(
+    rows: Path, ran: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lowest bit of one weight: too little for the probe to hear, found all the same."""
+    shutil.copytree(next((ran / "runs" / "small").glob("sft-*")), rows / "run")
+    weights = rows / "run" / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1
+    weights.write_bytes(content)
+    for command in (
+        ("sft", "--policy", "run", "--data", "rows.jsonl", "--output", "out", "--dry-run"),
+        ("sft", "--model", "./run", "--data", "rows.jsonl", "--output", "out", "--dry-run"),
+        ("generate", "--policy", "run", "--prompts", "rows.jsonl", "--output", "out"),
+    ):
+        said = alignkit(capsys, *command)
+        assert said.code == 2
+        assert "adapter/adapter_model.safetensors does not match its checksum" in said.err
+        assert not (rows / "out.partial").exists()
+    with pytest.raises(ModelError, match="does not match its checksum"):
+        read_adapter(rows / "run" / "adapter")
+
+
 def test_a_place_that_cannot_be_written_is_one_line(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +390,80 @@ def test_missing_data_is_told_with_what_it_is(
 ) -> None:
     said = alignkit(capsys, "sft", "--output", "out")
     assert (said.code, "'data' is missing" in said.err) == (2, True)
+
+
+# --- going on although something has changed -----------------------------------------------------
+
+
+@pytest.fixture
+def begun(rows: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """`out.partial` as a run leaves it that was killed with two checkpoints saved."""
+    recipe = single_stage_recipe(
+        "sft", {"data": ("rows.jsonl",), "max_steps": 4, "save_steps": 1}, config=None, settings=()
+    )
+
+    def copy_away(_: str) -> None:
+        if (rows / "out.partial" / "checkpoints").is_dir():
+            shutil.copytree(rows / "out.partial", rows / "copy", dirs_exist_ok=True)
+
+    run_single(plan_stage(recipe, rows / "out"), Options(say=copy_away))
+    shutil.rmtree(rows / "out")
+    (rows / "copy").rename(rows / "out.partial")
+    shutil.rmtree(rows / "out.partial" / "adapter", ignore_errors=True)
+    return rows
+
+
+def other_data(here: Path) -> None:
+    lines = (here / "rows.jsonl").read_text().splitlines(keepends=True)
+    (here / "rows.jsonl").write_text("".join(reversed(lines)))
+
+
+def other_base(here: Path) -> None:
+    shutil.copytree(EMBEDDED["tiny"], here / "model")
+    content = bytearray((here / "model" / "model.safetensors").read_bytes())
+    content[-4] ^= 1
+    (here / "model" / "model.safetensors").write_bytes(content)
+
+
+def nothing(_: Path) -> None:
+    """The files are as they were."""
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "setting": (nothing, ["--learning-rate", "0.5"], "learning_rate 0.0002 → 0.5"),
+    "data": (other_data, [], r"data [0-9a-f]{8} → [0-9a-f]{8}"),
+    "base": (other_base, ["--model", "./model"], r"backbone\.model \S+ → \S+"),
+    "quantization": (nothing, ["--quantization", "none"], "backbone.quantization nf4 → none"),
+    "seed": (nothing, ["--seed", "9"], "seed 0 → 9"),
+    "version": (nothing, [], r"versions\.trl \S+ → 99\.0"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_is_listed_and_refused_unless_one_insists(
+    begun: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    apply, arguments, words = CHANGES[change]
+    apply(begun)
+    if change == "version":
+        real = metadata.version
+        monkeypatch.setattr(
+            metadata, "version", lambda name: "99.0" if name == "trl" else real(name)
+        )
+    command = [
+        "sft", "--data", "rows.jsonl", "--output", "out", "--max-steps", "4", "--save-steps", "1",
+        *arguments,
+    ]  # fmt: skip
+    said = alignkit(capsys, *command)
+    assert said.code == 2, said.err
+    assert re.search(words, said.err), said.err
+    assert not (begun / "out").exists()
+    said = alignkit(capsys, *command, "--resume-anyway")
+    assert said.code == 0, said.err
+    assert re.search(f"although it is from another run: .*{words}", said.err), said.err
 
 
 # --- stopping and starting -----------------------------------------------------------------------
