@@ -100,6 +100,7 @@ def _report(fields: Mapping[str, Any], steps: list[dict[str, Any]]) -> ReportDat
         subtitle=f"{backbone.get('model')}, {backbone.get('quantization')}, seed {fields['seed']}",
         stages={fields["name"]: steps},
         samples=fields["metrics"].get("samples", ()),
+        warnings=[alarm] if (alarm := fields["metrics"].get("alarm")) else [],
         settings={"stage": fields["config"], "backbone": backbone},
         versions=fields["versions"],
     )

@@ -58,6 +58,7 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
         summary=table_rows(outcomes),
         samples=last.metrics.get("samples", ()) if last else (),
         frontier=frontier(outcomes),
+        warnings=[f"{o.name}: {o.metrics['alarm']}" for o in outcomes if "alarm" in o.metrics],
         settings=without_secrets(
             {
                 "backbone": plain_value(plan.backbone),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from alignkit.errors import TrainingFailed
@@ -83,3 +85,22 @@ def test_each_lap_visits_every_prompt_once_in_an_order_of_its_own():
 def test_sampling_seeds_differ_by_iteration_and_run():
     seeds = {sampling_seed(seed, iteration) for seed in range(3) for iteration in range(50)}
     assert len(seeds) == 150
+
+
+def test_replies_over_time_stand_side_by_side(tmp_path):
+    from alignkit.ppo.validation import replies_over_time
+
+    rows = [
+        {"step": step, "prompt": prompt, "completion": f"{prompt} {step}", "score": step / 2}
+        for step in (0, 2, 4, 6)
+        for prompt in ("a", "b")
+    ]
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = replies_over_time(file)
+    assert first == {
+        "prompt": "a",
+        "replies": {"iteration 0": "a 0", "iteration 4": "a 4", "iteration 6": "a 6"},
+        "scores": {"iteration 0": 0.0, "iteration 4": 2.0, "iteration 6": 3.0},
+    }
+    assert second["prompt"] == "b"

@@ -59,14 +59,17 @@ class Said(list):
         self.append(line)
 
 
-def surroundings(directory, model, *, inputs=None, say=None, quantization="nf4"):
+def surroundings(directory, model, *, inputs=None, say=None, quantization="nf4", lora_dropout=0.0):
     directory.mkdir(parents=True, exist_ok=True)
     shared: list[Backbone] = []
 
     def load():
         if not shared:
             config = BackboneConfig(
-                model_name_or_path=str(model), quantization=quantization, lora_r=4
+                model_name_or_path=str(model),
+                quantization=quantization,
+                lora_r=4,
+                lora_dropout=lora_dropout,
             )
             shared.append(Backbone.load(config))
         return shared[0]
@@ -137,6 +140,7 @@ def test_a_toy_reward_rises_while_kl_stays_under_its_target(workplace, clear_mod
         **({} if kind is PpoConfig else {"normalize_advantage": True}),
     )
     metrics = stage.run(config, context)
+    assert "samples" not in metrics  # nothing was held out
     rewards = [row["rewards/toy_reward:letters"] for row in rows_of(context)]
     assert sum(rewards[-3:]) > 2 * sum(rewards[:3])
     assert rows_of(context)[-1]["objective/kl"] < 6
@@ -254,7 +258,8 @@ def test_there_is_one_copy_of_the_base_whatever_the_roles(workplace, tiny_model,
     context = surroundings(workplace / "run", tiny_model("llama"))
     backbone = context.backbone
     layers, before = watch.held()
-    ppo.run(settings(reward=("toy_memory:score",), total_episodes=16), context)
+    config = settings(reward=("toy_memory:score",), total_episodes=16, value="adapter")
+    ppo.run(config, context)
     assert layers == 14
     assert [count for count, _ in watch.seen] == [14, 14, 14]
     # What roles add: four adapters of rank 4 and their copies, less than half of a dense base.
@@ -311,6 +316,43 @@ def test_kl_beyond_its_limit_stops_and_says_what_to_change(workplace, clear_mode
     config = settings(kl_limit=0.5, learning_rate=3e-2, total_episodes=320)
     with pytest.raises(TrainingFailed, match=r"KL to the reference is .* nats .*raise kl_coef"):
         ppo.run(config, context)
+
+
+def test_a_guard_says_which_checkpoint_is_left(workplace, clear_model):
+    broken = {"kl_limit": 0.5, "learning_rate": 3e-2, "total_episodes": 320}
+    context = surroundings(workplace / "early", clear_model)
+    with pytest.raises(TrainingFailed, match=r"no checkpoint was due before it"):
+        ppo.run(settings(**broken), context)
+    context = surroundings(workplace / "late", clear_model)
+    with pytest.raises(TrainingFailed) as stopped:
+        ppo.run(settings(**broken, save_steps=1), context)
+    kept = sorted(path.name for path in context.checkpoints.glob("checkpoint-*"))
+    assert f"{kept[-1]} is intact" in str(stopped.value)
+    assert "--resume-anyway" in str(stopped.value)
+    assert not (context.directory / "adapter").exists()
+
+
+def test_dropout_is_off_in_every_role(workplace, tiny_model):
+    """With it the update would not see the rollout's log-probs, and stop at its first step."""
+    context = surroundings(workplace / "run", tiny_model("llama"), lora_dropout=0.5)
+    ppo.run(settings(learning_rate=1e-30), context)
+    assert all(row["val/ratio"] == pytest.approx(1, abs=1e-5) for row in rows_of(context))
+    again = surroundings(workplace / "again", tiny_model("llama"), lora_dropout=0.0)
+    ppo.run(settings(learning_rate=1e-30), again)
+    left, right = rows_of(context), rows_of(again)
+    assert [r["val/values"] for r in left] == [r["val/values"] for r in right]
+
+
+def test_gradient_checkpointing_changes_rounding_only(workplace, tiny_model):
+    found = []
+    for wanted in (False, True):
+        context = surroundings(workplace / str(wanted), tiny_model("qwen2"), quantization="none")
+        config = settings(
+            gradient_checkpointing=wanted, value="adapter", learning_rate=1e-4, total_episodes=32
+        )
+        ppo.run(config, context)
+        found.append(torch.cat([w.flatten() for w in weights(context.directory).values()]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-3
 
 
 def test_a_ratio_that_runs_away_stops(workplace, clear_model):

@@ -168,3 +168,43 @@ def test_a_widened_head_starts_as_the_head_it_was(tmp_path):
     wide.save(tmp_path)
     assert torch.equal(ScalarHead.load(tmp_path)(states), wide(states))
     assert not torch.equal(head(states), wide(states))
+
+
+def test_both_optimizers_are_adam_as_ppo_wants_it(place):
+    """Epsilon 1e-5 and no weight decay (arXiv:2403.17031, detail 22)."""
+    from alignkit.ppo.learners import PolicyLearner
+
+    backbone, _ = place
+    _, critic = opened(place)
+    policy = PolicyLearner(backbone, settings(), 0, 10)
+    for optimizer in (critic.optimizer, policy.optimizer):
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert optimizer.defaults["eps"] == 1e-5
+        assert optimizer.defaults["betas"] == (0.9, 0.999)
+        assert optimizer.defaults["weight_decay"] == 0
+
+
+def test_rewards_are_whitened_before_returns_are_made_of_them(place):
+    from dataclasses import replace
+
+    from alignkit.stages.ppo import ppo_targets
+
+    _, critic = opened(place)
+    rollout, _ = rollout_of(critic, samples())
+    mask = rollout.mask
+    scores = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    rollout = replace(rollout, values=torch.zeros_like(rollout.values), scores=scores)
+
+    def last_returns(whiten: bool) -> torch.Tensor:
+        config = settings(whiten_rewards=whiten)
+        found = ppo_targets(rollout, torch.zeros_like(rollout.values), 0.1, config).returns
+        assert found is not None
+        return found[range(4), rollout.lengths - 1]
+
+    # With values 0 the return of the last token is its reward: the score, and zero elsewhere.
+    torch.testing.assert_close(last_returns(False), scores)
+    count = int(mask.sum())
+    mean = float(scores.sum()) / count
+    deviation = (float(scores.square().sum()) / count - mean**2) ** 0.5
+    expected = (scores - mean) / deviation + mean  # scaled about the mean, which stays
+    torch.testing.assert_close(last_returns(True), expected, rtol=1e-4, atol=1e-4)

@@ -47,3 +47,20 @@ def test_only_what_was_trained_gets_pages(tmp_path: Path, trained: bool) -> None
     write_pages(tmp_path, FIELDS)
     made = {path.name for path in tmp_path.iterdir()}
     assert ({"README.md", "report.html"} <= made) is trained
+
+
+def test_an_alarm_and_the_replies_it_is_about_open_the_report(tmp_path: Path) -> None:
+    fields = {
+        **FIELDS,
+        "kind": "ppo",
+        "metrics": {
+            "alarm": "the policy probably exploits the reward",
+            "samples": [{"prompt": "why", "replies": {"iteration 8": "great great great"}}],
+        },
+    }
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "objective/kl": 0.5}\n')
+    write_pages(tmp_path, fields)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("probably exploits the reward") < page.index("great great great")
+    write_pages(tmp_path, FIELDS)
+    assert "exploits" not in (tmp_path / "report.html").read_text()

@@ -122,7 +122,8 @@ class OnlineTrainer:
         ):
             advance(self.state.iteration)
             while self.state.iteration < self.iterations and alarm is None:
-                row = self._iterate()
+                with self._naming_the_last_checkpoint():
+                    row = self._iterate()
                 alarm = self._evaluate(row) if self._evaluation_is_due() else None
                 self._write(row)
                 advance(1)
@@ -134,6 +135,18 @@ class OnlineTrainer:
         if alarm is not None:
             self.context.say(f"stopped at iteration {self.state.iteration}: {alarm}")
         return self._summary(alarm)
+
+    @contextmanager
+    def _naming_the_last_checkpoint(self) -> Iterator[None]:
+        """A guard that stops the run says what was kept, and how to go on from it."""
+        try:
+            yield
+        except TrainingFailed as failure:
+            sealed = newest_valid(self.context.checkpoints, self._fingerprint, resume_anyway=True)
+            kept = f"{sealed.name} is intact" if sealed else "no checkpoint was due before it"
+            again = "; with a changed setting, --resume-anyway goes on from there" if sealed else ""
+            failure.hint = f"{failure.hint or 'look at metrics.jsonl'} ({kept}{again})"
+            raise
 
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without evaluations, the last ones stay."""
@@ -254,7 +267,7 @@ class OnlineTrainer:
             self.context.say(f"going on from {found.name}")
             self._load(found)
             return
-        for file in (self.context.metrics_file, self._samples_file):
+        for file in (self.context.metrics_file, self.samples_file):
             if rank() == 0:
                 file.unlink(missing_ok=True)
         self._measure_start()
@@ -337,7 +350,7 @@ class OnlineTrainer:
 
     def _keep_if_best(self, look: Look, *, note: bool) -> None:
         if rank() == 0:
-            write_samples(self._samples_file, self.state.iteration, look)
+            write_samples(self.samples_file, self.state.iteration, look)
         if not note and rank() == 0:
             self._append({"step": 0, **look.metrics})
         if look.metrics["eval/objective"] > self.state.best_objective:
@@ -348,7 +361,8 @@ class OnlineTrainer:
     # --- files ---------------------------------------------------------------------------------
 
     @property
-    def _samples_file(self) -> Path:
+    def samples_file(self) -> Path:
+        """Completions of each evaluation, for people to read."""
         return self.context.directory / "samples.jsonl"
 
     @property
@@ -426,7 +440,7 @@ class OnlineTrainer:
             self.validation.start_scores = tree["start_scores"]
         restore_random_state(tree["random"])
         if rank() == 0:
-            for file in (self.context.metrics_file, self._samples_file):
+            for file in (self.context.metrics_file, self.samples_file):
                 forget_after(file, self.state.iteration)
 
     def _summary(self, alarm: str | None) -> dict[str, Any]:

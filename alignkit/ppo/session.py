@@ -14,7 +14,7 @@ from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
 from alignkit.ppo.rewards import Rewards, open_rewards
 from alignkit.ppo.rollout import Sampler
-from alignkit.ppo.validation import Validation, frontier
+from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
@@ -60,6 +60,7 @@ def practise(
     metrics = trainer.run()
     if validation is not None and rank() == 0:
         metrics["frontier"] = frontier(context.metrics_file)
+        metrics["samples"] = replies_over_time(trainer.samples_file)
     metrics["moved_share"] = moved_share(before, backbone.parameters_of(POLICY))
     trainer.restore_best()
     return leave(trainer, metrics)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,21 @@ def write_samples(path: Path, iteration: int, look: Look) -> None:
                 "stopped": sample.stopped,
             }
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def replies_over_time(samples_file: Path) -> list[dict[str, Any]]:
+    """What was said to the same prompts at the start, half way and at the end, with its scores."""
+    rows = [json.loads(line) for line in samples_file.read_text(encoding="utf-8").splitlines()]
+    steps = sorted({row["step"] for row in rows})
+    shown = {steps[0], steps[len(steps) // 2], steps[-1]}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["step"] in shown:
+            name = f"iteration {row['step']}"
+            side = found.setdefault(row["prompt"], {"prompt": row["prompt"]})
+            side.setdefault("replies", {})[name] = row["completion"]
+            side.setdefault("scores", {})[name] = row["score"]
+    return list(found.values())
 
 
 def frontier(metrics_file: Path) -> list[dict[str, float]]:
