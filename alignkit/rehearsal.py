@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.artifacts import private_files
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, RecipeError
 from alignkit.estimate import (
     EFFICIENCY,
     PROCESS_BYTES,
@@ -73,7 +73,10 @@ class Trial:
 
 
 def estimates(stages: Sequence[PlannedStage], plan: Plan) -> list[Estimate]:
-    """What each stage will take: tried out where that is quick, else counted."""
+    """What each stage will take: tried out where that is quick, else counted.
+
+    Raises RecipeError when a trial runs out of memory.
+    """
     shape = read_shape(plan.model.path)
     rate = measured_rate(shape.hidden, shape.intermediate)
     counts = [count(planned, plan) for planned in stages]
@@ -111,12 +114,22 @@ class Rehearsal:
         """What a stage will take; a stage that cannot be tried is counted, with the reason."""
         if planned.action == "reuse":
             return counted.at(rate)
+        from alignkit.batching import is_out_of_memory
+
         try:
             trial = TRIALS[planned.stage.kind](planned, self)
             return self._try(planned, trial)
         except AlignkitError as error:
             reason = error.message.splitlines()[0]
             return replace(counted.at(rate), how=f"counted, for a trial failed: {reason:.120}")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RecipeError(
+                f"stage {planned.name!r} does not fit: its longest batch ran out of memory",
+                hint="Lower per_device_train_batch_size or max_length, or set "
+                "gradient_checkpointing: true",
+            ) from None
 
     def _try(self, planned: PlannedStage, trial: Trial) -> Estimate:
         directory = self.scratch / planned.name

@@ -262,6 +262,23 @@ def test_an_adapter_of_another_base_is_refused(
         load(other).load_adapter("reward", directory)
 
 
+def test_an_adapter_of_another_template_is_refused(
+    saved: tuple[Backbone, Path], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    _, directory = saved
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    other = Backbone.load(
+        BackboneConfig(
+            model_name_or_path=str(tiny_model("llama")),
+            quantization="none",
+            chat_template=str(template),
+        )
+    )
+    with pytest.raises(ModelError, match="was trained with another chat template"):
+        other.load_adapter("reward", directory)
+
+
 def test_a_missing_model_is_named_with_its_nearest(tmp_path: Path) -> None:
     (tmp_path / "qwen-tiny").mkdir()
     with pytest.raises(ModelError, match=r"no model at .*qwen-tny; the nearest is .*qwen-tiny"):

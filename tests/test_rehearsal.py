@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alignkit import rehearsal
 from alignkit.rehearsal import Clock
@@ -92,6 +93,19 @@ def test_a_trial_that_fails_says_why(here: Path, capsys: pytest.CaptureFixture[s
     (row,) = planned(capsys, *TRAIN, "--max-length", "8")
     assert row["how"].startswith("counted, for a trial failed: ")
     assert "longer than max_length 8" in row["how"]
+
+
+def test_a_trial_that_runs_out_of_memory_refuses_the_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: Any) -> Any:
+        return torch.empty(1 << 55)
+
+    monkeypatch.setitem(rehearsal.TRIALS, "sft", allocate)
+    said = alignkit(capsys, *TRAIN, "--dry-run")
+    assert said.code == 2
+    assert "stage 'sft' does not fit: its longest batch ran out of memory" in said.err
+    assert "Lower per_device_train_batch_size" in said.err
 
 
 def test_the_first_step_warms_up_and_does_not_count() -> None:
