@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from alignkit.data.records import Demonstration, Message
 from alignkit.errors import DataError, ModelError
+
+Turns = tuple[tuple[str, str], ...]
+REMEMBERED = 1024  # texts and their ids; rows that share some lie beside each other
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.stop_token_ids = _stop_token_ids(tokenizer)
+        # A prompt is asked for with each of its completions, a completion with each of its rivals.
+        self._render_turns = lru_cache(maxsize=REMEMBERED)(self._render_anew)
+        self._tokenize = lru_cache(maxsize=REMEMBERED)(self._tokenize_anew)
 
     @property
     def pad_token_id(self) -> int:
@@ -52,7 +59,7 @@ class Encoder:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, up to where the answer begins."""
-        return self._tokenize(self.prompt_text(messages))
+        return list(self._tokenize(self.prompt_text(messages)))
 
     def completion_ids(self, prompt: Sequence[Message], completion: Sequence[Message]) -> list[int]:
         """Token ids the model has to produce after the prompt, ending in a stop token."""
@@ -95,7 +102,11 @@ class Encoder:
         return Tokens(ids, trained)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        plain = [{"role": m.role, "content": m.content} for m in messages]
+        turns = tuple((m.role, m.content) for m in messages)
+        return self._render_turns(turns, add_generation_prompt)
+
+    def _render_anew(self, turns: Turns, add_generation_prompt: bool) -> str:
+        plain = [{"role": role, "content": content} for role, content in turns]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -104,20 +115,20 @@ class Encoder:
             )
         except Exception as error:
             # Templates raise whatever they like; the class says nothing, the text does.
-            roles = ", ".join(m.role for m in messages)
+            roles = ", ".join(role for role, _ in turns)
             raise DataError(
                 f"the chat template refuses these turns ({roles}): {error}",
                 hint="check the roles and their order",
             ) from error
 
-    def _tokenize(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _tokenize_anew(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _until_stop(self, ids: list[int]) -> list[int]:
+    def _until_stop(self, ids: Sequence[int]) -> list[int]:
         """Cut what the template adds after the last stop token; add EOS when there is none."""
         for end in range(len(ids), 0, -1):
             if ids[end - 1] in self.stop_token_ids:
-                return ids[:end]
+                return list(ids[:end])
         return [*ids, int(self.tokenizer.eos_token_id)]
 
 
