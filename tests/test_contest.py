@@ -127,6 +127,9 @@ def test_distance_from_the_baseline_is_that_of_the_logits(
     code, text = hold(prompts, tmp_path, *policies, *judge, "--temperature", "0.5")
     assert json.loads(text)["kl"] is None
     assert [own["temperature"] for own in json.loads(text)["settings"]] == [0.5]
+    code, text = hold(prompts, tmp_path, *policies, *judge, "--top-p", "0.9")
+    assert json.loads(text)["kl"] is None
+    assert [own["top_p"] for own in json.loads(text)["settings"]] == [0.9]
 
 
 def references(tmp_path: Path, prompts: Path) -> Path:

@@ -17,6 +17,7 @@ from alignkit.errors import RecipeError
 from alignkit.evaluation.paired import ScoredPrompts, paired_differences
 from alignkit.evaluation.power import power_of, power_report, prompts_needed, smallest_effect_of
 from alignkit.evaluation.ppi import corrected_mean
+from alignkit.evaluation.screen import winrate_lines
 from alignkit.evaluation.sequential import _bets, confidence_sequence
 from alignkit.evaluation.winrate import winrate_report
 
@@ -64,6 +65,24 @@ def test_differences_are_paired(tmp_path: Path) -> None:
         apart = math.hypot(scipy.stats.sem(one), scipy.stats.sem(other))
         assert row["se"] < 0.8 * apart
     assert found["differences"][raw.index(min(raw))]["p_holm"] == pytest.approx(3 * min(raw))
+
+
+def test_length_is_controlled_for_each_model_over_the_baseline(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    rows = three_against_base(2, 120)
+    for row in rows:
+        row |= {"len_a": int(generator.integers(50, 200)), "len_b": int(generator.integers(50, 99))}
+    path = write(tmp_path / "j.jsonl", rows)
+    options = {"length_control": "prior", "bootstrap": 100}
+    found = winrate_report([path], baseline="base", **options)  # type: ignore[arg-type]
+    for row in found["against_baseline"]["models"]:
+        alone = winrate_report([path], a=row["model"], b="base", **options)  # type: ignore[arg-type]
+        assert row["length"] == alone["length"]
+        assert row["length"]["lc_win_rate"] is not None
+    shown = "\n".join(winrate_lines(found))
+    assert shown.count("length-controlled ") == 3
+    nobody = winrate_report([path], **options)  # type: ignore[arg-type]
+    assert "length control takes two models or a baseline" in nobody["warnings"][-1]
 
 
 def test_models_without_common_prompts_are_not_compared() -> None:

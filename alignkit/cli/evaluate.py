@@ -62,10 +62,17 @@ def contest_options(command: Any) -> Any:
             "--work", type=click.Path(path_type=Path), default=Path("winrate"), show_default=True,
             help="Where completions, replies of judges and judgements are kept.",
         ),
-        click.option("--temperature", type=float, default=1.0, show_default=True),
-        click.option("--max-new-tokens", type=int, default=128, show_default=True),
-        click.option("--batch-size", type=int, default=32, show_default=True),
-        click.option("--limit", type=int, help="The first N prompts only."),
+        click.option(
+            "--temperature", type=click.FloatRange(0), default=1.0, show_default=True
+        ),
+        click.option(
+            "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True
+        ),
+        click.option(
+            "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True
+        ),
+        click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+        click.option("--limit", type=click.IntRange(1), help="The first N prompts only."),
         click.option(
             "--quantization", type=click.Choice(("nf4", "int8", "none")), default="nf4",
             show_default=True,
@@ -165,6 +172,7 @@ MAKING = (
     "judge_set",
     "work",
     "temperature",
+    "top_p",
     "max_new_tokens",
     "batch_size",
     "limit",

@@ -105,6 +105,15 @@ def _length(report: Report) -> list[str]:
     return [*lines, f"warning: {length['warning']}"] if length["warning"] else lines
 
 
+def _controlled(length: Report) -> list[str]:
+    """A policy's length-controlled rate over the baseline, where it was asked for."""
+    if length["lc_win_rate"] is None:
+        return []
+    interval = "" if length["lc_ci"] is None else f" {_bracket(length['lc_ci'])}"
+    line = f"length-controlled {percent(length['lc_win_rate'])}{interval}"
+    return [line, f"warning: {length['warning']}"] if length["warning"] else [line]
+
+
 def _position(report: Report) -> str:
     position, parts = report["position"], []
     if position["consistency"] is not None:
@@ -192,6 +201,7 @@ def _against(report: Report) -> list[str]:
     for row in found["models"]:
         rate = f"{percent(row['win_rate'])} {_bracket(row['ci'])}"
         lines.append(f"  {row['model']} vs {report['b']}: {rate}   n {row['n']}")
+        lines += [f"    {text}" for text in _controlled(row["length"])]
         lines += _by_judge(row["per_judge"], "    ")
         distance = _distance(row["model"], report["b"], row["kl"])
         lines += [f"    {distance}"] if distance else []

@@ -457,7 +457,8 @@ def against_baseline(
     for name, pair in pairs.items():
         headline = headline_of(pair, options)
         by_judge = per_judge(pair, options)
-        more = {"per_judge": by_judge, "kl": distance_of(pair)}
+        more = {"length": _length_part(pair, options), "per_judge": by_judge}
+        more["kl"] = distance_of(pair)
         rows.append({"model": name, "n": len(pair.scores)} | headline | more)
     scored = {
         name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
@@ -588,7 +589,11 @@ def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
     return lc.control_length_alpacaeval(*given, difficulty, rows, resampling)
 
 
-def _with_length_control(length: dict[str, Any], found: lc.LengthControlled) -> dict[str, Any]:
+def _length_part(pair: Pair, options: Options) -> dict[str, Any]:
+    length = length_of(pair)
+    if not options.controls_length:
+        return length
+    found = length_controlled(pair, options)
     return length | {
         "lc_win_rate": found.win_rate,
         "lc_ci": as_dict(found.ci),
@@ -603,11 +608,8 @@ def _with_length_control(length: dict[str, Any], found: lc.LengthControlled) -> 
 def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
     """The keys of a report that need two models."""
     settings = options.ties, options.ci, options.bootstrap, options.seed
-    length = length_of(pair)
-    if options.controls_length:
-        length = _with_length_control(length, length_controlled(pair, options))
     part = headline_of(pair, options) | {
-        "length": length,
+        "length": _length_part(pair, options),
         "per_category": per_category(pair, *settings),
         "per_judge": per_judge(pair, options),
         "anomalies": anomalies_of(pair),
@@ -641,6 +643,11 @@ def report_of(
     usable = ~np.isnan(own.score)
     two = dict.fromkeys(TWO_MODEL_KEYS) if pair is None else _pair_part(pair, options)
     matrix, warnings = matrix_of(judgements, options)
+    if options.controls_length and pair is None and b is None:
+        warnings.append(
+            "length control takes two models or a baseline: name them, or hold ratings equal with "
+            "--covariates length"
+        )
     return {
         "schema_version": SCHEMA_VERSION,
         "a": a,
