@@ -212,6 +212,10 @@ class FittingSteps:
         """Rows of the largest batch there can be."""
         return self.usual_rows
 
+    def tokens_of(self, row: Any) -> int:
+        """How much memory a row takes, next to others."""
+        return row_tokens(row)
+
     def rows_that_fit(
         self, step: Callable[[Mapping[str, Any]], Tensor], trained: Sequence[nn.Parameter]
     ) -> int:
@@ -219,7 +223,7 @@ class FittingSteps:
 
         Leaves no gradient and no random number drawn; a loss notes nothing while `is_measuring`.
         """
-        sizes = [row_tokens(row) for row in self.train_dataset]
+        sizes = [self.tokens_of(row) for row in self.train_dataset]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
         rows = [self.train_dataset[i] for i in longest[: self.usual_rows]]
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from alignkit.backbone import REWARD, Backbone
+from alignkit.batching import FittingSteps
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_rankings
@@ -106,9 +107,10 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
     `weight: group`: pairs average within the ranking, which counts 1, or its preference's share
     of the ranking it was cut from; `pair`: each pair counts 1.
     """
+    weight = weight_of(row, config)
     if config.objective == "plackett_luce":
         ranks = torch.tensor(row.ranks, device=scores.device)
-        return row.weight * plackett_luce(scores, ranks), row.weight
+        return row.weight * plackett_luce(scores, ranks), weight
     pairs = pairs_of(row.ranks)
     terms = [_strict_terms(scores, pairs.strict, row, config)]
     if config.ties == "half" and pairs.ties:
@@ -116,8 +118,16 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
         terms.append(tie(scores[left], scores[right]))
     losses = torch.cat(terms)
     if config.weight == "pair":
-        return losses.sum(), float(len(losses))
-    return row.weight * losses.mean(), row.weight
+        return losses.sum(), weight
+    return row.weight * losses.mean(), weight
+
+
+def weight_of(row: RankingRow, config: RewardConfig) -> float:
+    """What a ranking counts in the mean over a batch."""
+    if config.objective == "plackett_luce" or config.weight == "group":
+        return row.weight
+    pairs = pairs_of(row.ranks)
+    return float(len(pairs.strict) + (len(pairs.ties) if config.ties == "half" else 0))
 
 
 def _strict_terms(
@@ -137,12 +147,23 @@ def _strict_terms(
     return losses
 
 
-class RankingTrainer(SealedCheckpoints, Trainer):
+class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
     """transformers' loop over rankings."""
 
     model: Any
     eval_dataset: Any
     config: RewardConfig
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of the whole batch, in parts where memory asks for it; its loss."""
+        self.whole_weight = sum(weight_of(row, self.config) for row in inputs["rows"])
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def tokens_of(self, row: RankingRow) -> int:
+        """Tokens of a ranking in one forward, its prompt counted once."""
+        return len(row.prompt) + sum(map(len, row.completions))
 
     def compute_loss(
         self,
@@ -151,15 +172,15 @@ class RankingTrainer(SealedCheckpoints, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Weighted mean of the rankings' losses."""
+        """Sum of the rankings' losses over the weight of the batch that they are of."""
         del return_outputs, num_items_in_batch
         rows = inputs["rows"]
         scores = model([group_of(row) for row in rows])
         parts = scores.split([len(row.completions) for row in rows])
-        terms = [
-            ranking_loss(part, row, self.config) for part, row in zip(parts, rows, strict=True)
+        losses = [
+            ranking_loss(part, row, self.config)[0] for part, row in zip(parts, rows, strict=True)
         ]
-        return torch.stack([loss for loss, _ in terms]).sum() / sum(w for _, w in terms)
+        return torch.stack(losses).sum() / self.whole_weight
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Accuracy and calibration on the held-out rankings."""
@@ -315,7 +336,7 @@ def _trainer(
         args=arguments,
         train_dataset=train,
         eval_dataset=held_out or None,
-        data_collator=lambda rows: {"rows": rows, "count": torch.tensor([len(rows)])},
+        data_collator=lambda rows: {"rows": rows, "count": torch.ones(len(rows))},
         callbacks=hooks,
         optimizers=(_optimizer(model, context.backbone, config), None),
     )

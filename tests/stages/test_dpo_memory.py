@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkit import reward_model
 from alignkit.reference_cache import ReferenceCache
 from alignkit.stages import dpo, sft
 
@@ -76,15 +77,19 @@ def test_a_token_budget_bounds_every_forward(workshop, preferences, monkeypatch)
     assert max(trained) <= 500
 
 
-@pytest.mark.parametrize("kind", ["dpo", "sft"])
+@pytest.mark.parametrize("kind", ["dpo", "sft", "reward"])
 def test_running_out_of_memory_halves_the_forward_and_changes_no_loss(
     workshop, preferences, demonstrations, monkeypatch, caplog, kind
 ):
     """Memory runs out above two rows, in training only, as if the machine were that small."""
-    rows = {"dpo": preferences, "sft": demonstrations}[kind]
+    rows = demonstrations if kind == "sft" else preferences
     data = workshop.write("rows.jsonl", rows)
     workshop.run(kind, "whole", data=[data], **SETTINGS)
-    module, name = {"dpo": (dpo, "completion_logps"), "sft": (sft, "sequence_logps")}[kind]
+    module, name = {
+        "dpo": (dpo, "completion_logps"),
+        "sft": (sft, "sequence_logps"),
+        "reward": (reward_model, "completion_states"),
+    }[kind]
     forward = getattr(module, name)
 
     def small(model: Any, rows: Any, *rest: Any, **settings: Any) -> Any:
