@@ -162,6 +162,7 @@ def test_an_endpoint_that_dies_is_gone_on_with_by_the_same_command(
     """Every question gets one reply over both runs; the one that was nonsense is counted."""
     policies = ["--policies", "base=tiny", f"loud={run}", "--baseline", "base"]
     settings = ["retries=0", "give_up_after=2", "first_pause=0.01", "concurrency=1"]
+    settings += ["price_in=2", "price_out=5"]
     words = [*policies, *(word for one in settings for word in ("--judge-set", one))]
     answered: list[str] = []
 
@@ -187,6 +188,11 @@ def test_an_endpoint_that_dies_is_gone_on_with_by_the_same_command(
     assert (report["n_failed"], report["failures"]) == (1, {"parse": 1})
     assert report["injections"] == {"a": 0.0, "b": 0.0}
     assert len(report["templates"]) == 1
+    # Each reply took 100 tokens to ask and 10 to answer, at 2 and 5 a million.
+    n = len(differing)
+    assert report["usage"]["prompt_tokens"] == 100 * n
+    assert report["usage"]["completion_tokens"] == 10 * n
+    assert report["usage"]["cost"] == pytest.approx(n * (100 * 2 + 10 * 5) / 1e6)
 
 
 def test_probabilities_of_a_judge_by_the_command_line(

@@ -57,7 +57,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row = shared | {"judge": judge, "first": first, "verdict": verdict}
                 if judge == "gpt":
                     flags = {"injection_a": prompt % 20 == 0, "injection_b": False}
-                    row["extra"] = row["extra"] | flags | {"template": "abc"}
+                    row["extra"] = row["extra"] | flags | {"template": "abc", "prompt_tokens": 7}
                 if judge != "human:ann" and (prompt >= 57 or generator.uniform() < 0.05):
                     row |= {"verdict": None, "error": "parse: no verdict on the last line"}
                     if prompt % 2:
@@ -270,6 +270,7 @@ def recomputed(file: Path) -> dict[str, Any]:
         "n_judgements": len(rows),
         "n_failed": len(failed),
         "failures": dict(Counter(failed)),
+        "usage": {"prompt_tokens": 7 * len(judged), "completion_tokens": 0, "cost": None},
         **headline(rows),
         "length": lengths(rows),
         "per_category": [

@@ -46,6 +46,9 @@ class Judged(NamedTuple):
     worth_b: float | None = None
     log_ratio_a: float | None = None  # log p(output_a) by its own model minus by the other, nats
     log_ratio_b: float | None = None
+    prompt_tokens: float | None = None  # what asking a judge took
+    completion_tokens: float | None = None
+    cost: float | None = None
 
 
 @dataclass
@@ -79,6 +82,9 @@ class Judgements:
     right_worth: Floats
     left_log_ratio: Floats  # log p of the completion by its own model minus by the other
     right_log_ratio: Floats
+    prompt_tokens: Floats  # what asking the judge took, nan where it was not asked
+    completion_tokens: Floats
+    cost: Floats
     failure: Ints  # number of the reason in `failures`, -1 for a usable judgement
     failures: list[str]
     settings: list[dict[str, Any]]  # how the completions were sampled, each way once
@@ -115,6 +121,9 @@ _COLUMNS = (
     "right_worth",
     "left_log_ratio",
     "right_log_ratio",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost",
     "failure",
 )
 # Columns of the left side and of the right one, which change places when a row is turned round.
@@ -230,6 +239,9 @@ def _read_judgement(row: Row) -> Iterator[Judged]:
         worth_b=_measure(row, "score_b"),
         log_ratio_a=_measure(row, "log_ratio_a"),
         log_ratio_b=_measure(row, "log_ratio_b"),
+        prompt_tokens=_measure(row, "prompt_tokens"),
+        completion_tokens=_measure(row, "completion_tokens"),
+        cost=_measure(row, "cost"),
     )
 
 

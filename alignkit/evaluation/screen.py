@@ -22,11 +22,12 @@ def visible(text: str) -> str:
 def winrate_lines(report: Report) -> list[str]:
     """The win rate of two models on one screen, or the ratings of many."""
     if report["a"] is None or report["b"] is None:
-        return [*_matrix_lines(report), *_against(report), *_people(report), *_warnings(report)]
+        parts = _matrix_lines(report), _against(report), _people(report), _usage(report)
+        return [*(line for part in parts for line in part), *_warnings(report)]
     lines = [_who(report), _headline(report), *_length(report), _position(report)]
     lines += [_failures(report), _distance(report["a"], report["b"], report["kl"])]
     lines += [*_categories(report), *_by_judge(report["per_judge"])]
-    lines += [*_people(report), *_looked_early(report)]
+    lines += [*_people(report), *_looked_early(report), *_usage(report)]
     return [line for line in [*lines, *_warnings(report)] if line]
 
 
@@ -181,6 +182,16 @@ def _people(report: Report) -> list[str]:
             f"win rate by people {percent(human['win_rate'])} {_bracket(human['ci'])}"
         )
     return lines
+
+
+def _usage(report: Report) -> list[str]:
+    """What asking the judges took."""
+    found = report["usage"]
+    if found is None:
+        return []
+    cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
+    read, written = found["prompt_tokens"], found["completion_tokens"]
+    return [f"judges read {read:,} tokens and wrote {written:,}{cost}"]
 
 
 def _looked_early(report: Report) -> list[str]:

@@ -259,6 +259,16 @@ def failures_of(judgements: Judgements) -> dict[str, int]:
     return {reason: count for reason, count in named.items() if count}
 
 
+def usage_of(judgements: Judgements) -> dict[str, Any] | None:
+    """Tokens that asking the judges took, and their cost where prices were given; else None."""
+    if np.isnan(judgements.prompt_tokens).all():
+        return None
+    read, written = np.nansum(judgements.prompt_tokens), np.nansum(judgements.completion_tokens)
+    known = not np.isnan(judgements.cost).all()
+    cost = {"cost": float(np.nansum(judgements.cost)) if known else None}
+    return {"prompt_tokens": int(read), "completion_tokens": int(written)} | cost
+
+
 def _suspicions(pair: Pair, part: dict[str, Any]) -> list[str]:
     """What a reader of the win rate must be told."""
     found, anomalies = [], part["anomalies"]
@@ -656,6 +666,7 @@ def report_of(
         "n_judgements": len(own),
         "n_failed": int(np.sum(~usable)),
         "failures": failures_of(own),
+        "usage": usage_of(own),
         **two,
         "position": position_of(own),
         "judges": [name for i in np.unique(own.judge) if (name := judgements.judges[i])],

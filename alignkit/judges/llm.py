@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -304,15 +304,16 @@ class LlmJudge:
             self.tally.add(**{counter.get(kind, "transport_failures"): 1})
         left, right = attempts_injection(comparison.left), attempts_injection(comparison.right)
         self.tally.add(injections=left + right)
-        notes = {"injection_left": left, "injection_right": right}
-        return Verdict(verdict.score, verdict.error, notes | {"template": self.template_sha256})
+        notes: dict[str, Any] = {"injection_left": left, "injection_right": right}
+        notes |= {"template": self.template_sha256, **(verdict.notes or {})}
+        return Verdict(verdict.score, verdict.error, notes)
 
     def _answer(self, request: Mapping[str, Any]) -> Verdict:
         key = _key(request)
         reply = self._memory.get(key) or (self.cache.get(key) if self.cache else None)
         if reply is not None:
             self.tally.add(kept=1)
-            return self.mode.parse(orjson.loads(reply)["choices"][0])
+            return self._read(reply)
         if self._stop.is_set():
             return Verdict(None, "not asked")
         try:
@@ -324,14 +325,21 @@ class LlmJudge:
         if self.cache is not None:
             self.cache.put(key, reply)
         self._memory[key] = reply
+        verdict = self._read(reply)
+        self.tally.add(asked=1, **_tokens(verdict.notes or {}))
+        return verdict
+
+    def _read(self, reply: bytes) -> Verdict:
+        """The verdict with what it took: tokens, and their price where prices are known."""
         body = orjson.loads(reply)
-        usage = body.get("usage") or {}
-        self.tally.add(
-            asked=1,
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            completion_tokens=_count(usage, "completion_tokens"),
-        )
-        return self.mode.parse(body["choices"][0])
+        verdict, usage = self.mode.parse(body["choices"][0]), body.get("usage")
+        took: dict[str, Any] = {key: _count(usage, key) for key in TOKENS}
+        s = self.settings
+        if s.price_in is not None and s.price_out is not None:
+            took["cost"] = (
+                took["prompt_tokens"] * s.price_in + took["completion_tokens"] * s.price_out
+            ) / 1e6
+        return replace(verdict, notes=took)
 
     def _count_failure(self, reason: str) -> None:
         self._failures_in_a_row += 1
@@ -391,6 +399,13 @@ def _is_reply(body: bytes) -> bool:
         return isinstance(orjson.loads(body)["choices"][0]["message"], dict)
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return False
+
+
+TOKENS = ("prompt_tokens", "completion_tokens")
+
+
+def _tokens(notes: Mapping[str, Any]) -> dict[str, int]:
+    return {key: notes[key] for key in TOKENS}
 
 
 def _count(usage: Any, key: str) -> int:
