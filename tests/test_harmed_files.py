@@ -86,6 +86,11 @@ def cut(content: bytes, at: int) -> bytes:
     return content[:at]
 
 
+def grown(content: bytes, at: int) -> bytes:
+    """A byte more than there was."""
+    return content[:at] + b"x" + content[at:]
+
+
 HARMS: list[Callable[[bytes, int], bytes]] = [flipped, cut]
 
 
@@ -101,12 +106,15 @@ def harmed(path: Path, harm: Callable[[bytes, int], bytes], at: int) -> Iterator
 
 
 def harms(directory: Path) -> Iterator[tuple[Path, Callable[[bytes, int], bytes], int]]:
-    """Every file of a directory with each harm: at its first byte, its last, and two between."""
+    """Every file of a directory with each harm: at its first byte, its last, and one between."""
     chance = random.Random(0)
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and (size := path.stat().st_size):
-            for at in (0, size - 1, chance.randrange(size), chance.randrange(size)):
-                yield from ((path, harm, at) for harm in HARMS)
+        if not path.is_file():
+            continue
+        size = path.stat().st_size
+        yield path, grown, size
+        for at in {0, size - 1, chance.randrange(size or 1)} if size else ():
+            yield from ((path, harm, at) for harm in HARMS)
 
 
 @pytest.mark.slow
