@@ -28,6 +28,7 @@ from alignkit.heads import ScalarHead
 from alignkit.lora import fuse_lora
 from alignkit.model_files import ModelFiles, check_safetensors, find_model
 from alignkit.probe import replay_probe, write_probe
+from alignkit.quantized_base import keep_base, kept_place, whole_base
 from alignkit.recipe import BackboneConfig
 from alignkit.template_check import check_templates
 
@@ -325,11 +326,15 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = compute_dtype(config)
+    place = None
+    if config.quantization == "nf4" and _device() == "cpu":
+        place = kept_place(base_fingerprint(files, config), str(dtype))
+    kept = whole_base(place) if place else None
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            files.path,
+        base = AutoModelForCausalLM.from_pretrained(
+            kept or files.path,
             dtype=dtype,
-            quantization_config=_quantization(config, dtype),
+            **({} if kept else {"quantization_config": _quantization(config, dtype)}),
             attn_implementation=config.attn_implementation,
             device_map={"": _device()},
             use_safetensors=True,
@@ -337,8 +342,11 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"cannot be loaded: {str(error).splitlines()[0]}", where=str(files.path)
+            f"cannot be loaded: {str(error).splitlines()[0]}", where=str(kept or files.path)
         ) from error
+    if place and not kept:
+        keep_base(base, place)
+    return base
 
 
 def _device() -> str:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Wanted = Literal["auto", "always", "never"]
 
 FILE = "reference_logps.sqlite"
-FORMAT = "1"  # part of every key: raise it when the forward's numbers change
+FORMAT = "2"  # part of every key: raise it when the forward's numbers change
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "alignkit.data": 2,
     "alignkit.tiny": 2,
     "alignkit.probe": 3,
+    "alignkit.quantized_base": 2,
     "alignkit.model_check": 2,
     "alignkit.backbone": 3,
     "alignkit.reward_model": 3,
