@@ -2,6 +2,7 @@
 
 python -m benchmarks.dpo [--shape M] [--dtype float32] [--nf4] [--batch 4] [--batches 20]
                          [--sides tuned,compact,shipped,cached] [--memory] [--budget TOKENS]
+                         [--curve STEPS]
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ def main() -> None:
         print(token_budget(setting, arguments.budget))
     if arguments.memory:
         _memory(arguments)
+    if arguments.curve:
+        print(curve(setting, arguments.curve))
 
 
 def measure(setting: Setting, names: list[str]) -> Measured:
@@ -214,6 +217,34 @@ def _seconds(step: Side, batches: list[Any], model: Any) -> float:
     return time.process_time() - start
 
 
+def curve(setting: Setting, steps: int) -> str:
+    """Both sides trained from the same weights on the same batches; how far their losses part."""
+    pairs = hh_pairs(setting.batch * steps, 8000, setting.seed)
+    trainer, sides = sides_of(setting, ["tuned"], pairs)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in trained]
+    losses = {}
+    for name, step in sides.items():
+        with torch.no_grad():
+            for parameter, value in zip(trained, start, strict=True):
+                parameter.copy_(value)
+        optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        losses[name] = []
+        for batch in batches_of(pairs, setting.batch):
+            losses[name].append(float(step(batch)))
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    ours, theirs = losses["ours"], losses["TRL tuned"]
+    apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    if apart > 1e-3:
+        raise SystemExit(f"{steps} steps of dpo {setting.name}: losses part by {apart:.1e}")
+    return (
+        f"{steps} steps of dpo {setting.name}: losses {theirs[0]:.4f} to {theirs[-1]:.4f} (TRL), "
+        f"{ours[0]:.4f} to {ours[-1]:.4f} (ours), at most {apart:.1e} apart"
+    )
+
+
 def _memory(arguments: argparse.Namespace) -> None:
     found = {}
     for side in ("TRL tuned", "ours"):
@@ -261,6 +292,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sides", default="tuned,compact")
     parser.add_argument("--budget", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--curve", type=int, default=0, help="steps to train both sides")
     parser.add_argument("--child", default="")
     return parser.parse_args()
 
