@@ -15,7 +15,10 @@ import pytest
 from alignkit.checkpoints import check_sealed
 from tests.test_full_disk import weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores"),
+]
 
 COMMON = ["--max-steps", "4", "--save-steps", "2", "--logging-steps", "1", "--lora-r", "4",
           "--learning-rate", "1e-3", "--per-device-train-batch-size", "4"]  # fmt: skip
