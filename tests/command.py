@@ -24,8 +24,11 @@ class Said:
 def alignkit(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
     """Run `alignkit` with these arguments."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
+    given = [str(argument) for argument in arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["alignkit", *given])
+        with pytest.raises(SystemExit) as stop:
+            main(given)
     written = capsys.readouterr()
     return Said(int(stop.value.code or 0), written.out, written.err)
 

@@ -92,7 +92,14 @@ def test_no_space_left_is_a_full_disk(tmp_path: Path) -> None:
 def test_a_stopped_conversion_is_not_there(stop: signal.Signals, tmp_path: Path) -> None:
     path, out = write(tmp_path / "d.jsonl", 300_000), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "alignkit", "data", "convert", str(path), "-o", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+
+    def heeding() -> None:
+        """A shell's background job ignores SIGINT, and so would what it starts."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as running:
         partial: list[Path] = []
         until = time.monotonic() + 60
         while not partial and time.monotonic() < until:
