@@ -88,7 +88,7 @@ def token_loader(trainer: Any, max_tokens: int, *, max_items: int | None = None)
     """A transformers.Trainer's training batches, each of at most `max_tokens` tokens."""
     rows = trainer.train_dataset
     sampler = TokenBatches(
-        [row_tokens(row) for row in rows],
+        trainer.sizes,
         max_tokens,
         seed=trainer.args.data_seed or trainer.args.seed,
         max_items=max_items,
@@ -159,12 +159,14 @@ class MicroBatches:
 class FittingSteps:
     """Before a transformers.Trainer among the bases: its training step, cut to what memory allows.
 
-    A batch is a mapping whose values have one entry a row. `share` is what a mean over the part's
+    A batch is a mapping whose values have one entry a row; `sizes` are the token ids in each row of
+    the training data. `share` is what a mean over the part's
     rows must be multiplied with; a loss that compares rows with each other sets `can_split` false.
     """
 
     args: Any
     train_dataset: Any
+    sizes: Sequence[int]
     data_collator: Any
     can_split = True
     share = 1.0
@@ -212,10 +214,6 @@ class FittingSteps:
         """Rows of the largest batch there can be."""
         return self.usual_rows
 
-    def tokens_of(self, row: Any) -> int:
-        """How much memory a row takes, next to others."""
-        return row_tokens(row)
-
     def rows_that_fit(
         self, step: Callable[[Mapping[str, Any]], Tensor], trained: Sequence[nn.Parameter]
     ) -> int:
@@ -223,8 +221,7 @@ class FittingSteps:
 
         Leaves no gradient and no random number drawn; a loss notes nothing while `is_measuring`.
         """
-        sizes = [self.tokens_of(row) for row in self.train_dataset]
-        longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        longest = sorted(range(len(self.sizes)), key=self.sizes.__getitem__, reverse=True)
         rows = [self.train_dataset[i] for i in longest[: self.usual_rows]]
 
         def attempt(items: int) -> None:
@@ -243,11 +240,6 @@ class FittingSteps:
         if size < len(rows):
             logger.warning("memory holds %d of %d rows in a forward", size, len(rows))
         return size
-
-
-def row_tokens(row: Mapping[str, Any]) -> int:
-    """Token ids in all columns of a row that hold them."""
-    return sum(len(value) for key, value in row.items() if key.endswith("ids"))
 
 
 def largest_that_fits(step: Callable[[int], None], start: int) -> int:

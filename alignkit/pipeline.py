@@ -14,10 +14,11 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -480,26 +481,21 @@ def _data_problems(path: Path, marker: Source, planned: PlannedStage) -> list[Al
         "format": settings.get("format"),
         "on_bad_row": settings.get("on_bad_row", "error"),
     }
-    loaders: dict[str, Callable[..., Any]] = {
-        "demonstration": read.load_demonstrations,
-        "ranking": read.load_rankings,
-        "preference": read.load_preferences,
-        "prompt": read.load_prompts,
-        "candidates": _read_candidates,
+    readers: dict[str, Callable[..., Iterable[Any]]] = {
+        "demonstration": read.stream_demonstrations,
+        "ranking": read.stream_rankings,
+        "preference": read.stream_preferences,
+        "prompt": read.stream_prompts,
+        "candidates": partial(read.read_records, kinds={"candidates"}),
     }
     try:
-        loaders[marker.records[0]](path, **options)
+        for _ in readers[marker.records[0]](path, **options):
+            pass
     except ErrorList as found:
         return found.errors
     except DataError as error:
         return [error]
     return []
-
-
-def _read_candidates(path: Path, **options: Any) -> int:
-    from alignkit.data.read import read_records
-
-    return sum(1 for _ in read_records(path, kinds={"candidates"}, **options))
 
 
 # --- gates -------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 python -m benchmarks.growth [--pairs 1000,10000,100000]
 
 Each size runs in a process of its own: pairs of real lengths (hh_lengths.json) are read from a
-file, checked, rendered, tokenized and made the trainer's dataset. Printed are processor
-milliseconds and resident memory a pair; both should not depend on how many there are.
+file, checked, rendered, tokenized, split and made the trainer's dataset. Printed are processor
+milliseconds a pair, which should not depend on how many there are, and how much the process grew:
+its own memory a pair, and its peak, in which pages of the mapped file count that the kernel takes
+back when somebody needs them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import sys
 import tempfile
 import time
 from itertools import cycle, islice
-from typing import TextIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 from benchmarks.common import LENGTHS, resident
 
@@ -45,23 +49,27 @@ def write_pairs(stream: TextIO, count: int) -> None:
 def measure(count: int) -> dict[str, float]:
     """Milliseconds and KiB a pair, in this process."""
     from alignkit.backbone import load_tokenizer
-    from alignkit.data.chat import Encoder
-    from alignkit.data.read import load_preferences
     from alignkit.model_files import find_model
+    from alignkit.recipe import DpoConfig
     from alignkit.stages import dpo
-    from alignkit.stages.rows import pair_rows
+    from alignkit.stages.context import StageContext
 
-    encoder = Encoder(load_tokenizer(find_model("tiny")))
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-        write_pairs(file, count)  # type: ignore[arg-type]
-        file.flush()
-        memory, began = resident("VmRSS"), time.process_time()
-        dataset = dpo._dataset(pair_rows(load_preferences(file.name).records, encoder))
+    tokenizer = load_tokenizer(find_model("tiny"))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pairs.jsonl"
+        with path.open("w") as file:
+            write_pairs(file, count)
+        config = DpoConfig(data=(str(path),), eval_fraction=0.05, max_length=1 << 16)
+        backbone: Any = SimpleNamespace(tokenizer=tokenizer)
+        context = StageContext(Path(directory), 0, {}, lambda: backbone, lambda _: None)
+        memory, began = resident("RssAnon"), time.process_time()
+        train, held_out = dpo._rows(config, context)
         spent = time.process_time() - began
-    assert len(dataset) == count
+        grown = resident("RssAnon") - memory
+    assert len(train) + len(held_out) == count
     return {
         "ms": 1000 * spent / count,
-        "kib": 1024 * (resident("VmRSS") - memory) / count,
+        "kib": 1024 * grown / count,
         "peak_mib": resident("VmHWM") - memory,
     }
 
@@ -85,7 +93,7 @@ def main() -> None:
             raise SystemExit(done.stderr[-2000:])
         found = json.loads(done.stdout.strip().splitlines()[-1])
         print(
-            f"{count:>9,} pairs: {found['ms']:.3f} ms and {found['kib']:.1f} KiB a pair, "
+            f"{count:>9,} pairs: {found['ms']:.3f} ms and {found['kib']:.2f} KiB a pair, "
             f"{found['peak_mib']:.0f} MiB at the peak",
             flush=True,
         )

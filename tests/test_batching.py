@@ -18,7 +18,6 @@ from alignkit.batching import (
     batches_by_tokens,
     is_out_of_memory,
     largest_that_fits,
-    row_tokens,
 )
 from alignkit.rows import Group, packed_length
 
@@ -114,8 +113,9 @@ class Rows(FittingSteps):
     """The part of a trainer that measuring needs."""
 
     args = SimpleNamespace(per_device_train_batch_size=4)
-    train_dataset = [{"prompt_ids": [0] * n, "weight": 1.0} for n in (3, 9, 5, 7, 1)]
-    data_collator = staticmethod(lambda rows: {"lengths": [row_tokens(row) for row in rows]})
+    sizes = (3, 9, 5, 7, 1)
+    train_dataset = sizes
+    data_collator = staticmethod(lambda rows: {"lengths": rows})
 
 
 def test_the_longest_rows_are_tried_before_the_first_step(caplog):

@@ -1,7 +1,6 @@
 """Files to records: find the format, read row by row, keep or refuse what is bad.
 
-Everything streams: memory does not grow with the file, except in the `load_…` functions, which
-return lists.
+Everything streams, so that memory does not grow with the file; the `load_…` functions return lists.
 """
 
 from __future__ import annotations
@@ -290,40 +289,76 @@ class Loaded(Generic[R]):
         return [problem for problem in self.problems if problem.level == "error"]
 
 
-def load_records(
-    path: str | Path,
-    kinds: Collection[str],
-    *,
-    format: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    columns: Columns | None = None,
-) -> Loaded[Record]:
-    """All records of a file; every bad row is named at once, and an empty result is an error."""
-    problems: list[Problem] = []
-    reading = Reading(str(path))
-    records = list(
-        read_records(
-            path,
-            format=format,
-            kinds=kinds,
+class Stream(Generic[R]):
+    """The records of a file, one at a time: memory does not grow with the file.
+
+    Rows are read and checked as they are asked for; at the end of the file every bad row is named
+    at once, and a file without a good one is an error. `format` and `problems` are known then.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kinds: Collection[str],
+        made: Callable[[Iterator[Record]], Iterator[R]],
+        *,
+        format: str | None = None,
+        on_bad_row: OnBadRow = "error",
+        columns: Columns | None = None,
+    ) -> None:
+        self.path = path
+        self.format = format or ""
+        self.problems: list[Problem] = []
+        self._kinds = kinds
+        self._made = made
+        self._named = format
+        self._on_bad_row = on_bad_row
+        self._columns = columns
+
+    def __iter__(self) -> Iterator[R]:
+        return self._made(self._records())
+
+    @property
+    def dropped(self) -> list[Problem]:
+        """The problems that cost a row, by line."""
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    def load(self) -> Loaded[R]:
+        """All of them in memory."""
+        return Loaded(list(self), self.format, self.problems)
+
+    def _records(self) -> Iterator[Record]:
+        problems: list[Problem] = []
+        reading = Reading(str(self.path))
+        good = 0
+        for record in read_records(
+            self.path,
+            format=self._named,
+            kinds=self._kinds,
             on_bad_row="drop",
             on_problem=problems.append,
-            columns=columns,
+            columns=self._columns,
             reading=reading,
-        )
-    )
-    problems.sort(key=lambda problem: problem.line or 0)
-    errors = [problem for problem in problems if problem.level == "error"]
-    if errors and (on_bad_row == "error" or reading.format is None):
-        raise _all_of(errors)
-    if not records:
-        reasons = ", ".join(f"{kind} {count}" for kind, count in tally(errors).items())
-        raise DataError(
-            f"0 of {reading.rows} rows left; reasons: {reasons or 'no rows'}",
-            where=str(path),
-            hint=f"Fix: see alignkit data check {path}",
-        )
-    return Loaded(records, reading.format.name if reading.format else "", problems)
+        ):
+            good += 1
+            yield record
+        self.format = reading.format.name if reading.format else ""
+        self.problems = sorted(problems, key=lambda problem: problem.line or 0)
+        errors = self.dropped
+        if errors and (self._on_bad_row == "error" or reading.format is None):
+            raise _all_of(errors)
+        if not good:
+            reasons = ", ".join(f"{kind} {count}" for kind, count in tally(errors).items())
+            raise DataError(
+                f"0 of {reading.rows} rows left; reasons: {reasons or 'no rows'}",
+                where=str(self.path),
+                hint=f"Fix: see alignkit data check {self.path}",
+            )
+
+
+def load_records(path: str | Path, kinds: Collection[str], **options: Any) -> Loaded[Record]:
+    """All records of a file; every bad row is named at once, and an empty result is an error."""
+    return Stream(path, kinds, iter, **options).load()
 
 
 def _all_of(errors: list[Problem]) -> ErrorList | DataError:
@@ -342,28 +377,41 @@ def _all_of(errors: list[Problem]) -> ErrorList | DataError:
     return ErrorList(shown)
 
 
-def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
+def stream_demonstrations(path: str | Path, **options: Any) -> Stream[Demonstration]:
     """The demonstrations of a file."""
-    loaded = load_records(path, {"demonstration"}, **options)
-    records = [record for record in loaded.records if isinstance(record, Demonstration)]
-    return Loaded(records, loaded.format, loaded.problems)
+
+    def made(records: Iterator[Record]) -> Iterator[Demonstration]:
+        return (record for record in records if isinstance(record, Demonstration))
+
+    return Stream(path, {"demonstration"}, made, **options)
 
 
-def load_prompts(path: str | Path, **options: Any) -> Loaded[Prompt]:
+def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
+    """The demonstrations of a file, in memory."""
+    return stream_demonstrations(path, **options).load()
+
+
+def stream_prompts(path: str | Path, **options: Any) -> Stream[Prompt]:
     """The prompts of a file of any kind; from other kinds each distinct prompt once."""
     kinds = {"prompt", "candidates", "ranking", "preference", "demonstration", "label"}
-    loaded = load_records(path, kinds, **options)
-    prompts: list[Prompt] = []
+    return Stream(path, kinds, _prompts, **options)
+
+
+def _prompts(records: Iterator[Record]) -> Iterator[Prompt]:
     seen: set[str] = set()
-    for record in loaded.records:
+    for record in records:
         if isinstance(record, Prompt):
-            prompts.append(record)
+            yield record
             continue
         prompt = prompt_of(record)
         if prompt is not None and (key := prompt.model_dump_json(include={"prompt"})) not in seen:
             seen.add(key)
-            prompts.append(prompt)
-    return Loaded(prompts, loaded.format, loaded.problems)
+            yield prompt
+
+
+def load_prompts(path: str | Path, **options: Any) -> Loaded[Prompt]:
+    """The prompts of a file of any kind, in memory; from other kinds each distinct prompt once."""
+    return stream_prompts(path, **options).load()
 
 
 def prompt_of(record: Record) -> Prompt | None:
@@ -382,38 +430,65 @@ def prompt_of(record: Record) -> Prompt | None:
     return Prompt(id=record.id, prompt=messages, source=record.source)
 
 
-def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
+def stream_rankings(path: str | Path, **options: Any) -> Stream[Ranking]:
     """The rankings of a file; a preference becomes a ranking of two, standing votes theirs."""
-    loaded = load_records(path, {"ranking", "preference", "event"}, **options)
-    records = [
-        record if isinstance(record, Ranking) else ranking_of(record)
-        for record in loaded.records
-        if isinstance(record, Ranking | Preference)
-    ]
-    return Loaded(records + _voted(path, loaded), loaded.format, loaded.problems)
+
+    def made(records: Iterator[Record]) -> Iterator[Ranking]:
+        for record in _votes_last(path, records):
+            if isinstance(record, Ranking):
+                yield record
+            elif isinstance(record, Preference):
+                yield ranking_of(record)
+
+    return Stream(path, RANKED, made, **options)
 
 
-def _voted(path: str | Path, loaded: Loaded[Record]) -> list[Ranking]:
-    """The votes among the records as rankings; a file in which nobody voted is an error."""
-    events = [record for record in loaded.records if isinstance(record, Event)]
-    voted = rankings_from_votes(events)
-    if events and not voted and len(events) == len(loaded.records):
-        raise DataError("no votes: only skips, flags and what was undone", where=str(path))
-    return voted
+def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
+    """The rankings of a file, in memory."""
+    return stream_rankings(path, **options).load()
 
 
-def load_preferences(
+def stream_preferences(
     path: str | Path, *, pairs: Pairs = "all", weight: Weight = "group", **options: Any
-) -> Loaded[Preference]:
+) -> Stream[Preference]:
     """The preferences of a file; rankings and votes are expanded, ties give none."""
-    loaded = load_records(path, {"ranking", "preference", "event"}, **options)
-    records: list[Preference] = []
-    for record in [*loaded.records, *_voted(path, loaded)]:
-        if isinstance(record, Ranking):
-            records += expand(record, pairs=pairs, weight=weight)
-        elif isinstance(record, Preference) and not record.tie:
-            records.append(record)
-    return Loaded(records, loaded.format, loaded.problems)
+
+    def made(records: Iterator[Record]) -> Iterator[Preference]:
+        for record in _votes_last(path, records):
+            if isinstance(record, Ranking):
+                yield from expand(record, pairs=pairs, weight=weight)
+            elif isinstance(record, Preference) and not record.tie:
+                yield record
+
+    return Stream(path, RANKED, made, **options)
+
+
+def load_preferences(path: str | Path, **options: Any) -> Loaded[Preference]:
+    """The preferences of a file, in memory."""
+    return stream_preferences(path, **options).load()
+
+
+RANKED = ("ranking", "preference", "event")
+
+
+def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]:
+    """The records, and behind them rankings from the standing votes among them.
+
+    A later event may undo an earlier one, so events are kept to the end of the file; a file of
+    events in which nobody voted is an error.
+    """
+    events: list[Event] = []
+    others = 0
+    for record in records:
+        if isinstance(record, Event):
+            events.append(record)
+        else:
+            others += 1
+            yield record
+    voted = rankings_from_votes(events)
+    if events and not voted and not others:
+        raise DataError("no votes: only skips, flags and what was undone", where=str(path))
+    yield from voted
 
 
 def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:

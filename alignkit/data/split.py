@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from alignkit.data.read import prompt_of
@@ -41,59 +43,85 @@ def split_parts(
     With `stratum` each value of it is split in these shares (a prompt group belongs to the
     stratum of its first record).
     """
-    if not shares or any(share < 0 for share in shares) or abs(sum(shares) - 1.0) > 1e-9:
-        raise RecipeError(f"shares {list(shares)} do not sum to 1", hint="Fix: e.g. 0.8,0.1,0.1")
     listed = list(records)
-    groups = _groups(listed)
-    strata: dict[str, list[list[int]]] = {}
-    for members in groups:
-        name = stratum(listed[members[0]]) if stratum else ""
-        strata.setdefault(name, []).append(members)
-    part_of = [0] * len(listed)
-    for name in sorted(strata):
-        for part, members in _dealt(strata[name], shares, random.Random(f"{seed}/{name}")):
-            for member in members:
-                part_of[member] = part
-    parts: list[list[R]] = [[] for _ in shares]
-    for record, part in zip(listed, part_of, strict=True):
-        parts[part].append(record)
-    return parts
+    strata = [stratum(record) for record in listed] if stratum else None
+    ties = Ties()
+    for record in listed:
+        ties.add(record)
+    return [[listed[position] for position in part] for part in ties.split(shares, seed, strata)]
 
 
-def _groups(records: Sequence[Record]) -> list[list[int]]:
-    """Positions that must stay together: those with the same prompt, or the same group."""
-    parent = list(range(len(records)))
+class Ties:
+    """What keeps records beside others: their prompts, and the groups they belong to.
 
-    def root(position: int) -> int:
-        while parent[position] != position:
-            parent[position] = parent[parent[position]]
-            position = parent[position]
-        return position
+    Of each name 64 bits of its hash are kept, so that 100,000 records take two megabytes; two
+    names that share them by chance would be kept together, nothing worse.
+    """
 
-    first: dict[str, int] = {}
-    for position, record in enumerate(records):
-        for name in _ties(record):
-            other = first.setdefault(name, position)
-            left, right = root(position), root(other)
-            parent[max(left, right)] = min(left, right)
-    groups: dict[int, list[int]] = {}
-    for position in range(len(records)):
-        groups.setdefault(root(position), []).append(position)
-    return list(groups.values())
+    def __init__(self) -> None:
+        self.prompts = array("Q")
+        self.groups = array("Q")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def add(self, record: Record) -> None:
+        """One more record."""
+        group = None
+        if isinstance(record, Preference):
+            group = record.group
+        elif isinstance(record, Ranking):
+            group = record.item
+        self.prompts.append(_hash64(prompt_key(record)))
+        self.groups.append(_hash64(group) if group else 0)
+
+    def split(
+        self, shares: Sequence[float], seed: int, strata: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Positions of the records in parts of about these shares of what is kept together."""
+        if not shares or any(share < 0 for share in shares) or abs(sum(shares) - 1.0) > 1e-9:
+            raise RecipeError(
+                f"shares {list(shares)} do not sum to 1", hint="Fix: e.g. 0.8,0.1,0.1"
+            )
+        first = self._first_of_each()
+        by_stratum: dict[str, list[int]] = {}
+        for position, beside in enumerate(first):
+            if position == beside:
+                by_stratum.setdefault(strata[position] if strata else "", []).append(position)
+        part_of = array("Q", bytes(8 * len(self)))
+        for name in sorted(by_stratum):
+            dealt = _dealt(by_stratum[name], shares, random.Random(f"{seed}/{name}"))
+            for part, position in dealt:
+                part_of[position] = part
+        parts: list[list[int]] = [[] for _ in shares]
+        for position, beside in enumerate(first):
+            parts[part_of[beside]].append(position)
+        return parts
+
+    def _first_of_each(self) -> array[int]:
+        """For every record the first of those it must stay with, itself perhaps."""
+        parent = array("Q", range(len(self)))
+
+        def root(position: int) -> int:
+            while parent[position] != position:
+                parent[position] = parent[parent[position]]
+                position = parent[position]
+            return position
+
+        for names in (self.prompts, self.groups):
+            for one, other in pairwise(sorted(range(len(self)), key=names.__getitem__)):
+                if names[one] and names[one] == names[other]:
+                    left, right = root(one), root(other)
+                    parent[max(left, right)] = min(left, right)
+        return array("Q", map(root, range(len(self))))
 
 
-def _ties(record: Record) -> list[str]:
-    names = [prompt_key(record)]
-    if isinstance(record, Preference) and record.group:
-        names.append(f"group {record.group}")
-    if isinstance(record, Ranking) and record.item:
-        names.append(f"group {record.item}")
-    return names
+def _hash64(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) or 1  # nothing is 0
 
 
-def _dealt(
-    groups: Sequence[list[int]], shares: Sequence[float], rng: random.Random
-) -> list[tuple[int, list[int]]]:
+def _dealt(groups: list[int], shares: Sequence[float], rng: random.Random) -> list[tuple[int, int]]:
     """Each group with its part: shuffled, then cut where the shares say, at least one group for
     every positive share while there are enough."""
     shuffled = list(groups)
@@ -106,7 +134,7 @@ def _dealt(
         cuts = [min(max(cuts[0], 1), len(shuffled) - 1)]
     bounds = [0, *cuts, len(shuffled)]
     return [
-        (part, members)
+        (part, group)
         for part in range(len(shares))
-        for members in shuffled[bounds[part] : bounds[part + 1]]
+        for group in shuffled[bounds[part] : bounds[part + 1]]
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import load_prompts
+from alignkit.data.read import stream_prompts
 from alignkit.data.split import split_by_prompt
 from alignkit.errors import DataError, RecipeError
 from alignkit.ppo.rewards import PracticePrompt
@@ -20,10 +20,10 @@ def practice_prompts(
     config: OnlineConfig, context: StageContext, encoder: Encoder
 ) -> tuple[list[PracticePrompt], list[PracticePrompt]]:
     """Prompts to train on and held-out ones: `eval_prompts`, or a share of `prompts`."""
-    records = load_all(load_prompts, config.prompts, config, context)
+    records = load_all(stream_prompts, config.prompts, config, context)
     held_out: list[Any] = []
     if config.eval_prompts:
-        held_out = load_all(load_prompts, config.eval_prompts, config, context)
+        held_out = load_all(stream_prompts, config.eval_prompts, config, context)
     elif config.eval_fraction:
         kept, split_off = split_by_prompt(records, config.eval_fraction, context.seed)
         records, held_out = list(kept), list(split_off)

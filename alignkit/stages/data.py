@@ -1,67 +1,163 @@
-"""Reading a stage's data: checked, named by format, split by prompt, dropped rows said aloud."""
+"""Reading a stage's data: checked, named by format, split by prompt, fitted to length.
+
+Nothing is dropped or cut in silence.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from alignkit.data.problems import tally
-from alignkit.data.read import Loaded
+from alignkit.data.read import Stream
 from alignkit.data.records import Record
-from alignkit.data.split import prompt_key, split_by_prompt
+from alignkit.data.split import Ties
 from alignkit.errors import DataError
 from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
-from alignkit.stages.rows import place
+from alignkit.stages.row_file import RowFile
+from alignkit.stages.rows import Row, place
 
 R = TypeVar("R", bound=Record)
+Open = Callable[..., Stream[R]]
 
 
-def load_split(
-    load: Callable[..., Loaded[Any]], config: TrainingConfig, context: StageContext
-) -> tuple[list[Any], list[Any]]:
-    """Training records and held-out ones: `eval_data`, or a share of the prompts of `data`."""
-    train = load_all(load, config.data, config, context)
+def load_rows(
+    kind: type[Row],
+    open_file: Open[R],
+    make: Callable[[R], Row | None],
+    config: TrainingConfig,
+    context: StageContext,
+) -> tuple[RowFile[Row], RowFile[Row]]:
+    """Training rows and held-out ones: `eval_data`, or a share of the prompts of `data`.
+
+    `make` turns a record into a row, or into None when there is nothing in it to learn from.
+    Records are read, made rows and forgotten one by one. Rows beyond `max_length` are handled as
+    `on_overlong` says. Raises DataError when nothing is left.
+    """
+    train, ties = _written(kind, open_file, make, config.data, config, context)
     if config.eval_data:
-        held_out = load_all(load, config.eval_data, config, context)
-        _tell_leaks(train, held_out, context)
-        return train, held_out
-    if config.eval_fraction:
-        kept, held_out = split_by_prompt(train, config.eval_fraction, context.seed)
-        return list(kept), list(held_out)
-    return train, []
+        held_out, asked = _written(kind, open_file, make, config.eval_data, config, context)
+        _tell_leaks(set(ties.prompts), asked.prompts, held_out, context)
+    else:
+        parts = ties.split([1.0 - config.eval_fraction, config.eval_fraction], context.seed)
+        train, held_out = train.only(parts[0]), train.only(parts[1])
+    train = fit_to_length(train, config, context)
+    if not train:
+        raise DataError("no rows are left", where=", ".join(config.data))
+    return train, fit_to_length(held_out, config, context)
 
 
-def _tell_leaks(train: Sequence[Record], held_out: Sequence[Record], context: StageContext) -> None:
+def _written(
+    kind: type[Row],
+    open_file: Open[R],
+    make: Callable[[R], Row | None],
+    sources: Sequence[str],
+    config: TrainingConfig,
+    context: StageContext,
+) -> tuple[RowFile[Row], Ties]:
+    """The rows of all files, and what ties each to others."""
+    ties = Ties()
+
+    def rows() -> Iterator[Row]:
+        failed: DataError | None = None
+        for record in records_of(open_file, sources, config, context):
+            if failed is not None:
+                continue  # reading goes on, so that all bad rows of the files are named first
+            try:
+                row = make(record)
+            except DataError as error:
+                error.at(place(record))
+                failed = error
+                continue
+            if row is not None:
+                ties.add(record)
+                yield row
+        if failed is not None:
+            raise failed
+
+    written = RowFile.write(kind, rows(), context.directory)
+    if not written:
+        raise DataError("no rows are left", where=", ".join(sources))
+    return written, ties
+
+
+def _tell_leaks(
+    known: set[int], asked: Sequence[int], held_out: RowFile[Any], context: StageContext
+) -> None:
     """Say how many evaluation rows ask what was trained on: they flatter every number."""
-    known = {prompt_key(record) for record in train}
-    leaked = [record for record in held_out if prompt_key(record) in known]
+    leaked = [position for position, prompt in enumerate(asked) if prompt in known]
     if leaked:
         context.say(
             f"{len(leaked)} of {len(held_out)} evaluation rows have a prompt that is trained on, "
-            f"the first is {place(leaked[0])}; alignkit data split keeps prompts apart"
+            f"the first is {held_out[leaked[0]].where}; alignkit data split keeps prompts apart"
         )
 
 
+def fit_to_length(
+    rows: RowFile[Row], config: TrainingConfig, context: StageContext
+) -> RowFile[Row]:
+    """Rows within `max_length`, by `on_overlong`; raises DataError when it is `error`."""
+    limit = config.max_length
+    long = [position for position, length in enumerate(rows.lengths) if length > limit]
+    if not long:
+        return rows
+    first = rows[long[0]].where
+    found = (
+        f"{len(long)} of {len(rows)} rows are longer than max_length {limit} "
+        f"(up to {max(rows.lengths)})"
+    )
+    if config.on_overlong == "error":
+        raise DataError(
+            found,
+            where=first,
+            hint="raise max_length, or set on_overlong to drop or truncate_prompt",
+        )
+    if config.on_overlong == "drop":
+        context.say(f"{found}: dropped, the first at {first}")
+        return rows.only([i for i, length in enumerate(rows.lengths) if length <= limit])
+    cut = (row.without_start(max(0, row.tokens - limit)) for row in rows)
+    kept = RowFile.write(rows.kind, (row for row in cut if row is not None), context.directory)
+    context.say(f"{found}: prompts cut from the left, {len(rows) - len(kept)} dropped")
+    return kept
+
+
+def records_of(
+    open_file: Open[R],
+    sources: Sequence[str],
+    config: TrainingConfig | OnlineConfig | SplitConfig,
+    context: StageContext,
+) -> Iterator[R]:
+    """The records of all files one by one; what was left out is said at the end of each."""
+    for source in sources:
+        path = context.data_file(source)
+        stream = open_file(path, format=config.format, on_bad_row=config.on_bad_row)
+        count = 0
+        for record in stream:
+            count += 1
+            yield record
+        context.say(f"{path.name}: {count} rows, format {stream.format}")
+        _tell_problems(path, stream, context)
+
+
+def _tell_problems(path: Path, stream: Stream[Any], context: StageContext) -> None:
+    for problem in stream.dropped:
+        context.say(f"dropped {problem}")
+    doubtful = [problem for problem in stream.problems if problem.level == "warning"]
+    if doubtful:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in tally(doubtful).items())
+        context.say(f"{path.name}: {kinds}; alignkit data check {path} names the lines")
+
+
 def load_all(
-    load: Callable[..., Loaded[R]],
+    open_file: Open[R],
     sources: Sequence[str],
     config: TrainingConfig | OnlineConfig | SplitConfig,
     context: StageContext,
 ) -> list[R]:
-    """The records of all files. Raises DataError when nothing is left."""
-    records: list[R] = []
-    for source in sources:
-        path = context.data_file(source)
-        loaded = load(path, format=config.format, on_bad_row=config.on_bad_row)
-        context.say(f"{path.name}: {len(loaded.records)} rows, format {loaded.format}")
-        for problem in loaded.dropped:
-            context.say(f"dropped {problem}")
-        doubtful = [problem for problem in loaded.problems if problem.level == "warning"]
-        if doubtful:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in tally(doubtful).items())
-            context.say(f"{path.name}: {kinds}; alignkit data check {path} names the lines")
-        records += loaded.records
+    """The records of all files, in memory. Raises DataError when nothing is left."""
+    records = list(records_of(open_file, sources, config, context))
     if not records:
         raise DataError("no rows are left", where=", ".join(sources))
     return records

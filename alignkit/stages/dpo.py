@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -24,15 +24,16 @@ from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.batching import FittingSteps, token_loader
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
-from alignkit.data.read import load_preferences
+from alignkit.data.read import stream_preferences
 from alignkit.errors import RecipeError, TrainingFailed, pick
 from alignkit.logps import Group, Path, completion_logps
 from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
 from alignkit.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
 from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_split
-from alignkit.stages.rows import PairRow, fit_to_length, pair_rows
+from alignkit.stages.data import load_rows
+from alignkit.stages.row_file import RowFile
+from alignkit.stages.rows import PairRow, pair_row
 from alignkit.stages.training import (
     batches,
     callbacks,
@@ -193,13 +194,11 @@ def combined_loss(
     return total
 
 
-def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows to groups of two completions; `weights` is (pairs,)."""
+def collate(rows: Sequence[Mapping[str, Any]], usual_weight: float = 1.0) -> dict[str, Any]:
+    """Rows to groups of two completions; `weights` is (pairs,), those of `usual_weight` are 1."""
     return {
-        "weights": torch.tensor([row["weight"] for row in rows]),
-        "groups": [
-            Group(row["prompt_ids"], (row["chosen_ids"], row["rejected_ids"])) for row in rows
-        ],
+        "weights": torch.tensor([row["weight"] / usual_weight for row in rows]),
+        "groups": [Group(row["prompt"], (row["chosen"], row["rejected"])) for row in rows],
     }
 
 
@@ -218,38 +217,28 @@ def check_losses(config: DpoConfig, weighted: bool) -> None:
         )
 
 
-def _rows(config: DpoConfig, context: StageContext) -> tuple[list[PairRow], list[PairRow]]:
-    def load(path: Any, **options: Any) -> Any:
-        return load_preferences(path, pairs=config.pairs, weight=config.weight, **options)
-
+def _rows(config: DpoConfig, context: StageContext) -> tuple[RowFile[PairRow], RowFile[PairRow]]:
     encoder = Encoder(context.backbone.tokenizer)
-    parts = [
-        fit_to_length(pair_rows(p, encoder), config.max_length, config.on_overlong, context.say)
-        for p in load_split(load, config, context)
-    ]
-    check_losses(config, len({row.weight for row in parts[0]}) > 1)
-    return parts[0], parts[1]
-
-
-def _dataset(rows: Sequence[PairRow]) -> Dataset:
-    """Rows as TRL wants them; weights are scaled to a mean of one, so that they do not change
-    the step size."""
-    mean = sum(row.weight for row in rows) / max(len(rows), 1)
-    return Dataset.from_list(
-        [
-            {
-                "prompt_ids": row.prompt,
-                "chosen_ids": row.chosen,
-                "rejected_ids": row.rejected,
-                "weight": row.weight / mean,
-            }
-            for row in rows
-        ]
+    train, held_out = load_rows(
+        PairRow,
+        partial(stream_preferences, pairs=config.pairs, weight=config.weight),
+        partial(pair_row, encoder=encoder),
+        config,
+        context,
     )
+    check_losses(config, len(set(train.dataset["weight"][:])) > 1)
+    return train, held_out
+
+
+def collator(rows: RowFile[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """Rows to a batch; weights are scaled to a mean of one, so that they do not change the step
+    size."""
+    weights = rows.dataset["weight"][:]
+    return partial(collate, usual_weight=sum(weights) / len(weights))
 
 
 def _trainer(
-    config: DpoConfig, context: StageContext, train: list[PairRow], held_out: list[PairRow]
+    config: DpoConfig, context: StageContext, train: RowFile[PairRow], held_out: RowFile[PairRow]
 ) -> PairTrainer:
     arguments = trainer_arguments(
         TrlConfig,
@@ -268,12 +257,13 @@ def _trainer(
         trainer = PairTrainer(
             model=backbone.model,
             args=arguments,
-            train_dataset=_dataset(train),
-            eval_dataset=_dataset(held_out) if held_out else None,
+            train_dataset=train.dataset,
+            eval_dataset=held_out.dataset if held_out else None,
             processing_class=backbone.tokenizer,
-            data_collator=collate,
+            data_collator=collator(train),
             callbacks=callbacks(context, "dpo"),
         )
+    trainer.sizes = train.sizes
     trainer.attach(backbone, config, Encoder(backbone.tokenizer).pad_token_id)
     trainer._metrics = defaultdict(lambda: defaultdict(list))
     prepare(trainer, backbone, POLICY)
@@ -288,7 +278,7 @@ def _check_start(
     if config.reference == "backbone" and continued:
         return
     for part in batches(rows, config.per_device_train_batch_size):
-        inputs = collate(list(_dataset(part)))
+        inputs = collate([vars(row) for row in part])
         with trainer.backbone.role(POLICY):
             pair = trainer.pair_logps(inputs)
         gap = torch.cat([pair.chosen_ratio, pair.rejected_ratio]).abs().max().item()

@@ -8,8 +8,9 @@ each step:  every completion of a batch of rankings is read once, the prompt sha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from alignkit.backbone import REWARD, Backbone
 from alignkit.batching import FittingSteps
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
-from alignkit.data.read import load_rankings
+from alignkit.data.read import stream_rankings
 from alignkit.errors import DataError
 from alignkit.evaluation.reward_accuracy import reward_accuracy
 from alignkit.heads import ScalarHead, Scale
@@ -32,8 +33,9 @@ from alignkit.losses import bradley_terry, plackett_luce, tie
 from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_split
-from alignkit.stages.rows import RankingRow, Say, fit_to_length, ranking_rows
+from alignkit.stages.data import load_rows
+from alignkit.stages.row_file import RowFile
+from alignkit.stages.rows import RankingRow, ranking_row
 from alignkit.stages.training import (
     callbacks,
     finish,
@@ -48,12 +50,8 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     """Train a reward model; adapter, head and held-out accuracy land in the stage's directory."""
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
-    train, held_out = (
-        fit_to_length(
-            ranking_rows(part, encoder), config.max_length, config.on_overlong, context.say
-        )
-        for part in load_split(load_rankings, config, context)
-    )
+    make = partial(ranking_row, encoder=encoder)
+    train, held_out = load_rows(RankingRow, stream_rankings, make, config, context)
     train = teaching(train, config, context.say)
     start_adapter(backbone, REWARD, config, context)
     model = RewardModel(backbone, new_head(backbone, context.seed))
@@ -160,10 +158,6 @@ class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
         """Forward and backward of the whole batch, in parts where memory asks for it; its loss."""
         self.whole_weight = sum(weight_of(row, self.config) for row in inputs["rows"])
         return super().training_step(model, inputs, num_items_in_batch)
-
-    def tokens_of(self, row: RankingRow) -> int:
-        """Tokens of a ranking in one forward, its prompt counted once."""
-        return len(row.prompt) + sum(map(len, row.completions))
 
     def compute_loss(
         self,
@@ -296,12 +290,14 @@ def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int)
     return Scale(float(found.mean()), float(found.std()) or 1.0)
 
 
-def teaching(rows: Sequence[RankingRow], config: RewardConfig, say: Say) -> list[RankingRow]:
+def teaching(
+    rows: RowFile[RankingRow], config: RewardConfig, say: Callable[[str], None]
+) -> RowFile[RankingRow]:
     """Rankings that the loss can learn from. Raises DataError when none has a better completion.
 
     A ranking that ties everything has no pair to average over, unless ties are half a win.
     """
-    ordered = [row for row in rows if len(set(row.ranks)) > 1]
+    ordered = [i for i, ranks in enumerate(rows.dataset["ranks"]) if len(set(ranks)) > 1]
     if not ordered:
         raise DataError(
             "every ranking ties all its completions: there is nothing to learn",
@@ -309,22 +305,22 @@ def teaching(rows: Sequence[RankingRow], config: RewardConfig, say: Say) -> list
             hint="give the better completion the smaller rank",
         )
     if config.ties == "half" and config.objective == "pairs":
-        return list(rows)
+        return rows
     if len(ordered) < len(rows):
         first = next(row.where for row in rows if len(set(row.ranks)) == 1)
         say(
             f"{len(rows) - len(ordered)} of {len(rows)} rankings tie all their completions and "
             f"were left out, the first at {first}"
         )
-    return ordered
+    return rows.only(ordered)
 
 
 def _trainer(
     config: RewardConfig,
     context: StageContext,
     model: RewardModel,
-    train: list[RankingRow],
-    held_out: list[RankingRow],
+    train: RowFile[RankingRow],
+    held_out: RowFile[RankingRow],
 ) -> RankingTrainer:
     arguments = trainer_arguments(TrainingArguments, config, context)
     hooks = callbacks(context, "reward")
@@ -341,6 +337,7 @@ def _trainer(
         optimizers=(_optimizer(model, context.backbone, config), None),
     )
     trainer.config = config
+    trainer.sizes = train.sizes
     prepare(trainer, context.backbone, REWARD)
     for parameter in model.head.parameters():
         parameter.requires_grad_(True)

@@ -1,16 +1,13 @@
-"""From records to token rows: lengths checked first, nothing cut or dropped in silence."""
+"""From records to token rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Demonstration, Preference, Ranking, Record
 from alignkit.errors import DataError
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -24,6 +21,11 @@ class SftRow:
     @property
     def tokens(self) -> int:
         """Length of the longest sequence in the row."""
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Token ids in the row."""
         return len(self.ids)
 
     def without_start(self, excess: int) -> SftRow | None:
@@ -47,6 +49,11 @@ class PairRow:
     def tokens(self) -> int:
         """Length of the longest sequence in the row."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    @property
+    def size(self) -> int:
+        """Token ids in the row."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     def without_start(self, excess: int) -> PairRow | None:
         """The row without the start of its prompt; None when that is not enough."""
@@ -77,6 +84,11 @@ class RankingRow:
         """Length of the longest sequence in the row."""
         return len(self.prompt) + max(len(c) for c in self.completions)
 
+    @property
+    def size(self) -> int:
+        """Token ids in the row."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
     def without_start(self, excess: int) -> RankingRow | None:
         """The row without the start of its prompt; None when that is not enough."""
         if excess >= len(self.prompt):
@@ -85,7 +97,6 @@ class RankingRow:
 
 
 Row = TypeVar("Row", SftRow, PairRow, RankingRow)
-Made = TypeVar("Made")
 
 
 def place(record: Record) -> str:
@@ -95,65 +106,21 @@ def place(record: Record) -> str:
     return f"{record.source.file}:{record.source.row + 1}"
 
 
-def sft_rows(records: Sequence[Demonstration], encoder: Encoder, train_on: str) -> list[SftRow]:
-    """Demonstrations as rows. Raises DataError naming rows without a single target."""
-    rows = []
-    for record in records:
-        tokens = _located(record, encoder.encode_demonstration, record, train_on)
-        rows.append(SftRow(place(record), tokens.ids, tokens.trained))
-    empty = [row.where for row in rows if not any(row.trained)]
-    if empty:
+def sft_row(record: Demonstration, encoder: Encoder, train_on: str) -> SftRow:
+    """A demonstration as a row. Raises DataError when it holds no target."""
+    tokens = encoder.encode_demonstration(record, train_on)
+    if not any(tokens.trained):
         raise DataError(
-            f"{len(empty)} rows have no token to train",
-            where=empty[0],
-            hint="each demonstration needs an assistant turn with text",
+            "no token to train",
+            hint="each demonstration needs an assistant turn with text that is not train: false",
         )
-    return rows
+    return SftRow(place(record), tokens.ids, tokens.trained)
 
 
-def pair_rows(records: Sequence[Preference], encoder: Encoder) -> list[PairRow]:
-    """Preferences as rows, ties left out: they say nothing about which side is better."""
-    rows = []
-    for record in records:
-        if record.tie:
-            continue
-        rows.append(_located(record, _pair_row, record, encoder))
-    return rows
-
-
-def ranking_rows(records: Sequence[Ranking], encoder: Encoder) -> list[RankingRow]:
-    """Rankings as rows; completions without a rank are left out, rows with one left are too."""
-    rows = []
-    for record in records:
-        row = _located(record, _ranking_row, record, encoder)
-        if len(row.completions) > 1:
-            rows.append(row)
-    return rows
-
-
-def fit_to_length(rows: Sequence[Row], limit: int, policy: str, say: Say) -> list[Row]:
-    """Rows within `limit` tokens, by `on_overlong`; raises DataError when it is `error`."""
-    long = [row for row in rows if row.tokens > limit]
-    if not long:
-        return list(rows)
-    longest = max(row.tokens for row in long)
-    found = f"{len(long)} of {len(rows)} rows are longer than max_length {limit} (up to {longest})"
-    if policy == "error":
-        raise DataError(
-            found,
-            where=long[0].where,
-            hint="raise max_length, or set on_overlong to drop or truncate_prompt",
-        )
-    if policy == "drop":
-        say(f"{found}: dropped, the first at {long[0].where}")
-        return [row for row in rows if row.tokens <= limit]
-    kept = [row if row.tokens <= limit else row.without_start(row.tokens - limit) for row in rows]
-    done = [row for row in kept if row is not None]
-    say(f"{found}: prompts cut from the left, {len(kept) - len(done)} dropped")
-    return done
-
-
-def _pair_row(record: Preference, encoder: Encoder) -> PairRow:
+def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
+    """A preference as a row; None for a tie, which says nothing about which side is better."""
+    if record.tie:
+        return None
     return PairRow(
         place(record),
         encoder.prompt_ids(record.prompt),
@@ -163,8 +130,11 @@ def _pair_row(record: Preference, encoder: Encoder) -> PairRow:
     )
 
 
-def _ranking_row(record: Ranking, encoder: Encoder) -> RankingRow:
+def ranking_row(record: Ranking, encoder: Encoder) -> RankingRow | None:
+    """A ranking as a row, unranked completions left out; None when fewer than two are ranked."""
     ranked = [c for c in record.candidates if c.cid in record.ranks]
+    if len(ranked) < 2:
+        return None
     scored = all(c.score is not None for c in ranked)
     return RankingRow(
         place(record),
@@ -181,11 +151,3 @@ def _number(record: Ranking, name: str, usual: float) -> float:
     """A number of the preference that a ranking of two was made from."""
     value = record.extra.get(name)
     return float(value) if isinstance(value, int | float) else usual
-
-
-def _located(record: Record, make: Callable[..., Made], *arguments: Any) -> Made:
-    """`make(*arguments)`, its errors given the file and line of the record."""
-    try:
-        return make(*arguments)
-    except DataError as error:
-        raise error.at(place(record)) from None

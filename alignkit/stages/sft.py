@@ -12,7 +12,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -21,12 +20,14 @@ from alignkit.backbone import POLICY
 from alignkit.batching import FittingSteps, token_loader
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
-from alignkit.data.read import load_demonstrations
+from alignkit.data.read import stream_demonstrations
+from alignkit.data.records import Demonstration
 from alignkit.logps import sequence_logps
 from alignkit.recipe import SftConfig
 from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_split
-from alignkit.stages.rows import SftRow, fit_to_length, sft_rows
+from alignkit.stages.data import load_rows
+from alignkit.stages.row_file import RowFile
+from alignkit.stages.rows import SftRow, sft_row
 from alignkit.stages.training import (
     callbacks,
     finish,
@@ -42,15 +43,11 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train an adapter on demonstrations; it and its metrics land in the stage's directory."""
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
-    train, held_out = (
-        fit_to_length(
-            sft_rows(part, encoder, config.train_on),
-            config.max_length,
-            config.on_overlong,
-            context.say,
-        )
-        for part in load_split(load_demonstrations, config, context)
-    )
+
+    def make(record: Demonstration) -> SftRow:
+        return sft_row(record, encoder, config.train_on)
+
+    train, held_out = load_rows(SftRow, stream_demonstrations, make, config, context)
     targets = describe_targets(train, encoder.stop_token_ids)
     context.say(
         f"{targets['trained_share']:.1%} of {targets['tokens']:,} tokens are trained, "
@@ -66,9 +63,11 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
 
 def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str, float]:
     """Share of tokens that are trained, and of rows whose last target is a stop token."""
-    tokens = sum(len(row.ids) for row in rows)
-    trained = sum(sum(row.trained) for row in rows)
-    ended = sum(row.trained[-1] and row.ids[-1] in stops for row in rows)
+    tokens = trained = ended = 0
+    for row in rows:
+        tokens += len(row.ids)
+        trained += sum(row.trained)
+        ended += row.trained[-1] and row.ids[-1] in stops
     return {
         "tokens": tokens,
         "trained_share": trained / max(tokens, 1),
@@ -94,8 +93,7 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
         """Rows of the largest batch there can be."""
         if self.max_tokens is None:
             return self.usual_rows
-        lengths = sorted(len(row["input_ids"]) for row in self.train_dataset)
-        return max(1, sum(total <= self.max_tokens for total in accumulate(lengths)))
+        return max(1, sum(total <= self.max_tokens for total in accumulate(sorted(self.sizes))))
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # rows are token ids already
@@ -124,20 +122,20 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows as lists; `labels` is there for the trainer to count targets across accumulation."""
-    width = max(len(row["input_ids"]) for row in rows)
+    width = max(len(row["ids"]) for row in rows)
     labels = torch.full((len(rows), width), -100)
     for i, row in enumerate(rows):
-        ids, trained = torch.tensor(row["input_ids"]), torch.tensor(row["trained"])
+        ids, trained = torch.tensor(row["ids"]), torch.tensor(row["trained"])
         labels[i, : len(ids)] = torch.where(trained, ids, -100)
     return {
         "labels": labels,
-        "ids": [row["input_ids"] for row in rows],
+        "ids": [row["ids"] for row in rows],
         "masks": [row["trained"] for row in rows],
     }
 
 
 def _trainer(
-    config: SftConfig, context: StageContext, train: list[SftRow], held_out: list[SftRow]
+    config: SftConfig, context: StageContext, train: RowFile[SftRow], held_out: RowFile[SftRow]
 ) -> DemonstrationTrainer:
     backbone = context.backbone
     arguments = trainer_arguments(TrlConfig, config, context, max_length=None, packing=False)
@@ -146,18 +144,15 @@ def _trainer(
         trainer = DemonstrationTrainer(
             model=backbone.model,
             args=arguments,
-            train_dataset=_dataset(train),
-            eval_dataset=_dataset(held_out) if held_out else None,
+            train_dataset=train.dataset,
+            eval_dataset=held_out.dataset if held_out else None,
             processing_class=backbone.tokenizer,
             data_collator=collate,
             callbacks=callbacks(context, "sft"),
         )
+    trainer.sizes = train.lengths
     trainer.pad = Encoder(backbone.tokenizer).pad_token_id
     if config.packing:
         trainer.max_tokens = config.max_length * config.per_device_train_batch_size
     prepare(trainer, backbone, POLICY)
     return trainer
-
-
-def _dataset(rows: Sequence[SftRow]) -> Dataset:
-    return Dataset.from_list([{"input_ids": row.ids, "trained": row.trained} for row in rows])

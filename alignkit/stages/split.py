@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.artifacts import write_durably
-from alignkit.data.read import load_records
+from alignkit.data.read import Stream
 from alignkit.data.records import KINDS, Record, to_json
 from alignkit.data.split import split_by_prompt
 from alignkit.recipe import OUTPUTS, SplitConfig
@@ -16,10 +16,10 @@ from alignkit.stages.data import load_all
 def run(config: SplitConfig, context: StageContext) -> dict[str, Any]:
     """Write the training part and the held-out part as our own records."""
 
-    def load(path: Any, **options: Any) -> Any:
-        return load_records(path, set(KINDS), **options)
+    def open_file(path: Any, **options: Any) -> Stream[Record]:
+        return Stream(path, set(KINDS), iter, **options)
 
-    records: list[Record] = load_all(load, config.data, config, context)
+    records = load_all(open_file, config.data, config, context)
     train, held_out = split_by_prompt(records, config.held_out, context.seed)
     for part, rows in (("", train), ("held_out", held_out)):
         write_durably(context.directory / OUTPUTS["split"][part], b"".join(map(to_json, rows)))

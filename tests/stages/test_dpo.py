@@ -17,6 +17,7 @@ from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.losses import PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
 from alignkit.stages import dpo
+from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import PairRow
 from tests.stages.conftest import Workshop, make_workshop
 
@@ -31,7 +32,8 @@ def pair_trainer(workshop: Workshop, rows: list[PairRow], **settings: Any) -> An
         parameter.data += 0.05 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(len(parameter.shape))
         )
-    return dpo._trainer(config, context, rows, [])
+    empty = RowFile.write(PairRow, [], workshop.root)
+    return dpo._trainer(config, context, RowFile.write(PairRow, rows, workshop.root), empty)
 
 
 def token_rows(workshop: Workshop, preferences: Rows) -> list[PairRow]:
@@ -76,7 +78,7 @@ def test_the_loss_and_its_gradient_are_trls(
     base = trainer.model.get_base_model()
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     padded = DataCollatorForPreference(pad_token_id=0)(
-        [{k: row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in batch]
+        [{f"{k}_ids": row[k] for k in ("prompt", "chosen", "rejected")} for row in batch]
     )
     theirs, their_gradient = outcome(
         DPOTrainer._compute_loss(trainer, trainer.model, padded, False)
@@ -152,8 +154,9 @@ def test_pairs_of_a_ranking_share_its_weight(workshop: Workshop) -> None:
         PairRow("x", [3], [5], [6], 1 / 3),
         PairRow("y", [3], [7], [8], 1.0),
     ]
-    weights = dpo._dataset(rows)["weight"]
-    assert list(weights) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
+    collate = dpo.collator(RowFile.write(PairRow, rows, workshop.root))
+    weights = collate([vars(row) for row in rows])["weights"]
+    assert weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
 
 
 def test_a_weighted_pair_counts_as_often_as_its_weight_says() -> None:

@@ -64,11 +64,9 @@ def test_a_token_budget_bounds_every_forward(workshop, preferences, monkeypatch)
     sizes: list[int] = []
     collate = dpo.collate
 
-    def noting(rows: Any) -> Any:
-        sizes.append(
-            sum(len(r[k]) for r in rows for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        )
-        return collate(rows)
+    def noting(rows: Any, **options: Any) -> Any:
+        sizes.append(sum(len(r[k]) for r in rows for k in ("prompt", "chosen", "rejected")))
+        return collate(rows, **options)
 
     monkeypatch.setattr(dpo, "collate", noting)
     found = workshop.run("dpo", data=[data], max_tokens_per_batch=500, **SETTINGS)

@@ -14,7 +14,8 @@ from alignkit.data.records import Demonstration, Message, Source
 from alignkit.errors import DataError
 from alignkit.recipe import SftConfig
 from alignkit.stages import sft
-from alignkit.stages.rows import SftRow, sft_rows
+from alignkit.stages.row_file import RowFile
+from alignkit.stages.rows import SftRow, sft_row
 from tests.stages.conftest import Workshop
 
 Rows = list[dict[str, Any]]
@@ -23,7 +24,8 @@ Rows = list[dict[str, Any]]
 def sft_trainer(workshop: Workshop, rows: list[SftRow], **settings: Any) -> Any:
     workshop.backbone.new_adapter(POLICY, seed=1)
     config = SftConfig(data=("unused",), **settings)
-    return sft._trainer(config, workshop.context("trainer"), rows, [])
+    parts = (RowFile.write(SftRow, part, workshop.root) for part in (rows, []))
+    return sft._trainer(config, workshop.context("trainer"), *parts)
 
 
 def test_the_loss_is_the_mean_over_targets_only(workshop: Workshop) -> None:
@@ -32,7 +34,7 @@ def test_the_loss_is_the_mean_over_targets_only(workshop: Workshop) -> None:
         SftRow("x:2", [8, 30, 31], [False, False, True]),
     ]
     trainer = sft_trainer(workshop, rows)
-    loss = trainer.compute_loss(trainer.model, sft.collate([vars_of(row) for row in rows]))
+    loss = trainer.compute_loss(trainer.model, sft.collate([vars(row) for row in rows]))
     expected = []
     with workshop.backbone.role(POLICY) as model, torch.no_grad():
         for row in rows:
@@ -40,10 +42,6 @@ def test_the_loss_is_the_mean_over_targets_only(workshop: Workshop) -> None:
             expected += [-logits[i - 1, row.ids[i]].item() for i, t in enumerate(row.trained) if t]
     assert len(expected) == 3
     assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
-
-
-def vars_of(row: SftRow) -> dict[str, Any]:
-    return {"input_ids": row.ids, "trained": row.trained}
 
 
 def test_accumulating_gradients_is_a_larger_batch(workshop: Workshop) -> None:
@@ -104,8 +102,8 @@ def test_a_row_without_a_target_is_refused_by_name(workshop: Workshop) -> None:
         ],
         source=Source(format="messages", file="demos.jsonl", row=4),
     )
-    with pytest.raises(DataError, match=r"demos.jsonl:5: 1 rows have no token to train"):
-        sft_rows([row], encoder, "completion")
+    with pytest.raises(DataError, match=r"no token to train\. each demonstration needs"):
+        sft_row(row, encoder, "completion")
 
 
 def test_evaluation_rows_that_were_trained_on_are_told(
