@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignkit.artifacts import verify_part
 from alignkit.errors import ModelError
+from alignkit.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.heads import ScalarHead
 from alignkit.lora import fuse_lora
 from alignkit.model_files import ModelFiles, check_safetensors, find_model
@@ -64,6 +66,8 @@ class Backbone:
         guard_cpu_quantization(base)
         base.requires_grad_(False)
         base.eval()
+        if _device() == "cpu" and compute_dtype(config) == torch.float32:
+            store_in_half(base)
         return cls(base, tokenizer, files, config)
 
     # --- adapters ------------------------------------------------------------------------------
@@ -198,6 +202,8 @@ class Backbone:
     def _add(self, name: str, config: LoraConfig, seed: int) -> None:
         if name in self.adapters:
             raise ValueError(f"adapter {name!r} exists already")
+        if _changes(config, half_modules(self.base)):
+            store_in_full(self.base)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(self.model, PeftModel):
@@ -206,6 +212,13 @@ class Backbone:
                 self.model = get_peft_model(self.base, config, adapter_name=name)
         as_fp32(self.parameters_of(name))
         fuse_lora(self.model)
+
+
+def _changes(config: LoraConfig, modules: list[str]) -> bool:
+    """Whether an adapter of this configuration touches one of these modules of the base."""
+    if config.modules_to_save or config.trainable_token_indices:
+        return True
+    return any(check_target_module_exists(config, name) for name in modules)
 
 
 def _target_modules(config: BackboneConfig) -> str | list[str]:

@@ -24,6 +24,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from alignkit.half_embedding import HalfLinear, project
 from alignkit.lora import MERGEABLE_LAYERS
 
 Layer = Callable[[Tensor], Tensor]
@@ -210,7 +211,7 @@ def decoder_for(model: Any, *, merge: bool | None = None) -> Decoder | str:
         shape,
         body.embed_tokens,
         norm,
-        _linear([head], dense),
+        _head(head, dense),
         body.rotary_emb,
         norm.weight.dtype,
     )
@@ -263,6 +264,14 @@ def _linear(modules: Sequence[nn.Module], dense: bool) -> Layer:
     )
 
 
+def _head(module: nn.Module, dense: bool) -> Layer:
+    """The output projection; as one matrix it is multiplied by blocks, upcast on the way."""
+    if not dense:
+        return module
+    weight, bias = _merged(module)
+    return partial(project, weight=weight, bias=bias)
+
+
 def _merged(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias with the active adapters folded in, in the compute dtype."""
     adapted = isinstance(module, LoraLayer)
@@ -294,7 +303,7 @@ def _can_merge(body: Any, head: nn.Module) -> bool:
 
 def _mergeable(module: nn.Module) -> bool:
     if not isinstance(module, LoraLayer):
-        return type(module).__name__ in MERGEABLE_LAYERS
+        return type(module).__name__ in MERGEABLE_LAYERS or type(module) is HalfLinear
     plain = not module.merged_adapters and not any(
         name in module.lora_variant or module.lora_bias.get(name) for name in _active(module)
     )

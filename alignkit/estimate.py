@@ -24,6 +24,8 @@ from alignkit.recipe import EvaluateConfig, GenerateConfig, OnlineConfig, Traini
 # Bytes a frozen weight takes; nf4 with double quantization stores 4.127 bits.
 WEIGHT_BYTES = {"nf4": 0.516, "int8": 1.0}
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# How checkpoints store what half_embedding.py keeps as it is stored.
+HALF_DTYPES = ("BF16", "F16")
 # A trained weight in fp32: itself, its gradient, two moments of AdamW.
 TRAINED_BYTES = 16
 # Activations kept for the backward pass, in numbers per token, layer and hidden unit: inputs and
@@ -38,7 +40,10 @@ EFFICIENCY = 0.35
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides cost: sizes read from config.json, and numbers of weights from headers."""
+    """What decides cost: sizes read from config.json, and numbers of weights from headers.
+
+    `half` of the `other` weights are those of embedding and head, if they are stored in 16 bits.
+    """
 
     hidden: int
     layers: int
@@ -46,6 +51,7 @@ class Shape:
     vocabulary: int
     quantizable: int
     other: int
+    half: int
 
     @property
     def parameters(self) -> int:
@@ -144,12 +150,15 @@ def read_shape(model: Path) -> Shape:
     """Sizes of a model from its config and the headers of its weights, without loading any."""
     config = read_json(model / "config.json")
     config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    quantizable = other = 0
+    quantizable = other = half = 0
     for file in sorted(model.glob("*.safetensors")):
         for name, tensor in check_safetensors(file).items():
-            linear = len(tensor.shape) == 2 and "embed" not in name and "lm_head" not in name
-            quantizable += prod(tensor.shape) if linear else 0
-            other += 0 if linear else prod(tensor.shape)
+            is_matrix, is_end = len(tensor.shape) == 2, "embed" in name or "lm_head" in name
+            if is_matrix and not is_end:
+                quantizable += prod(tensor.shape)
+                continue
+            other += prod(tensor.shape)
+            half += prod(tensor.shape) if is_matrix and tensor.dtype in HALF_DTYPES else 0
     hidden = _size(config, "hidden_size", "n_embd")
     return Shape(
         hidden=hidden,
@@ -158,6 +167,7 @@ def read_shape(model: Path) -> Shape:
         vocabulary=_size(config, "vocab_size"),
         quantizable=quantizable,
         other=other,
+        half=half,
     )
 
 
@@ -167,10 +177,11 @@ def _size(config: Mapping[str, Any], *names: str) -> int:
 
 
 def backbone_bytes(shape: Shape, plan: Plan) -> float:
-    """What the frozen weights take: the projections as quantized, the rest in full."""
+    """What the frozen weights take: layers as quantized, ends perhaps in 16 bits, the rest full."""
     full = DTYPE_BYTES.get(plan.backbone.dtype, 4)
     stored = WEIGHT_BYTES.get(plan.backbone.quantization, full)
-    return shape.quantizable * stored + shape.other * full
+    ends = min(full, 2)
+    return shape.quantizable * stored + (shape.other - shape.half) * full + shape.half * ends
 
 
 def adapter_weights(shape: Shape, plan: Plan) -> int:

@@ -2,7 +2,8 @@
 
 While the head is frozen, d logp / d hidden is made in the forward, in the chunk of logits that is
 alive anyway: nothing is recomputed in the backward and at most `CHUNK_BYTES` of logits exist at a
-time. A trained or adapted head takes the plain way, checkpointed chunk by chunk.
+time. On a CPU the head is multiplied by blocks of the vocabulary, stored in fp32 or in half of it:
+both give the same bits. A trained or adapted head takes the plain way, checkpointed chunk by chunk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from alignkit.half_embedding import HalfLinear, blocks
 
 CHUNK_BYTES = 32 * 2**20  # fp32 logits alive at a time; larger chunks leave the CPU's caches
 
@@ -40,9 +43,10 @@ class LmHead:
     def is_frozen(self) -> bool:
         """Whether no gradient is wanted for the head, so that its weights are constants.
 
-        A subclass of nn.Linear is quantized or adapted; both compute something else than x @ W.T.
+        Other subclasses of nn.Linear are quantized or adapted: they compute something else than
+        x @ W.T.
         """
-        return type(self.module) is nn.Linear and not any(
+        return type(self.module) in (nn.Linear, HalfLinear) and not any(
             parameter.requires_grad for parameter in self.module.parameters()
         )
 
@@ -85,15 +89,17 @@ class _FrozenHead(torch.autograd.Function):
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         compute = _compute_dtype(hidden, weight)
-        weight = weight.to(compute)
+        if compute != torch.float32:
+            weight = weight.to(compute)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         spread = torch.empty_like(logps) if entropy else logps.new_empty(0)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = chunk_rows(len(weight))
+        rows = max(1, min(chunk_rows(len(weight)), len(hidden)))
+        room = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
-                logits = _logits(hidden[part].to(compute), weight, bias, scale)
+                logits = _logits(hidden[part].to(compute), weight, bias, scale, room)
                 slope = None if softcap is None else _cap(logits, softcap)
                 logps[part], weights = _fold(
                     logits, targets[part, None], spread[part] if entropy else None
@@ -101,7 +107,7 @@ class _FrozenHead(torch.autograd.Function):
                 if gradient is not None:
                     if slope is not None:
                         weights.mul_(slope)
-                    gradient[part] = torch.mm(weights.to(compute), weight).mul_(scale)
+                    gradient[part] = _summed(weights, weight, compute).mul_(scale)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(spread)
         return logps, spread
@@ -112,12 +118,27 @@ class _FrozenHead(torch.autograd.Function):
         return gradient * incoming[0].to(gradient.dtype)[:, None], *[None] * 6
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """fp32 logits (rows, vocabulary); the only tensor of that size that lives long."""
-    logits = torch.mm(hidden, weight.t()).float()
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, room: Tensor
+) -> Tensor:
+    """fp32 logits (rows, vocabulary) in `room`; the only tensor of that size that lives long."""
+    logits = room[: len(hidden)]
+    for part, block in blocks(weight, hidden.dtype):
+        if hidden.dtype == torch.float32:
+            torch.mm(hidden, block.t(), out=logits[:, part])
+        else:
+            logits[:, part] = torch.mm(hidden, block.t())
     if bias is not None:
         logits.add_(bias)
     return logits if scale == 1.0 else logits.mul_(scale)
+
+
+def _summed(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
+    """Rows of the head summed by weights (rows, vocabulary): (rows, hidden)."""
+    total = torch.zeros(len(weights), weight.shape[1], dtype=compute, device=weight.device)
+    for part, block in blocks(weight, compute):
+        total.addmm_(weights[:, part].to(compute), block)
+    return total
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:
@@ -149,7 +170,9 @@ def _fold(logits: Tensor, targets: Tensor, entropy: Tensor | None) -> tuple[Tens
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(hidden.dtype, weight.dtype)
 
 
 def _trained_head(

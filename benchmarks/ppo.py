@@ -4,12 +4,12 @@ python -m benchmarks.ppo [--shapes h256,h512] [--prompts hh,equal] [--rounds 8] 
                          [--value-adapter] [--environment DIR]
 
 TRL 1.12.0 (`trl.experimental.ppo`) is installed into an environment of its own that shares every
-other package. Both sides get the same Qwen2-shaped model with random weights, batch, prompts,
-response length and epochs, and take turns: one iteration of TRL, one of ours, so that only one
-works at a time. Prompts are as long as real ones (`hh`, TRL pads them to the longest of a batch)
-or 32 tokens each (`equal`, TRL's best case). Time is process CPU time on one thread; the first
-round is not counted. A batch is a quarter of the prompts, drawn anew by each side: with prompts of
-real lengths read the ratio of the totals.
+other package. Both sides get the same Qwen2-shaped model with random weights (stored in bf16, as
+real checkpoints are), batch, prompts, response length and epochs, and take turns: one iteration of
+TRL, one of ours, so that only one works at a time. Prompts are as long as real ones (`hh`, TRL pads
+them to the longest of a batch) or 32 tokens each (`equal`, TRL's best case). Time is process CPU
+time on one thread; the first round is not counted. A batch is a quarter of the prompts, drawn anew
+by each side: with prompts of real lengths read the ratio of the totals.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def write_model(shape: str, directory: Path) -> Path:
     )
     torch.manual_seed(0)
     path = directory / shape
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(path)
     tokenizer = id_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(path)

@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "alignkit.launch": 1,
     "alignkit.rows": 1,
     "alignkit.attention": 1,
+    "alignkit.half_embedding": 1,
     "alignkit.lm_head": 1,
     "alignkit.logps": 1,
     "alignkit.batching": 1,

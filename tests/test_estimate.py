@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignkit.estimate import Count, Estimate, count, read_shape, total_memory
+from alignkit.estimate import Count, Estimate, backbone_bytes, count, read_shape, total_memory
 from alignkit.plan import Plan, make_plan
 from alignkit.recipe_file import read_recipe
 
@@ -34,6 +36,20 @@ def test_weights_are_counted_from_the_files(tiny_model: Callable[[str], Path]) -
     assert shape.quantizable <= 2 * layer
     assert shape.quantizable >= 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     assert shape.other == 320 * 64 + 5 * 64
+
+
+@pytest.mark.parametrize(("dtype", "ends"), [("bfloat16", 2), ("float32", 4)])
+def test_an_embedding_stored_in_half_counts_half(
+    tiny_model: Callable[[str], Path], tmp_path: Path, dtype: str, ends: int
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(tmp_path / "model")
+    plan = plan_of(tmp_path, tmp_path / "model", "sft: {data: rows.jsonl}")
+    shape = read_shape(tmp_path / "model")
+    norms = 5 * 64
+    counted = shape.quantizable * 0.516 + 320 * 64 * ends + norms * 4
+    assert backbone_bytes(shape, plan) == pytest.approx(counted)
 
 
 def test_steps_come_from_rows_batch_and_epochs(
