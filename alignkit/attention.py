@@ -61,7 +61,11 @@ def segment_attention_forward(
     for name in UNSUPPORTED:
         if others.get(name) is not None:
             raise TypeError(f"segment attention takes no {name!r}")
-    return _kernel(query)(query, key, value, segments, dropout, scaling), None
+    if query.device.type == "cpu":
+        config: Any = module.config
+        is_last = getattr(module, "layer_idx", None) == config.num_hidden_layers - 1
+        return by_segment(query, key, value, segments, dropout, scaling, is_last), None
+    return _accelerated(query)(query, key, value, segments, dropout, scaling), None
 
 
 @contextmanager
@@ -143,23 +147,35 @@ def _own_function(module: Any) -> Callable[..., tuple[Tensor, None]]:
 
 
 def by_segment(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    dropout: float,
+    scale: float | None,
+    is_last: bool = False,
 ) -> Tensor:
     """One attention call per branch, each on exactly the keys it may see.
+
+    In the last layer queries that nobody reads are answered with zero.
 
     `split` rather than slices: its backward is one concatenation, where a slice's is a zero-filled
     gradient of the whole row.
     """
     repeats = query.shape[1] // key.shape[1]
-    queries = iter(torch.split(query, layout.query_lengths, dim=2))
+    branches = layout.read_branches if is_last else layout.branches
+    runs = [n for branch in branches for n in (branch.unread, len(branch.queries))]
+    queries = iter(torch.split(query, runs, dim=2))
     keys = iter(torch.split(repeat_kv(key, repeats), layout.key_lengths, dim=2))
     values = iter(torch.split(repeat_kv(value, repeats), layout.key_lengths, dim=2))
     outputs = []
     past: tuple[Tensor, Tensor]
-    for branch in layout.branches:
+    for branch in branches:
         if branch.is_first:
             past = next(keys), next(values)
-        run, here = next(queries), (next(keys), next(values))
+        unread, run, here = next(queries), next(queries), (next(keys), next(values))
+        if branch.unread:
+            outputs.append(torch.zeros_like(unread.transpose(1, 2)))
         if not branch.queries:
             continue
         if branch.own:
@@ -167,11 +183,12 @@ def by_segment(
         else:
             k, v = past
         mask = None
-        if not branch.is_first:
-            mask = layout.mask(len(branch.prompt), len(branch.own), query)
+        before = k.shape[2] - len(branch.queries)
+        if before:
+            mask = layout.mask(before, len(branch.queries), query)
         outputs.append(
             F.scaled_dot_product_attention(
-                run, k, v, mask, dropout, is_causal=branch.is_first, scale=scale
+                run, k, v, mask, dropout, is_causal=not before, scale=scale
             ).transpose(1, 2)
         )
     return torch.cat(outputs, dim=1)
@@ -252,10 +269,8 @@ def _flash_kernel() -> Callable[..., Tensor]:
     return flash_attn_varlen_func
 
 
-def _kernel(query: Tensor) -> Kernel:
-    """The fastest exact kernel for this device and dtype."""
-    if query.device.type == "cpu":
-        return by_segment
+def _accelerated(query: Tensor) -> Kernel:
+    """The fastest exact kernel of an accelerator for this dtype."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     return by_varlen if half and is_flash_attn_2_available() else by_padded_rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -27,16 +27,19 @@ class Segment:
 class Branch:
     """Row indices of one branch: its prompt, its own tokens, and whose queries it answers.
 
-    A prompt's queries go with its first branch, so `queries` is prompt and branch there.
+    A prompt's queries go with its first branch, so `queries` is prompt and branch there, without
+    the `unread` first ones.
     """
 
     prompt: range
     own: range
     is_first: bool
+    unread: int = 0
 
     @property
     def queries(self) -> range:
-        return range(self.prompt.start, self.own.stop) if self.is_first else self.own
+        first = self.prompt.start + self.unread
+        return range(first, self.own.stop) if self.is_first else self.own
 
     @property
     def keys(self) -> list[int]:
@@ -54,10 +57,14 @@ class VarlenCall:
 
 
 class Layout:
-    """The segments of one packed row, for the attention kernels."""
+    """The segments of one packed row, for the attention kernels.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    `ends_only`: of a prompt with branches nobody reads more than the last layer's last state.
+    """
+
+    def __init__(self, segments: Sequence[Segment], *, ends_only: bool = False) -> None:
         self.segments = tuple(segments)
+        self.ends_only = ends_only
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self._sent: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -75,9 +82,14 @@ class Layout:
         return found
 
     @cached_property
-    def query_lengths(self) -> list[int]:
-        """The row cut into runs of queries that attend together."""
-        return [len(branch.queries) for branch in self.branches]
+    def read_branches(self) -> list[Branch]:
+        """Every branch, with the queries that somebody reads behind the last layer."""
+        if not self.ends_only:
+            return self.branches
+        return [
+            replace(b, unread=len(b.prompt) - 1) if b.is_first and b.own and b.prompt else b
+            for b in self.branches
+        ]
 
     @cached_property
     def key_lengths(self) -> list[int]:

@@ -180,13 +180,13 @@ def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor
     device = _embedding(base).device
     inputs = {"input_ids": _moved(rows.ids, device), "use_cache": False}
     if isinstance(rows, PackedRow):
-        inputs |= {
-            "position_ids": _moved(rows.positions, device),
-            "segments": Layout(rows.segments),
-        }
-        positions = read_positions(base, rows.states, rows.ids.shape[1])
-        with segment_attention(base), positions:
-            states = base.base_model(**inputs).last_hidden_state
+        inputs["position_ids"] = _moved(rows.positions, device)
+        with (
+            segment_attention(base),
+            read_positions(base, rows.states, rows.ids.shape[1]) as ends_only,
+        ):
+            layout = Layout(rows.segments, ends_only=ends_only)
+            states = base.base_model(**inputs, segments=layout).last_hidden_state
         if states.requires_grad and base.is_gradient_checkpointing:
             keep_for_backward(base, states)
     else:

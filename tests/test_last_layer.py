@@ -1,4 +1,4 @@
-"""The last MLP computes what is read and nothing else; numbers are held by tests/test_logps.py."""
+"""The last layer computes what is read, no more; numbers are held by tests/test_logps.py."""
 
 from __future__ import annotations
 
@@ -31,25 +31,44 @@ def model() -> Any:
     return made
 
 
-def tokens_through(model: Any, run: Any) -> list[int]:
-    """How many tokens the MLP of each layer took."""
+def tokens_through(model: Any, run: Any, part: str = "mlp.gate_proj") -> list[int]:
+    """How many tokens this part of each layer took."""
     seen: list[int] = []
-    hooks = [
-        layer.mlp.gate_proj.register_forward_hook(lambda _m, x, _y: seen.append(x[0].shape[1]))
-        for layer in model.model.layers
-    ]
+    modules = [layer.get_submodule(part) for layer in model.model.layers]
+
+    def counting(own: Any) -> Any:
+        return lambda hidden: seen.append(hidden.shape[1]) or own(hidden)
+
+    for module in modules:
+        module.forward = counting(module.forward)
     run()
-    for hook in hooks:
-        hook.remove()
+    for module in modules:
+        del module.forward
     return seen
 
 
-def test_the_last_mlp_takes_the_positions_that_are_read(model):
+@pytest.mark.parametrize("part", ["mlp.gate_proj", "self_attn.q_proj", "self_attn.o_proj"])
+def test_the_last_layer_takes_the_positions_that_are_read(model, part):
     # The prompt's last token predicts both first tokens; then one and two more predict the rest.
-    through = tokens_through(model, lambda: completion_logps(model, GROUPS, pad_token_id=0))
+    through = tokens_through(model, lambda: completion_logps(model, GROUPS, pad_token_id=0), part)
     assert through == [23, 23, 1 + 2 + 1]
-    through = tokens_through(model, lambda: completion_states(model, GROUPS, pad_token_id=0))
+    through = tokens_through(model, lambda: completion_states(model, GROUPS, pad_token_id=0), part)
     assert through == [25, 25, 2]
+
+
+def test_the_last_layer_keeps_all_keys_and_values(model):
+    for part in ("self_attn.k_proj", "self_attn.v_proj"):
+        run = lambda: completion_logps(model, GROUPS, pad_token_id=0)  # noqa: E731
+        assert tokens_through(model, run, part) == [23, 23, 23]
+
+
+def test_a_forward_that_was_patched_before_is_back_behind_it(model):
+    module, calls = model.model.layers[-1].self_attn.q_proj, []
+    own = module.forward
+    module.forward = patched = lambda hidden: calls.append(hidden.shape[1]) or own(hidden)
+    completion_logps(model, GROUPS, pad_token_id=0)
+    assert module.forward is patched
+    assert calls == [4]
 
 
 def test_padded_rows_and_mostly_read_rows_are_left_alone(model):

@@ -343,3 +343,8 @@ def test_every_kernel_is_the_attention_of_the_full_mask():
         by_varlen(query, key, value, layout, 0.0, 0.3, varlen_by_loop),
     ):
         assert torch.allclose(found, expected, atol=1e-5)
+    ends = Layout(segments, ends_only=True)
+    assert torch.allclose(by_segment(query, key, value, ends, 0.0, 0.3), expected, atol=1e-5)
+    expected[:, :3] = 0  # of the first prompt only the last position is read
+    found = by_segment(query, key, value, ends, 0.0, 0.3, is_last=True)
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -88,13 +88,21 @@ def test_what_has_no_log_prob_is_refused(group, message):
 
 def test_a_layout_cuts_the_row_into_runs_that_attend_together():
     layout = Layout([Segment(3, (2, 0, 4)), Segment(2, ())])
-    assert layout.query_lengths == [5, 0, 4, 2]
+    assert [len(branch.queries) for branch in layout.branches] == [5, 0, 4, 2]
     assert layout.key_lengths == [3, 2, 0, 4, 2, 0]
     gather, back = layout.padded_rows
     assert [gather[i] for i in back] == list(range(11))
     call = layout.varlen_calls["others"]
     assert call.queries == [5, 6, 7, 8]
     assert call.keys == [0, 1, 2, 5, 6, 7, 8]
+
+
+def test_behind_the_last_layer_a_prompt_is_read_at_its_end():
+    segments = [Segment(3, (2, 0, 4)), Segment(2, ()), Segment(4, (0, 1)), Segment(1, (2,))]
+    branches = Layout(segments, ends_only=True).read_branches
+    assert [branch.unread for branch in branches] == [2, 0, 0, 0, 0, 0, 0]
+    assert branches[0].queries == range(2, 5)
+    assert Layout(segments).read_branches == Layout(segments).branches
 
 
 def test_a_branch_sees_all_of_its_prompt_and_its_own_past():
