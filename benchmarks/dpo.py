@@ -39,6 +39,7 @@ from benchmarks.common import (
     on_our_layers,
     report,
     roused,
+    spread,
     versions,
 )
 from benchmarks.tokens import id_tokenizer
@@ -157,14 +158,15 @@ def main() -> None:
         _peak_of(arguments.child, setting)
         return
     print(versions())
-    for line in report(measure(setting, names), dtype=setting.dtype):
-        print(line)
     if arguments.budget:
         print(token_budget(setting, arguments.budget))
-    if arguments.memory:
+    elif arguments.memory:
         _memory(arguments)
-    if arguments.curve:
+    elif arguments.curve:
         print(curve(setting, arguments.curve))
+    else:
+        for line in report(measure(setting, names), dtype=setting.dtype):
+            print(line)
 
 
 def measure(setting: Setting, names: list[str]) -> Measured:
@@ -190,23 +192,36 @@ def trl_tokens(pairs: list[dict[str, list[int]]]) -> int:
 
 
 def token_budget(setting: Setting, budget: int) -> str:
-    """Ours with a token budget against each of TRL's batch sizes on the same pairs."""
-    pairs = hh_pairs(setting.batch * setting.batches, 8000, setting.seed)
+    """Batches filled by a token budget against each of TRL's batch sizes on the same pairs.
+
+    `setting.batches` batches of ours; every side takes the pairs of one in turn.
+    """
+    pairs = hh_pairs(setting.batches * max(1, budget // SHORT_PAIR), 8000, setting.seed)
     trainer, sides = sides_of(setting, ["tuned"], pairs[:4])
     lengths = [sum(map(len, pair.values())) for pair in pairs]
-    ours = [[pairs[i] for i in batch] for batch in batches_by_tokens(lengths, budget)]
-    used = {"ours": _seconds(sides["ours"], ours, trainer.model)}
-    for size in (1, 2, 4, 8):
-        used[f"TRL batch {size}"] = _seconds(
-            sides["TRL tuned"], batches_of(pairs, size), trainer.model
-        )
-    best = min((k for k in used if k != "ours"), key=used.__getitem__)
-    tokens = trl_tokens(pairs)
-    rates = ", ".join(f"{name} {tokens / seconds:.0f}" for name, seconds in used.items())
+    ratios: dict[int, list[float]] = {size: [] for size in TRL_SIZES}
+    totals: dict[int, float] = dict.fromkeys(TRL_SIZES, 0.0)
+    own = tokens = 0.0
+    for batch in batches_by_tokens(lengths, budget)[: setting.batches]:
+        chosen = [pairs[i] for i in sorted(batch)]
+        spent = _seconds(sides["ours"], [chosen], trainer.model)
+        own, tokens = own + spent, tokens + trl_tokens(chosen)
+        for size in TRL_SIZES:
+            parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+            theirs = _seconds(sides["TRL tuned"], parts, trainer.model)
+            totals[size] += theirs
+            ratios[size].append(theirs / spent)
+    best = min(TRL_SIZES, key=totals.__getitem__)
+    rates = ", ".join(f"TRL batch {size} {tokens / totals[size]:.0f}" for size in TRL_SIZES)
     return (
-        f"tok/s with {budget} tokens a batch: {rates}; "
-        f"against TRL's best ({best}) x{used[best] / used['ours']:.2f}"
+        f"tok/s with {budget} tokens a batch: ours {tokens / own:.0f}, {rates}; against TRL's best "
+        f"(batch {best}) x{spread(ratios[best])} (total {totals[best] / own:.2f}, "
+        f"n {len(ratios[best])})"
     )
+
+
+TRL_SIZES = (1, 2, 4, 8)
+SHORT_PAIR = 100  # tokens; there are more pairs than the batches will hold
 
 
 def _seconds(step: Side, batches: list[Any], model: Any) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 
-from benchmarks import dpo, reward, sft
+from benchmarks import dpo, generate, reward, sft
 from benchmarks.common import Measured, Setting, spread, versions
 
 COLUMNS = ("work", "against", "times faster (CPU)", "parity: loss, gradient")
@@ -31,6 +31,10 @@ def rows(shape: str, batches: int) -> Iterator[tuple[Measured, list[str]]]:
         (lambda: reward.measure(four, 2), ["TRL tuned"]),
         (lambda: reward.measure(Setting(shape, batch=2, batches=batches), 4), ["TRL tuned"]),
         (lambda: sft.measure(four), ["TRL padding_free", "TRL compact", "TRL padded"]),
+        (
+            lambda: generate.measure(Setting(shape, quantized=True, batch=16, batches=batches), 48),
+            ["transformers merged", "transformers"],
+        ),
     ]
     for run, sides in runs:
         yield run(), sides

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import generate
 from benchmarks.common import Measured, check_parity, compare, hh_lists, hh_pairs, spread
 
 
@@ -50,3 +51,10 @@ def test_pairs_have_the_lengths_of_real_ones():
 
 def test_the_spread_is_median_and_tenths():
     assert spread(list(range(11))) == "5.00 [1.00, 9.00]"
+
+
+def test_a_generation_benchmark_ends_when_a_token_differs():
+    same = [[5, 6], [7, 8]]
+    generate.check_tokens("toy", {"ours": same, "transformers": [[5, 6], [7, 8]]})
+    with pytest.raises(SystemExit, match="toy: 1 of 2 rows of transformers are not ours"):
+        generate.check_tokens("toy", {"ours": same, "transformers": [[5, 6], [7, 9]]})
