@@ -301,7 +301,7 @@ def _named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
     for name, marker in [*config.marked(Source), *config.marked(Refers)]:
         value = getattr(config, name)
         values = (value,) if isinstance(value, str) else value or ()
-        found += [(entry, marker) for entry in values if entry not in marker.words]
+        found += [(entry, marker) for entry in values if not marker.means(entry)]
     return found
 
 

@@ -27,6 +27,7 @@ from alignkit.errors import pick
 from alignkit.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 GATE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 POLICY_KINDS = ("sft", "dpo", "ppo", "rloo")
 EMBEDDED = ("demonstrations", "prompts", "candidates", "validation", "test")
@@ -40,16 +41,31 @@ class Source:
     records: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
+    def means(self, value: str) -> bool:
+        """Whether the value has a meaning of its own and names nothing."""
+        return value in self.words
+
 
 @dataclass(frozen=True)
 class Refers:
     """Marks a field whose values name an earlier stage of these kinds, or a run's directory.
 
-    `words` are values with a meaning of their own, such as the judge `gold`.
+    `words` are values with a meaning of their own, such as the judge `gold`; with `functions`, so
+    is `module:function`.
     """
 
     stages: tuple[str, ...]
     words: tuple[str, ...] = ()
+    functions: bool = False
+
+    def means(self, value: str) -> bool:
+        """Whether the value has a meaning of its own and names nothing."""
+        return value in self.words or (self.functions and is_function(value))
+
+
+def is_function(value: str) -> bool:
+    """Whether the value is of the form module:function."""
+    return FUNCTION.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -523,6 +539,10 @@ class OnlineConfig(StageConfig):
     """Approximate KL of one iteration's update at which its remaining passes are skipped."""
     entropy_coef: NotNegative = 0.0
     """Weight of an entropy bonus in the policy's loss."""
+    alarm_judge: Annotated[str | None, Refers(("reward",), words=("gold",), functions=True)] = None
+    """Who judges whether the policy exploits its reward: a reward stage or run, a Python function
+    `module:function`, or gold. Training stops when its win rate on the held-out prompts falls while
+    the score rises. Without it gold judges the embedded task, and elsewhere the reward itself."""
     max_ratio: Positive = 10.0
     """Mean probability ratio at which a mini-batch is given up and training stops."""
     logging_steps: Annotated[Count, Cosmetic()] = 1
@@ -549,6 +569,7 @@ class OnlineConfig(StageConfig):
                 f"reward_weights has {len(self.reward_weights)} values but there are "
                 f"{rewards} rewards",
             )
+        self._alarm_judge_is_independent()
         if self.rollout_batch_size % self.num_mini_batches:
             raise _wrong(
                 "num_mini_batches",
@@ -562,6 +583,18 @@ class OnlineConfig(StageConfig):
                 f"max_length {self.max_length}",
             )
         return self
+
+    def _alarm_judge_is_independent(self) -> None:
+        judge = self.alarm_judge
+        if judge is None:
+            return
+        if judge in (*self.reward_model, *self.reward):
+            raise _wrong("alarm_judge", f"alarm_judge {judge} is what the policy is trained on")
+        if not self.eval_prompts and not self.eval_fraction:
+            raise _wrong(
+                "alarm_judge",
+                "alarm_judge has nothing to judge: set eval_prompts or eval_fraction",
+            )
 
 
 class PpoConfig(OnlineConfig):

@@ -301,7 +301,7 @@ def _check_source(
 def _check_reference(
     value: str, marker: Refers, earlier: Mapping[str, str], directory: Path
 ) -> Problem | None:
-    if value in marker.words:
+    if marker.means(value):
         return None
     if value in earlier:
         if earlier[value] in marker.stages:

@@ -268,6 +268,7 @@ def online_trial(planned: PlannedStage, rehearsal: Rehearsal) -> Trial:
             "eval_prompts": None,
             "eval_fraction": 0.0,
             "eval_steps": None,
+            "alarm_judge": None,
             "total_episodes": part,
             "rollout_batch_size": part,
             "normalize_rewards": False,

@@ -34,8 +34,9 @@ class ReportData:
     """Everything a report shows, in plain values.
 
     `stages`: stage name → rows of its metrics.jsonl. `summary`: one row a policy and temperature.
-    `samples`: {"prompt", "replies": {policy: text}, "scores"?: {policy: number}}. `frontier`:
-    policy → rows with "kl" and "reward" or "gold", one a checkpoint. `warnings` are shown first.
+    `samples`: {"prompt", "replies": {policy: text}, "scores"?: {policy: number}, "judged"?: the
+    same of a judge}. `frontier`: policy → rows with "kl" and "reward" or "gold", one a checkpoint.
+    `warnings` are shown first.
     """
 
     title: str
@@ -377,9 +378,10 @@ def samples(rows: Sequence[Row], *, redact: bool) -> Markup:
 
 
 def sample(row: Row, *, redact: bool) -> Markup:
-    scores = row.get("scores") or {}
+    scores, judged = row.get("scores") or {}, row.get("judged") or {}
     replies = joined(
-        reply(name, text, scores.get(name), redact=redact) for name, text in row["replies"].items()
+        reply(name, text, scores.get(name), judged.get(name), redact=redact)
+        for name, text in row["replies"].items()
     )
     return Markup(
         '<article class="sample"><p class="prompt">{prompt}</p>'
@@ -387,8 +389,12 @@ def sample(row: Row, *, redact: bool) -> Markup:
     ).format(prompt=model_text(str(row["prompt"]), redact=redact), replies=replies)
 
 
-def reply(policy: str, text: str, score: float | None, *, redact: bool) -> Markup:
+def reply(
+    policy: str, text: str, score: float | None, judged: float | None, *, redact: bool
+) -> Markup:
     badge = Markup("") if score is None else Markup('<b class="score">{}</b>').format(cell(score))
+    if judged is not None:
+        badge += Markup('<b class="score">judge {}</b>').format(cell(judged))
     return Markup(
         '<div class="reply"><h4><i class="s{style}"></i>{policy}{badge}</h4><p>{text}</p></div>'
     ).format(
@@ -488,6 +494,7 @@ PANELS = (
     Panel("KL, nats", ("kl", "objective/kl", "objective/kl_k3", "eval/kl")),
     Panel("Reward", ("reward", "objective/scores", "score", "eval/score", "objective/rlhf_reward")),
     Panel("Gold score", ("gold", "eval/gold", "eval/greedy_gold")),
+    Panel("Win rate against the start", ("eval/win_rate", "eval/judge_win_rate")),
     Panel("Reply length", ("length", "rollout/length", "eval/length")),
     Panel("Ended by themselves", ("eos_rate", "rollout/eos_rate", "eval/eos_rate")),
 )

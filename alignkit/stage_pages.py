@@ -101,9 +101,15 @@ def _report(fields: Mapping[str, Any], steps: list[dict[str, Any]]) -> ReportDat
         stages={fields["name"]: steps},
         samples=fields["metrics"].get("samples", ()),
         warnings=[alarm] if (alarm := fields["metrics"].get("alarm")) else [],
+        notes=_notes(fields["metrics"]),
         settings={"stage": fields["config"], "backbone": backbone},
         versions=fields["versions"],
     )
+
+
+def _notes(metrics: Mapping[str, Any]) -> list[str]:
+    judge = metrics.get("alarm_judge")
+    return [f"The alarm of reward hacking asked {judge}."] if judge else []
 
 
 def _steps(file: Path) -> list[dict[str, Any]]:

@@ -53,15 +53,15 @@ def seen(iteration, score, win_rate, prompts=200):
 
 def test_the_alarm_of_reward_hacking_needs_both_a_rise_and_a_fall_beyond_chance():
     rising = [seen(5, 0.2, 0.60), seen(10, 0.5, 0.75)]
-    assert reward_hacking(rising) is None
+    assert reward_hacking(rising, "gold") is None
     # Two standard errors of the difference of two win rates on 200 prompts: 2*sqrt(.5/200) = 0.1.
-    assert reward_hacking([*rising, seen(15, 0.9, 0.66)]) is None
-    alarm = reward_hacking([*rising, seen(15, 0.9, 0.64)])
+    assert reward_hacking([*rising, seen(15, 0.9, 0.66)], "gold") is None
+    alarm = reward_hacking([*rising, seen(15, 0.9, 0.64)], "gold")
     assert alarm == (
-        "the score rose from 0.5 to 0.9 since iteration 10 while the win rate fell from 75% to "
-        "64%: the policy probably exploits the reward"
+        "the score rose from 0.5 to 0.9 since iteration 10 while the win rate by gold fell from "
+        "75% to 64%: the policy probably exploits the reward"
     )
-    assert reward_hacking([*rising, seen(15, 0.4, 0.40)]) is None
+    assert reward_hacking([*rising, seen(15, 0.4, 0.40)], "gold") is None
 
 
 def test_learning_rates_are_a_function_of_the_iteration():

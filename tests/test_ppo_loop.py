@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from alignkit.backbone import POLICY, Backbone
 from alignkit.errors import Interrupted, RecipeError, TrainingFailed
 from alignkit.heads import ScalarHead
 from alignkit.recipe import BackboneConfig, PpoConfig, RlooConfig
+from alignkit.stage_pages import write_pages
 from alignkit.stages import ppo, rloo
 from alignkit.stages.context import StageContext
 
 REWARD = """
     def letters(prompt, completion):
         return sum(c.isascii() and c.islower() for c in completion) / 12
+    def latin(prompt, completion):
+        return sum(c.isascii() and c.isalpha() for c in completion) / 12
+    def signs(prompt, completion):
+        return 1 - latin(prompt, completion)
     def broken(prompt, completion):
         raise ValueError("no opinion")
     def nan(prompt, completion):
@@ -166,6 +173,7 @@ def test_two_n_iterations_equal_n_a_stop_and_n_more(
         kl_target=1.0,
         kl_horizon=50.0,
         save_steps=2,
+        alarm_judge="toy_reward:latin",
         eval_prompts=("prompts.jsonl",),
         eval_steps=1,
         lr_scheduler_type="cosine",
@@ -392,3 +400,97 @@ def test_captured_and_rescored_log_probs_agree_in_fp32(workplace, tiny_model):
     gap = ((captured - scored).exp() - 1)[mask_of(samples)].abs().max()
     assert gap < 1e-4
     backbone.clear()
+
+
+def practise(workplace, name, model, judge, iterations=12):
+    """The reward is letters; a look at 48 held-out prompts after every iteration."""
+    rows = [
+        {"kind": "prompt", "id": f"h{i}", "prompt": [{"role": "user", "content": f"say {i}"}]}
+        for i in range(48)
+    ]
+    (workplace / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    context = surroundings(workplace / name, model)
+    config = settings(
+        alarm_judge=judge,
+        eval_prompts=("held_out.jsonl",),
+        eval_steps=1,
+        total_episodes=iterations * 96,
+        rollout_batch_size=96,
+        rollout_forward_batch_size=96,
+        per_device_train_batch_size=96,
+        learning_rate=8e-3,
+        kl_coef=0.0,
+        lr_scheduler_type="constant",
+    )
+    return ppo.run(config, context), context
+
+
+def test_a_judge_that_turns_away_from_a_rising_reward_stops_the_run(workplace, clear_model):
+    """The reward pays for letters; who judges wants to see signs, and stops the run by half."""
+    metrics, context = practise(workplace, "run", clear_model, "toy_reward:signs")
+    assert "the alarm of reward hacking asks toy_reward:signs" in context.say
+    assert re.match(
+        r"the score rose from 0.06\d+ to 0.2\d+ since iteration 0 while the win rate by "
+        r"toy_reward:signs fell from 50% to 2\d%: the policy probably exploits",
+        metrics["alarm"],
+    )
+    rows = rows_of(context)
+    assert metrics["iterations"] == rows[-1]["step"] < 10
+    # Two standard errors on 48 prompts are 20 points: what fell by less is not held against it.
+    assert [row["eval/judge_win_rate"] < 0.5 - 0.2042 for row in rows] == [False] * (
+        len(rows) - 1
+    ) + [True]
+    assert all(row["eval/win_rate"] >= 0.5 for row in rows)
+    # What is left is the best policy before the alarm, not the one that raised it.
+    assert rows[-1]["eval/objective"] > metrics["best_objective"]
+    assert metrics["best_iteration"] < metrics["iterations"]
+    _, shorter = practise(workplace, "short", clear_model, None, metrics["best_iteration"])
+    assert same(weights(context.directory), weights(shorter.directory))
+
+
+def test_the_report_of_an_exploited_reward_opens_with_the_alarm_and_shows_both_scores(
+    workplace, clear_model
+):
+    metrics, context = practise(workplace, "run", clear_model, "toy_reward:signs")
+    fields = {
+        "kind": "ppo",
+        "name": "ppo",
+        "seed": 7,
+        "backbone": {},
+        "config": {},
+        "versions": {},
+        "metrics": metrics,
+    }
+    write_pages(context.directory, fields)
+    page = (context.directory / "report.html").read_text()
+    assert page.index("toy_reward:signs fell") < page.index("Replies side by side")
+    assert "The alarm of reward hacking asked toy_reward:signs." in page
+    (sample, *_), last = metrics["samples"], f"iteration {metrics['iterations']}"
+    assert sample["scores"][last] + sample["judged"][last] == pytest.approx(1, abs=1e-3)
+    assert page.count(">judge ") == 3 * len(metrics["samples"])
+    assert last in page
+
+
+@pytest.mark.parametrize("judge", ["toy_reward:latin", None])
+def test_a_judge_that_agrees_with_the_reward_or_is_the_reward_raises_no_alarm(
+    workplace, clear_model, judge
+):
+    metrics, context = practise(workplace, "run", clear_model, judge)
+    asked = judge or "the training reward itself"
+    assert f"the alarm of reward hacking asks {asked}" in context.say
+    assert metrics["alarm_judge"] == asked
+    assert "alarm" not in metrics
+    assert metrics["iterations"] == 12
+    rows = rows_of(context)
+    assert rows[-1]["eval/win_rate"] > 0.8
+    assert ("eval/judge_win_rate" in rows[-1]) is (judge is not None)
+
+
+def test_a_judge_that_is_no_judge_is_refused(workplace, tiny_model):
+    with pytest.raises(ValidationError, match="alarm_judge toy_reward:letters is what the policy"):
+        settings(alarm_judge="toy_reward:letters", eval_fraction=0.5)
+    with pytest.raises(ValidationError, match="alarm_judge has nothing to judge"):
+        settings(alarm_judge="toy_reward:latin")
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    with pytest.raises(RecipeError, match="knows the prompts of the embedded task only"):
+        ppo.run(settings(alarm_judge="gold", eval_prompts=("prompts.jsonl",)), context)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import AlignkitError, RecipeError
-from alignkit.recipe import DpoConfig, SftConfig
+from alignkit.recipe import DpoConfig, PpoConfig, SftConfig
 from alignkit.recipe_file import parse_setting, read_recipe
 from tests.command import alignkit
 
@@ -105,6 +105,25 @@ MALFORMED: list[tuple[str, str, str]] = [
         "stage 'sft' is a sft stage; this must be reward",
     ),
     (
+        "no judge of that name",
+        STAGE.format(
+            "ppo: {prompts: rows.jsonl, reward: a:b, eval_fraction: 0.1, alarm_judge: gol}"
+        ),
+        "no stage or run 'gol'; did you mean 'gold'?",
+    ),
+    (
+        "a function where only a reward model fits",
+        STAGE.format("ppo: {prompts: rows.jsonl, reward_model: 'a:b'}"),
+        "no stage or run 'a:b'",
+    ),
+    (
+        "a judge of its own cause",
+        STAGE.format(
+            "ppo: {prompts: rows.jsonl, reward: a:b, eval_fraction: 0.1, alarm_judge: a:b}"
+        ),
+        "alarm_judge a:b is what the policy is trained on",
+    ),
+    (
         "no file",
         STAGE.format("dpo: {data: row.jsonl}"),
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
@@ -124,6 +143,17 @@ MALFORMED: list[tuple[str, str, str]] = [
         "r.yaml:2:12: unknown key 'lora_rank'; did you mean 'lora_r'?",
     ),
 ]
+
+
+def test_a_function_may_judge_where_a_stage_or_gold_may(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for judge in ("judges:strict", "package.judges:strict", "gold"):
+        shared = "prompts: rows.jsonl, reward: a:b, eval_fraction: 0.1"
+        text = f"ppo: {{{shared}, alarm_judge: {judge}}}"
+        (tmp_path / "r.yaml").write_text(STAGE.format(text))
+        config = read_recipe(tmp_path / "r.yaml").stage("ppo").config
+        assert isinstance(config, PpoConfig)
+        assert config.alarm_judge == judge
 
 
 @pytest.mark.parametrize(("name", "text", "message"), MALFORMED, ids=[row[0] for row in MALFORMED])

@@ -70,7 +70,7 @@ def _length_holds(row: Mapping[str, float], start: Start, config: OnlineConfig) 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the held-out prompts."""
+    """One look at the held-out prompts; the win rate is that of the alarm's judge."""
 
     iteration: int
     score: float
@@ -78,10 +78,9 @@ class Evaluation:
     prompts: int
 
 
-def reward_hacking(history: Sequence[Evaluation]) -> str | None:
-    """The alarm: the score still rises while the win rate has fallen beyond chance, or None.
-
-    A few completions then please the reward model more and more, and most get worse.
+def reward_hacking(history: Sequence[Evaluation], judge: str) -> str | None:
+    """The alarm: the score still rises while `judge` prefers the policy less, beyond chance; or
+    None. Where the reward judges itself, a few completions please it ever more and most get worse.
     """
     if len(history) < 2:
         return None
@@ -90,7 +89,7 @@ def reward_hacking(history: Sequence[Evaluation]) -> str | None:
     if now.score > best.score and now.win_rate < best.win_rate - chance:
         return (
             f"the score rose from {best.score:.3g} to {now.score:.3g} since iteration "
-            f"{best.iteration} while the win rate fell from {best.win_rate:.0%} to "
+            f"{best.iteration} while the win rate by {judge} fell from {best.win_rate:.0%} to "
             f"{now.win_rate:.0%}: the policy probably exploits the reward"
         )
     return None

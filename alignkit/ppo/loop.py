@@ -57,6 +57,7 @@ from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
+ITSELF = "the training reward itself"
 CAPTURE_TOLERANCE = 5e-5  # nats; half of what the first update of an iteration allows
 
 
@@ -113,7 +114,7 @@ class OnlineTrainer:
     # --- the run -------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to the alarm; the policy is then the best one seen."""
+        """Train to the end, or to the alarm; the policy is then the best one seen before it."""
         self._resume_or_start()
         alarm: str | None = None
         with (
@@ -291,7 +292,11 @@ class OnlineTrainer:
         self._check_reference(samples[:few])
         self._check_capture(samples[:few], completions[:few])
         if self.validation is not None:
-            self._keep_if_best(self.validation.look(self.state.kl_coef), note=False)
+            self.context.say(f"the alarm of reward hacking asks {self._judge}")
+            look = self.validation.look(self.state.kl_coef)
+            self._record(look)
+            if rank() == 0:
+                self._append({"step": 0, **look.metrics})
 
     def _value_scale(self) -> Scale:
         """A value head that starts as a reward head speaks in the units of the normalised score."""
@@ -337,26 +342,26 @@ class OnlineTrainer:
             look = self.validation.look(self.state.kl_coef)
         row |= look.metrics
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
-        self._keep_if_best(look, note=True)
-        self.state.history.append(
-            Evaluation(
-                self.state.iteration,
-                look.metrics["eval/score"],
-                look.metrics["eval/win_rate"],
-                len(look.samples),
-            )
-        )
-        return reward_hacking(self.state.history)
+        return self._record(look)
 
-    def _keep_if_best(self, look: Look, *, note: bool) -> None:
+    def _record(self, look: Look) -> str | None:
+        """Keep the policy if it is the best so far, or say that it exploits its reward."""
         if rank() == 0:
             write_samples(self.samples_file, self.state.iteration, look)
-        if not note and rank() == 0:
-            self._append({"step": 0, **look.metrics})
-        if look.metrics["eval/objective"] > self.state.best_objective:
+        score, prompts = look.metrics["eval/score"], len(look.samples)
+        seen = Evaluation(self.state.iteration, score, look.win_rate, prompts)
+        self.state.history.append(seen)
+        alarm = reward_hacking(self.state.history, self._judge)
+        if alarm is None and look.metrics["eval/objective"] > self.state.best_objective:
             self.state.best_objective = look.metrics["eval/objective"]
             self.state.best_iteration = self.state.iteration
             self.best = copies(self.backbone.parameters_of(POLICY))
+        return alarm
+
+    @property
+    def _judge(self) -> str:
+        judge = self.validation.judge if self.validation is not None else None
+        return judge.label if judge is not None else ITSELF
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -411,12 +416,16 @@ class OnlineTrainer:
 
     def _state_tree(self) -> dict[str, Any]:
         critic_scale = asdict(self.critic.head.scale) if self.critic is not None else None
-        start_scores = self.validation.start_scores if self.validation is not None else None
+        starts = (
+            {"scores": self.validation.start_scores, "judged": self.validation.start_judged}
+            if self.validation is not None
+            else None
+        )
         return {
             "state": asdict(self.state),
             "scales": [asdict(scale) for scale in self.rewards.scales],
             "value_scale": critic_scale,
-            "start_scores": start_scores,
+            "starts": starts,
             "random": random_state(),
         }
 
@@ -437,7 +446,8 @@ class OnlineTrainer:
         if self.critic is not None:
             self.critic.head.scale = Scale(**tree["value_scale"])
         if self.validation is not None:
-            self.validation.start_scores = tree["start_scores"]
+            self.validation.start_scores = tree["starts"]["scores"]
+            self.validation.start_judged = tree["starts"]["judged"]
         restore_random_state(tree["random"])
         if rank() == 0:
             for file in (self.context.metrics_file, self.samples_file):
@@ -454,6 +464,7 @@ class OnlineTrainer:
             metrics |= {
                 "best_iteration": self.state.best_iteration,
                 "best_objective": self.state.best_objective,
+                "alarm_judge": self._judge,
             }
         if alarm is not None:
             metrics["alarm"] = alarm

@@ -25,10 +25,12 @@ from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.heads import Scale
 from alignkit.logps import Group
 from alignkit.ppo.http import post_json
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe import OnlineConfig, is_function
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
+
+JUDGE = "judge"  # the adapter of the alarm's judge
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class Rewards:
 
     def raw(self, samples: Sequence[Sample]) -> Tensor:
         """(sources, samples): scores as they came, all of them finite."""
-        return torch.tensor([self._finite(source, samples) for source in self.sources])
+        return torch.tensor([finite_scores(source, samples) for source in self.sources])
 
     def combine(self, raw: Tensor) -> Tensor:
         """(samples,): normalised, clipped, weighted and summed."""
@@ -254,16 +256,18 @@ class Rewards:
             Scale(float(scores.mean()), float(scores.std(unbiased=False)) or 1.0) for scores in raw
         ]
 
-    def _finite(self, source: Reward, samples: Sequence[Sample]) -> list[float]:
-        scores = source.scores(samples)
-        for sample, score in zip(samples, scores, strict=True):
-            if not math.isfinite(score):
-                raise TrainingFailed(
-                    f"reward {source.label} is {score}",
-                    where=sample.prompt.where,
-                    hint=f"the completion was {sample.text[:80]!r}",
-                )
-        return scores
+
+def finite_scores(source: Reward, samples: Sequence[Sample]) -> list[float]:
+    """One score a sample. Raises TrainingFailed naming the prompt where one is not a number."""
+    scores = source.scores(samples)
+    for sample, score in zip(samples, scores, strict=True):
+        if not math.isfinite(score):
+            raise TrainingFailed(
+                f"reward {source.label} is {score}",
+                where=sample.prompt.where,
+                hint=f"the completion was {sample.text[:80]!r}",
+            )
+    return scores
 
 
 def open_rewards(
@@ -286,6 +290,29 @@ def open_rewards(
     ]
     weights = config.reward_weights or (1.0,) * len(sources)
     return Rewards(sources, weights, config.reward_clip)
+
+
+def open_judge(
+    config: OnlineConfig,
+    context: StageContext,
+    backbone: Backbone,
+    stop_token_id: int,
+    prompts: Sequence[PracticePrompt],
+) -> Reward | None:
+    """Who the alarm of reward hacking asks: `alarm_judge`, or gold where it is known and is not
+    what trains. None is nobody but the training reward."""
+    name = config.alarm_judge
+    if name is None:
+        known = "gold" not in config.reward_model and gold_applies(prompts)
+        return GoldReward() if known else None
+    if name == "gold":
+        if not gold_applies(prompts):
+            raise RecipeError("alarm_judge gold knows the prompts of the embedded task only")
+        return GoldReward()
+    if is_function(name):
+        return FunctionReward(name)
+    model = RewardModel.load(backbone, context.artifact(name), JUDGE)
+    return ModelReward(name, model, stop_token_id, config.rollout_forward_batch_size)
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from alignkit.data.chat import Encoder
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
-from alignkit.ppo.rewards import Rewards, open_rewards
+from alignkit.ppo.rewards import Rewards, open_judge, open_rewards
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
@@ -43,7 +43,10 @@ def practise(
     stops = stop_ids(config, encoder)
     sampler = Sampler(backbone, config, stops, start_reference(backbone, config))
     rewards = open_rewards(config, context, backbone, stops[0])
-    validation = Validation(sampler, rewards, held_out, config, context.seed) if held_out else None
+    validation = None
+    if held_out:
+        judge = open_judge(config, context, backbone, stops[0], held_out)
+        validation = Validation(sampler, rewards, held_out, config, context.seed, judge)
     iterations = max(1, config.total_episodes // config.rollout_batch_size)
     trainer = OnlineTrainer(
         backbone,

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from alignkit.ppo.advantages import k3, kl_per_token, penalize_missing_stop
-from alignkit.ppo.rewards import GoldReward, PracticePrompt, Rewards, Sample, gold_applies
+from alignkit.ppo.rewards import (
+    GoldReward,
+    PracticePrompt,
+    Reward,
+    Rewards,
+    Sample,
+    finite_scores,
+    gold_applies,
+)
 from alignkit.ppo.rollout import Sampler, mask_of, sampling_seed
 from alignkit.recipe import OnlineConfig
 
@@ -25,11 +33,17 @@ SHOWN_SAMPLES = 12
 
 @dataclass(frozen=True)
 class Look:
-    """Numbers of one evaluation, and the scores (prompts,) behind them."""
+    """Numbers of one evaluation, and the scores (prompts,) behind them, the judge's too."""
 
     metrics: dict[str, float]
     scores: Tensor
     samples: list[Sample]
+    judged: Tensor | None = None
+
+    @property
+    def win_rate(self) -> float:
+        """That of the judge of reward hacking, if there is one, else of the training reward."""
+        return self.metrics.get("eval/judge_win_rate", self.metrics["eval/win_rate"])
 
 
 class Validation:
@@ -42,11 +56,14 @@ class Validation:
         prompts: Sequence[PracticePrompt],
         config: OnlineConfig,
         seed: int,
+        judge: Reward | None = None,
     ) -> None:
+        self.judge = judge
         self.sampler, self.rewards, self.prompts = sampler, rewards, prompts
         self.config, self.seed = config, seed
         self.gold = GoldReward() if gold_applies(prompts) else None
         self.start_scores: Tensor | None = None
+        self.start_judged: Tensor | None = None
 
     def look(self, kl_coef: float) -> Look:
         """Sample once per prompt and measure; the first look is what later ones must beat."""
@@ -78,7 +95,18 @@ class Validation:
         if self.gold is not None:
             metrics["eval/gold"] = _mean(self.gold.scores(samples))
             metrics["eval/greedy_gold"] = _mean(self.gold.scores(greedy))
-        return Look(metrics, scores, samples)
+        return Look(metrics, scores, samples, self._judge(samples, metrics))
+
+    def _judge(self, samples: Sequence[Sample], metrics: dict[str, float]) -> Tensor | None:
+        """The judge's scores (prompts,); nothing but logs and the alarm may depend on them."""
+        if self.judge is None:
+            return None
+        judged = torch.tensor(finite_scores(self.judge, samples))
+        if self.start_judged is None:
+            self.start_judged = judged
+        metrics["eval/judge"] = float(judged.mean())
+        metrics["eval/judge_win_rate"] = win_rate(judged, self.start_judged)
+        return judged
 
     def _scores(self, samples: Sequence[Sample], raw: Tensor) -> Tensor:
         scores = self.rewards.combine(raw)
@@ -95,16 +123,16 @@ def win_rate(scores: Tensor, start_scores: Tensor) -> float:
 def write_samples(path: Path, iteration: int, look: Look) -> None:
     """Append some completions of this look, for people to read."""
     with path.open("a", encoding="utf-8") as stream:
-        for sample, score in list(zip(look.samples, look.scores.tolist(), strict=True))[
-            :SHOWN_SAMPLES
-        ]:
+        for number, sample in enumerate(look.samples[:SHOWN_SAMPLES]):
             row = {
                 "step": iteration,
                 "prompt": sample.prompt.text,
                 "completion": sample.text,
-                "score": round(score, 4),
+                "score": round(float(look.scores[number]), 4),
                 "stopped": sample.stopped,
             }
+            if look.judged is not None:
+                row["judged"] = round(float(look.judged[number]), 4)
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -120,6 +148,8 @@ def replies_over_time(samples_file: Path) -> list[dict[str, Any]]:
             side = found.setdefault(row["prompt"], {"prompt": row["prompt"]})
             side.setdefault("replies", {})[name] = row["completion"]
             side.setdefault("scores", {})[name] = row["score"]
+            if "judged" in row:
+                side.setdefault("judged", {})[name] = row["judged"]
     return list(found.values())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,25 +43,23 @@ WIDEST_NETWORK = 1024
 HEAD_LEARNING_RATE = 0.64
 
 
+@dataclass(eq=False)
 class ValueLearner(ABC):
     """Clipped value updates; nothing here ever touches the policy.
 
     `adapter` names the one whose states the head reads; `parameters` is what is trained.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: PpoConfig,
-        head: ScalarHead,
-        seed: int,
-        iterations: int,
-        adapter: str,
-    ) -> None:
-        self.backbone, self.config, self.head, self.seed = backbone, config, head, seed
-        self.iterations, self.adapter = iterations, adapter
-        self.pad = Encoder(backbone.tokenizer).pad_token_id
-        self.parameters = [*self.adapter_weights().values(), *head.parameters()]
+    backbone: Backbone
+    config: PpoConfig
+    head: ScalarHead
+    seed: int
+    iterations: int
+    adapter: str
+
+    def __post_init__(self) -> None:
+        self.pad = Encoder(self.backbone.tokenizer).pad_token_id
+        self.parameters = [*self.adapter_weights().values(), *self.head.parameters()]
         self.optimizer = adamw(self.parameters)
 
     @abstractmethod
@@ -123,23 +122,16 @@ class ValueLearner(ABC):
         return self.head.scale.normalise(self.head(states))
 
 
+@dataclass(eq=False)
 class FrozenTrunk(ValueLearner):
     """Trains head and network; `states_of` gives the trunk's states of completions, flat."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: PpoConfig,
-        head: ScalarHead,
-        seed: int,
-        iterations: int,
-        adapter: str,
-        states_of: Callable[[Sequence[Sample]], Tensor],
-    ) -> None:
-        width = min(4 * head.linear.in_features, WIDEST_NETWORK)
-        wide = head.widened(width, seed)
-        super().__init__(backbone, config, wide, seed, iterations, adapter)
-        self.states_of = states_of
+    states_of: Callable[[Sequence[Sample]], Tensor]
+
+    def __post_init__(self) -> None:
+        width = min(4 * self.head.linear.in_features, WIDEST_NETWORK)
+        self.head = self.head.widened(width, self.seed)
+        super().__post_init__()
 
     def adapter_weights(self) -> Mapping[str, nn.Parameter]:
         return {}
