@@ -110,14 +110,16 @@ class _Draws:
                 self.uniforms[place] = torch.from_numpy(drawn)
 
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
-        """Tokens (rows,) and their log-probs (rows,), NaN unless asked for."""
+        """Tokens (rows,) and their log-probs (rows,); NaN for greedy ones nobody asked for."""
         logits = logits.float()
         if self.temperature > 0:
-            logits = logits / self.temperature
+            if self.temperature != 1.0:
+                logits = logits / self.temperature
             uniforms = self.uniforms[list(rows), step].to(logits.device)
-            tokens = draw(logits.softmax(-1), uniforms, self.top_p)
-        else:
-            tokens = logits.argmax(-1)
+            probabilities = logits.softmax(-1)
+            tokens = draw(probabilities, uniforms, self.top_p)
+            return tokens, probabilities.gather(-1, tokens[:, None])[:, 0].log()
+        tokens = logits.argmax(-1)
         if not self.capture_logps:
             return tokens, torch.full_like(logits[:, 0], float("nan"))
         chosen = logits.gather(-1, tokens[:, None])[:, 0]

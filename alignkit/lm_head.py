@@ -96,18 +96,27 @@ class _FrozenHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = max(1, min(chunk_rows(len(weight)), len(hidden)))
         room = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
+        minus_one = room.new_full((rows, 1), -1.0)
+        is_linear = (
+            gradient is not None and softcap is None and bias is None and compute == torch.float32
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
                 logits = _logits(hidden[part].to(compute), weight, bias, scale, room)
                 slope = None if softcap is None else _cap(logits, softcap)
-                logps[part], weights = _fold(
-                    logits, targets[part, None], spread[part] if entropy else None
-                )
-                if gradient is not None:
-                    if slope is not None:
-                        weights.mul_(slope)
-                    gradient[part] = _summed(weights, weight, compute).mul_(scale)
+                if entropy and not is_linear:
+                    spread[part] = _entropy(logits)
+                logps[part] = _to_softmax(logits, targets[part])
+                if gradient is None:
+                    continue
+                weights = logits.scatter_add_(1, targets[part, None], minus_one[: len(logits)])
+                if slope is not None:
+                    weights.mul_(slope)
+                gradient[part] = _summed(weights, weight, compute).mul_(-scale)
+                if entropy and is_linear:
+                    # E[z] - z_target = <hidden, d logp / d hidden> where z is linear in hidden.
+                    spread[part] = (hidden[part] * gradient[part]).sum(1) - logps[part]
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(spread)
         return logps, spread
@@ -149,23 +158,21 @@ def _cap(logits: Tensor, softcap: float) -> Tensor:
     return slope
 
 
-def _fold(logits: Tensor, targets: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Log-probs (rows,) and onehot - softmax (rows, vocabulary), made inside `logits`.
+def _to_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs (rows,) of `targets` (rows,); `logits` (rows, vocabulary) become their softmax.
 
-    The one-hot is subtracted in fp32, before any rounding: near p = 1 the two nearly cancel.
+    The softmax goes row by row, each in cache, where separate steps would go through memory. The
+    largest probability is 1 / Z, so that no log of a probability that vanished is needed.
     """
-    highest = logits.amax(1, keepdim=True)
-    chosen = logits.gather(1, targets)
-    shifted = logits.sub_(highest)
-    # H = log Z - E[z]; the product is the pass that is only paid for when entropy is wanted.
-    weighted = None if entropy is None else (shifted.exp() * shifted).sum(1, keepdim=True)
-    exponents = shifted.exp_()
-    total = exponents.sum(1, keepdim=True)
-    log_total = total.log()
-    if entropy is not None and weighted is not None:
-        entropy.copy_((log_total - weighted / total).squeeze(1))
-    logps = (chosen - highest - log_total).squeeze(1)
-    return logps, exponents.scatter_add_(1, targets, -total).div_(-total)
+    highest = logits.amax(1)
+    chosen = logits.gather(1, targets[:, None]).squeeze(1)
+    torch.softmax(logits, 1, out=logits)
+    return chosen - highest + logits.amax(1).log()
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """H = log Z - E[z] of each row, (rows,)."""
+    return logits.logsumexp(1) - (logits.softmax(1) * logits).sum(1)
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
