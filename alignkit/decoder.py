@@ -75,7 +75,7 @@ class KeyValueCache:
 
 
 class Decoder:
-    """Logits of the next token, for a batch of left-padded rows that grow in step."""
+    """Logits of the next token, for rows that grow in step; their cache is padded on the left."""
 
     def __init__(
         self,
@@ -94,16 +94,26 @@ class Decoder:
         self.is_padded: bool
         self.turns: tuple[Tensor, Tensor]  # cos and sin by position, (capacity, head_dim)
 
-    def prefill(self, ids: Tensor, padding: Tensor, room: int) -> Tensor:
-        """Read left-padded prompts (rows, width), leave room for more; logits (rows, vocab)."""
-        rows, width = ids.shape
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> Tensor:
+        """Read prompts (token ids) and leave room for more; logits (rows, vocab) of the next.
+
+        They stand behind each other in one row, so that nothing is padded but the cache.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        width = max(lengths)
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
         hidden = self.embed(ids).to(self.dtype)
-        self.cache = KeyValueCache(len(self.blocks), rows, width + room, self.shape, hidden)
-        self.padding, self.is_padded = padding, bool(padding.any())
-        cos, sin = self.rotary(hidden, torch.arange(width + room, device=ids.device)[None])
+        self.cache = KeyValueCache(len(self.blocks), len(prompts), width + room, self.shape, hidden)
+        self.padding = torch.tensor([width - length for length in lengths], device=device)
+        self.is_padded = min(lengths) < width
+        cos, sin = self.rotary(hidden, torch.arange(width + room, device=device)[None])
         self.turns = (cos[0], sin[0])
-        mask = _prompt_mask(padding, width) if self.is_padded else None
-        return self._run(hidden, partial(self._attend_prompt, mask=mask))
+        places = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+        ends = torch.tensor(lengths).cumsum(0).to(device) - 1
+        attend = partial(self._attend_prompts, lengths=lengths)
+        logits = self._run(hidden, places, attend, ends)
+        self.cache.length = width
+        return logits
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one token to each row (rows,); logits (rows, vocab) of the next."""
@@ -114,7 +124,10 @@ class Decoder:
             hidden_keys = torch.arange(width, device=ids.device) < self.padding[:, None]
             bias = hidden.new_zeros(len(ids), 1, 1, width)
             bias.masked_fill_(hidden_keys[:, None, None, :], float("-inf"))
-        return self._run(hidden, partial(self._attend_token, bias=bias))
+        places = (self.cache.length - self.padding)[:, None]
+        logits = self._run(hidden, places, partial(self._attend_token, bias=bias))
+        self.cache.length = width
+        return logits
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the given rows; the others have finished."""
@@ -122,17 +135,23 @@ class Decoder:
         self.padding = self.padding[rows]
         self.is_padded = bool(self.padding.any())
 
-    def _run(self, hidden: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        start, width = self.cache.length, self.cache.length + hidden.shape[1]
-        positions = torch.arange(start, width, device=hidden.device) - self.padding[:, None]
-        cos, sin = (turn[positions.clamp(min=0)][:, :, None] for turn in self.turns)
+    def _run(
+        self,
+        hidden: Tensor,
+        places: Tensor,
+        attend: Callable[[int, Tensor], Tensor],
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (rows, vocab) of hidden (rows, 1, h), or of tokens `read` of (1, tokens, h)."""
+        cos, sin = (turn[places][:, :, None] for turn in self.turns)
         for index, block in enumerate(self.blocks):
-            qkv = self._heads(block, block.attention_norm(hidden), cos, sin)
-            hidden = hidden + block.output(attend(index, qkv))
+            mixed = attend(index, self._heads(block, block.attention_norm(hidden), cos, sin))
+            if read is not None and index == len(self.blocks) - 1:
+                hidden, mixed = hidden[:, read], mixed[:, read]
+            hidden = hidden + block.output(mixed)
             gate, up = block.gate_up(block.mlp_norm(hidden)).chunk(2, dim=-1)
             hidden = hidden + block.down(block.activation(gate) * up)
-        self.cache.length = width
-        return self.head(self.norm(hidden[:, -1]))
+        return self.head(self.norm(hidden.flatten(0, 1)))
 
     def _heads(self, block: Block, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries, keys (both rotated) and values: (rows, width, heads + 2 kv_heads, head_dim)."""
@@ -149,32 +168,37 @@ class Decoder:
         turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
         return torch.cat([turned, qkv[:, :, shape.heads + shape.kv_heads :]], dim=2)
 
-    def _store(self, index: int, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write keys and values; queries and everything cached, each (rows, heads, width, dim)."""
-        start, width = self.cache.length, self.cache.length + qkv.shape[1]
+    def _attend_prompts(self, index: int, qkv: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Each prompt on itself; keys and values go where its row of the cache ends."""
         sizes = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
-        query, key, value = torch.split(qkv.transpose(1, 2), sizes, dim=1)
-        keys, values = self.cache.keys[index], self.cache.values[index]
-        keys[:, :, start:width] = key
-        values[:, :, start:width] = value
-        return query, keys[:, :, :width], values[:, :, :width]
-
-    def _attend_prompt(self, index: int, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        query, keys, values = self._store(index, qkv)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.shape.scaling,
-            enable_gqa=self.shape.heads != self.shape.kv_heads,
-        )
-        return mixed.transpose(1, 2).flatten(2)
+        keys, values, width = self.cache.keys[index], self.cache.values[index], max(lengths)
+        outputs = []
+        for row, part in enumerate(torch.split(qkv.transpose(1, 2), list(lengths), dim=2)):
+            query, key, value = torch.split(part, sizes, dim=1)
+            start = width - lengths[row]
+            for cached, new in ((keys, key), (values, value)):
+                cached[row, :, :start] = 0  # masked later, and what is masked must be a number
+                cached[row, :, start:width] = new[0]
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                is_causal=True,
+                scale=self.shape.scaling,
+                enable_gqa=self.shape.heads != self.shape.kv_heads,
+            )
+            outputs.append(mixed.transpose(1, 2))
+        return torch.cat(outputs, dim=1).flatten(2)
 
     def _attend_token(self, index: int, qkv: Tensor, bias: Tensor | None) -> Tensor:
         """One query a row: two small matrix products beat the general kernel on a CPU."""
-        query, keys, values = self._store(index, qkv)
+        sizes = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
+        query, key, value = torch.split(qkv.transpose(1, 2), sizes, dim=1)
+        width = self.cache.length + 1
+        keys, values = self.cache.keys[index], self.cache.values[index]
+        keys[:, :, width - 1 : width] = key
+        values[:, :, width - 1 : width] = value
+        keys, values = keys[:, :, :width], values[:, :, :width]
         grouped = query.reshape(len(query), self.shape.kv_heads, -1, self.shape.head_dim)
         scores = grouped @ keys.transpose(2, 3) * self.shape.scaling
         if bias is not None:
@@ -327,13 +351,3 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _prompt_mask(padding: Tensor, width: int) -> Tensor:
-    """Who may look at whom: (rows, 1, width, width)."""
-    places = torch.arange(width, device=padding.device)
-    causal = places[None, :] <= places[:, None]
-    real = places[None, :] >= padding[:, None]
-    # A pad position sees itself, so that no row of the softmax is empty.
-    alone = torch.eye(width, dtype=torch.bool, device=padding.device)
-    return ((causal & real[:, None]) | alone)[:, None]

@@ -194,7 +194,7 @@ _Complete = Callable[[_Batch, int, Callable[[int], None]], None]
 def _completer(model: Any, merge: bool | None) -> _Complete:
     decoder = decoder_for(model, merge=merge)
     if isinstance(decoder, Decoder):
-        return lambda batch, pad, tell: _complete_fast(decoder, model, batch, pad, tell)
+        return lambda batch, _pad, tell: _complete_fast(decoder, model, batch, tell)
     log.warning("generating with transformers' own loop, which is slower: %s", decoder)
     return lambda batch, pad, tell: _complete_with_transformers(model, batch, pad, tell)
 
@@ -203,15 +203,13 @@ def _complete_fast(
     decoder: Decoder,
     model: Any,
     batch: _Batch,
-    pad_token_id: int,
     tell: Callable[[int], None],
 ) -> None:
     """Prefill each different prompt once, then step; rows that finished leave the batch."""
     device = next(model.parameters()).device
     different = list(dict.fromkeys(tuple(prompt) for prompt in batch.prompts))
     number = {prompt: index for index, prompt in enumerate(different)}
-    ids, padding = left_padded(different, pad_token_id, device)
-    logits = decoder.prefill(ids, padding, batch.draws.steps)
+    logits = decoder.prefill(different, batch.draws.steps, device)
     if len(different) < len(batch.prompts):
         twins = [number[tuple(prompt)] for prompt in batch.prompts]
         decoder.select(torch.tensor(twins, device=device))

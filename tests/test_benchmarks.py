@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -54,7 +56,19 @@ def test_the_spread_is_median_and_tenths():
 
 
 def test_a_generation_benchmark_ends_when_a_token_differs():
-    same = [[5, 6], [7, 8]]
-    generate.check_tokens("toy", {"ours": same, "transformers": [[5, 6], [7, 8]]})
-    with pytest.raises(SystemExit, match="toy: 1 of 2 rows of transformers are not ours"):
-        generate.check_tokens("toy", {"ours": same, "transformers": [[5, 6], [7, 9]]})
+    def judge(ids):
+        logits = torch.zeros(1, ids.shape[1], 10)
+        logits[..., 6] = 0.5
+        logits[..., 7] = 0.5 + 2e-5
+        return SimpleNamespace(logits=logits)
+
+    ours = [[5, 6], [7, 8]]
+    generate.check_tokens(
+        "toy", [[1], [2]], {"ours": ours, "transformers": [[5, 7], [7, 8]]}, judge
+    )
+    with pytest.raises(
+        SystemExit, match="toy: transformers says another token, 0.5 nats from ours"
+    ):
+        generate.check_tokens(
+            "toy", [[1], [2]], {"ours": ours, "transformers": [[5, 9], [7, 8]]}, judge
+        )
