@@ -122,6 +122,23 @@ def test_greedy_equals_transformers_token_for_token(name, merge):
     assert [c.stopped for c in got] == [row[-1] in stops for row in expected]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_prompts_side_by_side_are_read_as_they_are_alone(name):
+    model, few = build(name), prompts(5)
+    decoder = decoder_for(model, merge=True)
+    with torch.no_grad():
+        logits = decoder.prefill(few, 3, torch.device("cpu"))
+        alone = [model(torch.tensor([prompt])).logits[0, -1] for prompt in few]
+    assert torch.allclose(logits, torch.stack(alone), atol=1e-4)
+    width = max(map(len, few))
+    assert decoder.cache.length == width
+    assert len(set(map(len, few))) > 1
+    for row, prompt in enumerate(few):  # masked, so that no number may be in the way
+        for cached in (*decoder.cache.keys, *decoder.cache.values):
+            assert (cached[row, :, : width - len(prompt)] == 0).all()
+            assert (cached[row, :, width - len(prompt) : width] != 0).any()
+
+
 def test_greedy_equals_transformers_without_adapter_and_with_equal_lengths():
     model = build("llama", lora=False)
     prompt_list = [[8 + i, 9, 10 + i] for i in range(6)]
