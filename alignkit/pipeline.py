@@ -6,6 +6,7 @@ the same recipe again is how one goes on after a failure or an interruption.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
@@ -322,6 +323,7 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
         manifest = verify(planned.directory)
         return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
     options.say(f"{planned.name}: {planned.action}, {planned.why}")
+    gc.collect()  # an earlier stage's trainer is a cycle; its optimizer and mapped rows go now
     started = _now()
     with _kept_if_begun(partial), publishing(planned.directory) as partial:
         record = {"settings": planned.settings, "versions": versions()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ def small_disk(place: Path, kibibytes: int) -> Iterator[Path]:
     try:
         yield place
     finally:
+        gc.collect()  # a run in this process may still map its rows from there
         subprocess.run(["umount", str(place)], check=True)
 
 
