@@ -80,7 +80,10 @@ def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFil
     if os.path.isdir(path):  # unlike Path's, false for a name too long for any file
         return _from_directory(path.resolve(), revision, passed)
     if _looks_like_path(name):
-        raise ModelError(f"no model at {name}{_nearest_path(path)}")
+        raise ModelError(
+            f"no model at {name}{_nearest_path(path)}",
+            hint="Fix: name a model's directory, a run's directory or a hub id",
+        )
     return _from_hub(name, revision)
 
 
