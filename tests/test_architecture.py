@@ -59,7 +59,7 @@ LAYERS: dict[str, int] = {
     "alignkit.stages": 5,
     "alignkit.stages.context": 3,
     "alignkit.stages.data": 4,
-    "alignkit.stages.row_file": 4,
+    "alignkit.stages.token_rows": 4,
     "alignkit.stages.rows": 4,
     "alignkit.stages.training": 4,
     "alignkit.collect": 5,

@@ -283,11 +283,6 @@ class Loaded(Generic[R]):
     format: str
     problems: list[Problem] = field(default_factory=list)
 
-    @property
-    def dropped(self) -> list[Problem]:
-        """The problems that cost a row, by line."""
-        return [problem for problem in self.problems if problem.level == "error"]
-
 
 class Stream(Generic[R]):
     """The records of a file, one at a time: memory does not grow with the file.

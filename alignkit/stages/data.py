@@ -16,8 +16,8 @@ from alignkit.data.split import Ties
 from alignkit.errors import DataError
 from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import Row, place
+from alignkit.stages.token_rows import TokenRows
 
 R = TypeVar("R", bound=Record)
 Open = Callable[..., Stream[R]]
@@ -29,7 +29,7 @@ def load_rows(
     make: Callable[[R], Row | None],
     config: TrainingConfig,
     context: StageContext,
-) -> tuple[RowFile[Row], RowFile[Row]]:
+) -> tuple[TokenRows[Row], TokenRows[Row]]:
     """Training rows and held-out ones: `eval_data`, or a share of the prompts of `data`.
 
     `make` turns a record into a row, or into None when there is nothing in it to learn from.
@@ -56,7 +56,7 @@ def _written(
     sources: Sequence[str],
     config: TrainingConfig,
     context: StageContext,
-) -> tuple[RowFile[Row], Ties]:
+) -> tuple[TokenRows[Row], Ties]:
     """The rows of all files, and what ties each to others."""
     ties = Ties()
 
@@ -77,14 +77,14 @@ def _written(
         if failed is not None:
             raise failed
 
-    written = RowFile.write(kind, rows(), context.directory)
+    written = TokenRows.write(kind, rows(), context.directory)
     if not written:
         raise DataError("no rows are left", where=", ".join(sources))
     return written, ties
 
 
 def _tell_leaks(
-    known: set[int], asked: Sequence[int], held_out: RowFile[Any], context: StageContext
+    known: set[int], asked: Sequence[int], held_out: TokenRows[Any], context: StageContext
 ) -> None:
     """Say how many evaluation rows ask what was trained on: they flatter every number."""
     leaked = [position for position, prompt in enumerate(asked) if prompt in known]
@@ -96,8 +96,8 @@ def _tell_leaks(
 
 
 def fit_to_length(
-    rows: RowFile[Row], config: TrainingConfig, context: StageContext
-) -> RowFile[Row]:
+    rows: TokenRows[Row], config: TrainingConfig, context: StageContext
+) -> TokenRows[Row]:
     """Rows within `max_length`, by `on_overlong`; raises DataError when it is `error`."""
     limit = config.max_length
     long = [position for position, length in enumerate(rows.lengths) if length > limit]
@@ -118,7 +118,7 @@ def fit_to_length(
         context.say(f"{found}: dropped, the first at {first}")
         return rows.only([i for i, length in enumerate(rows.lengths) if length <= limit])
     cut = (row.without_start(max(0, row.tokens - limit)) for row in rows)
-    kept = RowFile.write(rows.kind, (row for row in cut if row is not None), context.directory)
+    kept = TokenRows.write(rows.kind, (row for row in cut if row is not None), context.directory)
     context.say(f"{found}: prompts cut from the left, {len(rows) - len(kept)} dropped")
     return kept
 

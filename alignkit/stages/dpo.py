@@ -32,8 +32,8 @@ from alignkit.recipe import DpoConfig
 from alignkit.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_rows
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import PairRow, pair_row
+from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     batches,
     callbacks,
@@ -217,7 +217,9 @@ def check_losses(config: DpoConfig, weighted: bool) -> None:
         )
 
 
-def _rows(config: DpoConfig, context: StageContext) -> tuple[RowFile[PairRow], RowFile[PairRow]]:
+def _rows(
+    config: DpoConfig, context: StageContext
+) -> tuple[TokenRows[PairRow], TokenRows[PairRow]]:
     encoder = Encoder(context.backbone.tokenizer)
     train, held_out = load_rows(
         PairRow,
@@ -230,7 +232,7 @@ def _rows(config: DpoConfig, context: StageContext) -> tuple[RowFile[PairRow], R
     return train, held_out
 
 
-def collator(rows: RowFile[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+def collator(rows: TokenRows[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
     """Rows to a batch; weights are scaled to a mean of one, so that they do not change the step
     size."""
     weights = rows.dataset["weight"][:]
@@ -238,7 +240,10 @@ def collator(rows: RowFile[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], 
 
 
 def _trainer(
-    config: DpoConfig, context: StageContext, train: RowFile[PairRow], held_out: RowFile[PairRow]
+    config: DpoConfig,
+    context: StageContext,
+    train: TokenRows[PairRow],
+    held_out: TokenRows[PairRow],
 ) -> PairTrainer:
     arguments = trainer_arguments(
         TrlConfig,

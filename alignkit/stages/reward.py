@@ -34,8 +34,8 @@ from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_rows
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import RankingRow, ranking_row
+from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
     finish,
@@ -291,8 +291,8 @@ def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int)
 
 
 def teaching(
-    rows: RowFile[RankingRow], config: RewardConfig, say: Callable[[str], None]
-) -> RowFile[RankingRow]:
+    rows: TokenRows[RankingRow], config: RewardConfig, say: Callable[[str], None]
+) -> TokenRows[RankingRow]:
     """Rankings that the loss can learn from. Raises DataError when none has a better completion.
 
     A ranking that ties everything has no pair to average over, unless ties are half a win.
@@ -319,8 +319,8 @@ def _trainer(
     config: RewardConfig,
     context: StageContext,
     model: RewardModel,
-    train: RowFile[RankingRow],
-    held_out: RowFile[RankingRow],
+    train: TokenRows[RankingRow],
+    held_out: TokenRows[RankingRow],
 ) -> RankingTrainer:
     arguments = trainer_arguments(TrainingArguments, config, context)
     hooks = callbacks(context, "reward")

@@ -26,8 +26,8 @@ from alignkit.logps import sequence_logps
 from alignkit.recipe import SftConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_rows
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import SftRow, sft_row
+from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
     finish,
@@ -135,7 +135,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _trainer(
-    config: SftConfig, context: StageContext, train: RowFile[SftRow], held_out: RowFile[SftRow]
+    config: SftConfig, context: StageContext, train: TokenRows[SftRow], held_out: TokenRows[SftRow]
 ) -> DemonstrationTrainer:
     backbone = context.backbone
     arguments = trainer_arguments(TrlConfig, config, context, max_length=None, packing=False)

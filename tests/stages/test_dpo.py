@@ -17,8 +17,8 @@ from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.losses import PairLogps, PairSettings
 from alignkit.recipe import DpoConfig
 from alignkit.stages import dpo
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import PairRow
+from alignkit.stages.token_rows import TokenRows
 from tests.stages.conftest import Workshop, make_workshop
 
 Rows = list[dict[str, Any]]
@@ -32,8 +32,8 @@ def pair_trainer(workshop: Workshop, rows: list[PairRow], **settings: Any) -> An
         parameter.data += 0.05 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(len(parameter.shape))
         )
-    empty = RowFile.write(PairRow, [], workshop.root)
-    return dpo._trainer(config, context, RowFile.write(PairRow, rows, workshop.root), empty)
+    empty = TokenRows.write(PairRow, [], workshop.root)
+    return dpo._trainer(config, context, TokenRows.write(PairRow, rows, workshop.root), empty)
 
 
 def token_rows(workshop: Workshop, preferences: Rows) -> list[PairRow]:
@@ -154,7 +154,7 @@ def test_pairs_of_a_ranking_share_its_weight(workshop: Workshop) -> None:
         PairRow("x", [3], [5], [6], 1 / 3),
         PairRow("y", [3], [7], [8], 1.0),
     ]
-    collate = dpo.collator(RowFile.write(PairRow, rows, workshop.root))
+    collate = dpo.collator(TokenRows.write(PairRow, rows, workshop.root))
     weights = collate([vars(row) for row in rows])["weights"]
     assert weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
 

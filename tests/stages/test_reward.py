@@ -17,8 +17,8 @@ from alignkit.logps import Group
 from alignkit.recipe import RewardConfig
 from alignkit.reward_model import RewardModel
 from alignkit.stages.reward import new_head, pairs_of, ranking_loss, teaching
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import RankingRow, ranking_row
+from alignkit.stages.token_rows import TokenRows
 from tests.stages.conftest import WORDS, Workshop
 
 
@@ -180,7 +180,7 @@ def test_a_ranking_that_ties_everything_is_left_out_and_told(workshop: Workshop)
         for line in workshop.said
     )
     half = [row([1, 1]), row([1, 2])]
-    written = RowFile.write(RankingRow, half, workshop.root)
+    written = TokenRows.write(RankingRow, half, workshop.root)
     assert list(teaching(written, config(ties="half"), workshop.said.append)) == half
     assert list(teaching(written, config(), workshop.said.append)) == half[1:]
 

@@ -14,8 +14,8 @@ from alignkit.data.records import Demonstration, Message, Source
 from alignkit.errors import DataError
 from alignkit.recipe import SftConfig
 from alignkit.stages import sft
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import SftRow, sft_row
+from alignkit.stages.token_rows import TokenRows
 from tests.stages.conftest import Workshop
 
 Rows = list[dict[str, Any]]
@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 def sft_trainer(workshop: Workshop, rows: list[SftRow], **settings: Any) -> Any:
     workshop.backbone.new_adapter(POLICY, seed=1)
     config = SftConfig(data=("unused",), **settings)
-    parts = (RowFile.write(SftRow, part, workshop.root) for part in (rows, []))
+    parts = (TokenRows.write(SftRow, part, workshop.root) for part in (rows, []))
     return sft._trainer(config, workshop.context("trainer"), *parts)
 
 

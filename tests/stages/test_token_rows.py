@@ -4,20 +4,22 @@ import json
 import tracemalloc
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from alignkit.data import chat
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_preferences
 from alignkit.errors import DataError
 from alignkit.recipe import DpoConfig
-from alignkit.stages import row_file
+from alignkit.stages import token_rows
 from alignkit.stages.data import load_rows
-from alignkit.stages.row_file import RowFile
 from alignkit.stages.rows import PairRow, RankingRow, SftRow, pair_row
+from alignkit.stages.token_rows import TokenRows
 from tests.stages.conftest import Workshop
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
@@ -37,11 +39,11 @@ SFT = st.builds(SftRow, st.text(), ids, st.lists(st.booleans(), max_size=5))
     ("kind", "rows"), [(PairRow, PAIRS), (RankingRow, RANKINGS), (SftRow, SFT)]
 )
 def test_rows_come_back_as_they_went(kind, rows, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(row_file, "CHUNK", 2)
+    monkeypatch.setattr(token_rows, "CHUNK", 2)
 
     @given(st.lists(rows, max_size=5))
     def check(given_rows) -> None:
-        kept = RowFile.write(kind, iter(given_rows), tmp_path)
+        kept = TokenRows.write(kind, iter(given_rows), tmp_path)
         assert list(kept) == given_rows
         assert [kept[i] for i in range(len(kept))] == given_rows
         assert kept[1:4] == given_rows[1:4]
@@ -54,6 +56,20 @@ def test_rows_come_back_as_they_went(kind, rows, tmp_path: Path, monkeypatch) ->
 
     check()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_spawned_reads_the_same_rows(tmp_path: Path) -> None:
+    """Nothing of the parent's memory is there, and the file has no name any more."""
+    rows = [SftRow(f"a.jsonl:{n}", [n, n + 1], [False, True]) for n in range(20)]
+    kept = TokenRows.write(SftRow, iter(rows), tmp_path).only(range(19, -1, -1))
+    loader: DataLoader[Any] = DataLoader(
+        kept.dataset,  # type: ignore[arg-type]
+        batch_size=4,
+        collate_fn=list,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    assert [SftRow(**row) for batch in loader for row in batch] == rows[::-1]
 
 
 def test_the_data_errors_of_a_file_come_before_those_of_its_template(workshop: Workshop) -> None:
@@ -80,7 +96,7 @@ def test_the_data_errors_of_a_file_come_before_those_of_its_template(workshop: W
 
 def test_memory_does_not_grow_with_the_rows(workshop: Workshop, monkeypatch) -> None:
     """What a pair adds to the peak, beside a KiB of text and ids: places and hashes of 80 bytes."""
-    monkeypatch.setattr(row_file, "CHUNK", 50)
+    monkeypatch.setattr(token_rows, "CHUNK", 50)
     monkeypatch.setattr(chat, "REMEMBERED", 16)
     make = partial(pair_row, encoder=Encoder(workshop.backbone.tokenizer))
 

@@ -7,6 +7,7 @@ is left of it whenever and however the process ends.
 from __future__ import annotations
 
 import typing
+import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -31,7 +32,7 @@ COLUMNS: dict[Any, pa.DataType] = {
 }
 
 
-class RowFile(Sequence[Row], Generic[Row]):
+class TokenRows(Sequence[Row], Generic[Row]):
     """Rows of one kind, read from disk when they are asked for.
 
     `dataset` holds a column for each field of the row; `lengths` are the tokens of each row's
@@ -47,7 +48,7 @@ class RowFile(Sequence[Row], Generic[Row]):
         self.sizes = sizes
 
     @classmethod
-    def write(cls, kind: type[Row], rows: Iterable[Row], directory: Path) -> RowFile[Row]:
+    def write(cls, kind: type[Row], rows: Iterable[Row], directory: Path) -> TokenRows[Row]:
         """The rows in a file of their own, on the disk of `directory`."""
         file = directory / "rows.arrow"
         lengths, sizes = array("q"), array("q")
@@ -60,7 +61,11 @@ class RowFile(Sequence[Row], Generic[Row]):
 
         try:
             _write(file, kind, measured())
-            return cls(kind, Dataset.from_file(str(file)), lengths, sizes)
+            mapped = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+            # To `datasets` it is a table in memory, so a worker that is spawned is sent the rows
+            # and looks for no file. The fingerprint is given: its default hashes every row.
+            dataset = Dataset(mapped, fingerprint=uuid.uuid4().hex)
+            return cls(kind, dataset, lengths, sizes)
         finally:
             file.unlink(missing_ok=True)
 
@@ -90,14 +95,14 @@ class RowFile(Sequence[Row], Generic[Row]):
         for start in range(0, len(self), CHUNK):
             yield from self[start : start + CHUNK]
 
-    def only(self, positions: Sequence[int]) -> RowFile[Row]:
+    def only(self, positions: Sequence[int]) -> TokenRows[Row]:
         """The rows at these positions, in this order; the file is shared."""
         chosen = self.dataset.select(positions, keep_in_memory=True)
         lengths, sizes = (
             array("q", (known[position] for position in positions))
             for known in (self.lengths, self.sizes)
         )
-        return RowFile(self.kind, chosen, lengths, sizes)
+        return TokenRows(self.kind, chosen, lengths, sizes)
 
 
 def _write(file: Path, kind: type[Row], rows: Iterator[Row]) -> None:
