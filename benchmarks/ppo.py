@@ -8,8 +8,9 @@ other package. Both sides get the same Qwen2-shaped model with random weights (s
 real checkpoints are), batch, prompts, response length and epochs, and take turns: one iteration of
 TRL, one of ours, so that only one works at a time. Prompts are as long as real ones (`hh`, TRL pads
 them to the longest of a batch) or 32 tokens each (`equal`, TRL's best case). Time is process CPU
-time on one thread; the first round is not counted. A batch is a quarter of the prompts, drawn anew
-by each side: with prompts of real lengths read the ratio of the totals.
+time on one thread; in the first round, which is not timed, the products of both sides are counted.
+A batch is a quarter of the prompts, drawn anew by each side: with prompts of real lengths read the
+ratio of the totals.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def compare(
     title: str, model: Path, lengths: str, python: Path, names: tuple[str, str], rounds: int
 ) -> list[str]:
     """Lines of the report: both sides' seconds, split, weights and memory, and the ratios."""
+    from benchmarks.common import peak_flops
+
     theirs = SideProcess(python, names[0], model, lengths)
     ours = SideProcess(Path(sys.executable), names[1], model, lengths)
     seen: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -140,6 +143,8 @@ def compare(
             pair = (theirs.iteration(), second)
         if number:
             seen.append(pair)
+        else:
+            products = (pair[0]["products"], pair[1]["products"])
     lines = [f"## {title}: {names[0]} against {names[1]}, {rounds} rounds"]
     for side, index in ((theirs, 0), (ours, 1)):
         lines.append(_side_line(side, [pair[index] for pair in seen]))
@@ -151,10 +156,21 @@ def compare(
             f"[{ratios[0]:.2f}, {ratios[-1]:.2f}], of the totals "
             f"{sum(a[unit] for a, _ in seen) / sum(b[unit] for _, b in seen):.2f}x"
         )
+    theirs_done, ours_done = (count / 1e9 for count in products)
+    rates = [done / _seconds(seen, side) for side, done in enumerate((theirs_done, ours_done))]
+    lines.append(
+        f"matrix products: {theirs_done:.0f} GFLOP an iteration against {ours_done:.0f}, "
+        f"{theirs_done / ours_done:.2f}x; {rates[0]:.0f} and {rates[1]:.0f} GFLOP a CPU second, "
+        f"where one product of 1024 x 1024 alone reaches {peak_flops('float32') / 1e9:.0f}"
+    )
     peaks = [max(pair[index]["peak"] for pair in seen) for index in (0, 1)]
     lines.append(f"weights in memory: 1/{theirs.weights / ours.weights:.1f}")
     lines.append(f"peak memory above start: 1/{peaks[0] / max(peaks[1], 1):.2f}")
     return lines
+
+
+def _seconds(seen: list[tuple[dict[str, Any], dict[str, Any]]], side: int) -> float:
+    return statistics.median(pair[side]["cpu"] for pair in seen)
 
 
 def _side_line(side: SideProcess, iterations: list[dict[str, Any]]) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402  the environment above must be set first
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
@@ -110,8 +112,37 @@ class Clock:
         self.last = now
 
     def total(self) -> dict[str, Any]:
+        """What a turn is answered with."""
         cpu, wall = time.process_time() - self.began[0], time.perf_counter() - self.began[1]
         return {"cpu": cpu, "wall": wall, "parts": self.parts}
+
+
+def quantized_product(
+    inputs: Sequence[int], _weight: Any, shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """FLOPs of inputs (…, in) on a 4-bit weight of `shape` (out, in)."""
+    return 2 * math.prod(inputs) * shape[0]
+
+
+class Products:
+    """Counts the floating-point operations of matrix products in the first iteration."""
+
+    def __init__(self) -> None:
+        import bitsandbytes  # noqa: F401  its operations are known then
+
+        formula = {torch.ops.bitsandbytes.gemm_4bit: quantized_product}
+        self.counter: FlopCounterMode | None = FlopCounterMode(
+            display=False, custom_mapping=formula
+        )
+        self.counter.__enter__()
+
+    def total(self) -> dict[str, Any]:
+        """The count, the first time; nothing later, for counting takes time."""
+        if self.counter is None:
+            return {}
+        self.counter.__exit__(None, None, None)
+        count, self.counter = self.counter.get_total_flops(), None
+        return {"products": count}
 
 
 # --- ours --------------------------------------------------------------------------------------
@@ -125,8 +156,9 @@ def ours(model: Path, lengths: str, value: Value) -> None:
     trainer = our_trainer(model, lengths, value)
     answer({"weights": bytes_of(trainer.backbone.model, trainer.critic.head)})
     peak = Peak()
+    wait_for_go()
+    products = Products()
     while True:
-        wait_for_go()
         clock = Clock()
         timed = {"collect": trainer.collect, "sample": trainer.sampler.sample}
         trainer.sampler.sample = then(timed["sample"], lambda clock=clock: clock.mark("rollout"))
@@ -134,7 +166,8 @@ def ours(model: Path, lengths: str, value: Value) -> None:
         trainer._iterate()
         clock.mark("update")
         trainer.sampler.sample, trainer.collect = timed["sample"], timed["collect"]
-        answer({**clock.total(), "peak": peak.above_start()})
+        answer({**clock.total(), **products.total(), "peak": peak.above_start()})
+        wait_for_go()
 
 
 def then(function: Callable[..., Any], mark: Callable[[], None]) -> Callable[..., Any]:
@@ -229,10 +262,12 @@ def trl(model: Path, lengths: str, quantized: bool) -> None:
             answer({"weights": weights})
             self.peak = Peak()
             self.next()
+            self.products = Products()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock[-1].mark("update")
-            answer({**clock[-1].total(), "peak": self.peak.above_start()})
+            counted = self.products.total()
+            answer({**clock[-1].total(), **counted, "peak": self.peak.above_start()})
             self.next()
 
         def next(self) -> None:
