@@ -109,6 +109,7 @@ class ReferenceCache:
         self._database.close()
 
     def _open(self) -> sqlite3.Connection:
+        database: sqlite3.Connection | None = None
         try:
             database = sqlite3.connect(self.file, timeout=60, isolation_level=None)
             database.execute("PRAGMA journal_mode=WAL")
@@ -116,6 +117,8 @@ class ReferenceCache:
                 "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, sum REAL) WITHOUT ROWID"
             )
         except sqlite3.DatabaseError as error:
+            if database is not None:
+                database.close()
             raise DataError(
                 f"the reference cache cannot be read: {error}",
                 where=str(self.file),

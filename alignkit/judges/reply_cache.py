@@ -15,18 +15,22 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        database: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=30, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute(
+            database = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply BLOB NOT NULL)"
             )
-            self._database.commit()
+            database.commit()
         except (OSError, sqlite3.Error) as error:
+            if database is not None:
+                database.close()
             raise RecipeError(
                 f"cannot keep the judge's replies: {error}", where=str(path), hint="Name another"
             ) from None
+        self._database = database
 
     def get(self, key: str) -> bytes | None:
         with self._lock:
