@@ -621,6 +621,17 @@ class PpoConfig(OnlineConfig):
     whiten_rewards: bool = False
     """Scale rewards of a batch to variance 1 before advantages are computed."""
 
+    @model_validator(mode="after")
+    def _the_policy_has_a_turn(self) -> PpoConfig:
+        iterations = max(1, self.total_episodes // self.rollout_batch_size)
+        if self.value_warmup >= iterations:
+            raise _wrong(
+                "value_warmup",
+                f"value_warmup {self.value_warmup} leaves none of {iterations} iterations "
+                "(total_episodes / rollout_batch_size) to the policy",
+            )
+        return self
+
 
 class RlooConfig(OnlineConfig):
     """RLOO: like PPO without a value model; a completion is compared to others of its prompt."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from alignkit.ppo.advantages import (
+    explained_variance,
     gae,
     k1,
     k2,
@@ -25,7 +26,6 @@ from alignkit.ppo.advantages import (
 )
 from alignkit.ppo.objective import (
     entropy_surrogate,
-    explained_variance,
     policy_terms,
     value_terms,
 )
@@ -189,7 +189,8 @@ def test_clipped_value_loss_by_hand():
 
 
 def test_explained_variance_of_a_perfect_a_constant_and_a_wrong_value():
-    returns = tensor([1.0, 2.0, 3.0])
-    assert explained_variance(returns, returns) == 1.0
-    assert explained_variance(tensor([2.0, 2.0, 2.0]), returns) == pytest.approx(0.0)
-    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    returns = tensor([[1.0, 2.0, 3.0, 7.0]])
+    real = tensor([[True, True, True, False]])
+    assert explained_variance(returns, returns, real) == 1.0
+    assert explained_variance(tensor([[2.0, 2.0, 2.0, 9.0]]), returns, real) == pytest.approx(0.0)
+    assert explained_variance(-returns, returns, real) == pytest.approx(-3.0)

@@ -296,11 +296,14 @@ def test_value_and_policy_share_no_weight_and_the_value_comes_back_with_its_head
 
 def test_value_warm_up_leaves_the_policy_as_it_is(workplace, tiny_model):
     context = surroundings(workplace / "run", tiny_model("llama"))
-    with pytest.raises(TrainingFailed, match="no trainable weight moved"):
-        ppo.run(settings(value_warmup=4), context)
-    rows = rows_of(context)
-    assert all("loss/policy_avg" not in row for row in rows)
-    assert all(row["loss/value_avg"] > 0 for row in rows)
+    ppo.run(settings(value_warmup=3), context)
+    *warming, last = rows_of(context)
+    assert all("loss/policy_avg" not in row for row in warming)
+    assert all(abs(row["objective/kl"]) < 1e-4 for row in (*warming, last))
+    assert all(row["loss/value_avg"] > 0 for row in (*warming, last))
+    assert "loss/policy_avg" in last
+    with pytest.raises(ValidationError, match="leaves none of 4 iterations"):
+        settings(value_warmup=4)
 
 
 def test_a_reward_that_raises_or_is_nan_names_the_prompt(workplace, tiny_model):
@@ -338,17 +341,6 @@ def test_a_guard_says_which_checkpoint_is_left(workplace, clear_model):
     assert f"{kept[-1]} is intact" in str(stopped.value)
     assert "--resume-anyway" in str(stopped.value)
     assert not (context.directory / "adapter").exists()
-
-
-def test_dropout_is_off_in_every_role(workplace, tiny_model):
-    """With it the update would not see the rollout's log-probs, and stop at its first step."""
-    context = surroundings(workplace / "run", tiny_model("llama"), lora_dropout=0.5)
-    ppo.run(settings(learning_rate=1e-30), context)
-    assert all(row["val/ratio"] == pytest.approx(1, abs=1e-5) for row in rows_of(context))
-    again = surroundings(workplace / "again", tiny_model("llama"), lora_dropout=0.0)
-    ppo.run(settings(learning_rate=1e-30), again)
-    left, right = rows_of(context), rows_of(again)
-    assert [r["val/values"] for r in left] == [r["val/values"] for r in right]
 
 
 def test_gradient_checkpointing_changes_rounding_only(workplace, tiny_model):

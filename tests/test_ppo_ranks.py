@@ -41,6 +41,16 @@ ppo.run(config, context)
 """
 
 
+LOGGED = (
+    "objective/kl",
+    "objective/scores",
+    "loss/policy_avg",
+    "policy/entropy_avg",
+    "rollout/length",
+    "val/explained_variance",
+)
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path, tiny_model):
     model = tiny_model("llama")
@@ -57,7 +67,7 @@ def test_two_ranks_equal_one(tmp_path, tiny_model):
     one, two = (weights(tmp_path / name) for name in ("one", "two"))
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
     for left, right in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        for name in ("objective/kl", "objective/scores", "loss/policy_avg", "rollout/length"):
+        for name in LOGGED:
             assert right[name] == pytest.approx(left[name], abs=1e-4), name
 
 

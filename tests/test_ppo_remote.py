@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ __all__ = ["workplace"]
 def server():
     """Answers as vLLM does; `state` holds what it was asked and which adapters it has."""
     state = {"asked": [], "adapters": set(), "token_ids": [40, 41, 2]}
-    state |= {"finish": "stop", "varied": False}
+    state |= {"finish": "stop", "varied": 0}
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -53,8 +54,10 @@ def server():
             {"index": i, "token_ids": said and [*said], "finish_reason": state["finish"]}
             for i in range(len(body["prompt"]))
         ]
-        for choice in choices[1:] if state["varied"] else []:
-            choice["token_ids"][0] += choice["index"] % 7
+        for choice in choices if state["varied"] else []:
+            # Each prompt is sampled from the request's seed, so that twins come out alike.
+            drawn = random.Random(str((body["seed"], body["prompt"][choice["index"]])))
+            choice["token_ids"][0] += drawn.randrange(state["varied"])
         return json.dumps({"choices": choices[::-1]}).encode()
 
     answers = {
@@ -89,6 +92,24 @@ def test_ids_come_back_in_order_and_nothing_of_the_servers_defaults_counts(serve
     assert (body["repetition_penalty"], body["stop_token_ids"]) == (1.0, [2, 5])
 
 
+def test_completions_of_one_prompt_are_drawn_apart(server):
+    url, state = server
+    state["adapters"].add("known")
+    state["varied"] = 10**9
+    policy = RemotePolicy(url, [2, 5], wait=0.001)
+    policy.loaded = "known"
+    prompts = [[1, 2]] * 4 + [[3]] * 4 + [[1, 2]]
+
+    def drawn(seed):
+        asked = {"max_new_tokens": 4, "temperature": 1.0, "seed": seed, "batch_size": 6}
+        return [completion.ids[0] for completion in policy.complete(prompts, **asked)]
+
+    found = drawn(3)
+    assert len(set(found[:4] + found[8:])) == 5 and len(set(found[4:8])) == 4
+    assert drawn(3) == found
+    assert set(drawn(40)).isdisjoint(found)
+
+
 def test_a_stop_token_the_server_left_out_is_put_back(server):
     url, state = server
     state["adapters"].add("known")
@@ -111,7 +132,7 @@ def test_a_server_without_token_ids_is_refused_by_name(server):
 
 def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workplace, tiny_model):
     url, state = server
-    state |= {"varied": True, "token_ids": [64, 41, 2]}  # from "^" to "d": some are letters
+    state |= {"varied": 7, "token_ids": [64, 41, 2]}  # from "^" to "d": some are letters
     context = surroundings(workplace / "run", tiny_model("llama"))
     rloo.run(settings(RlooConfig, rollout_url=url, total_episodes=32), context)
     row = rows_of(context)[0]

@@ -8,7 +8,7 @@ import torch
 from alignkit.backbone import POLICY, REWARD, Backbone
 from alignkit.heads import ScalarHead
 from alignkit.logps import Group, completion_states
-from alignkit.ppo.objective import explained_variance
+from alignkit.ppo.advantages import explained_variance
 from alignkit.ppo.rewards import ModelReward, PracticePrompt, Rewards, Sample
 from alignkit.ppo.rollout import Rollout, mask_of
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter
@@ -123,7 +123,7 @@ def test_updates_bring_values_to_returns_and_move_nothing_else(place, value):
         noted = critic.update(rollout, returns, iteration)
         assert noted["loss/value_avg"] > 0
     last, _ = rollout_of(critic, batch)
-    fit = [explained_variance(r.values[r.mask], returns[r.mask]) for r in (first, last)]
+    fit = [explained_variance(r.values, returns, r.mask) for r in (first, last)]
     assert fit[1] > fit[0] + 0.2
     assert {name: backbone.adapter_hash(name) for name in untouched} == before
 

@@ -50,6 +50,12 @@ class Encoder:
         return int(self.tokenizer.pad_token_id)
 
     @property
+    def end_token_id(self) -> int:
+        """The stop token that this template closes an answer with."""
+        asked, answer = Message(role="user", content="a"), Message(role="assistant", content="a")
+        return self.completion_ids([asked], [answer])[-1]
+
+    @property
     def template_sha256(self) -> str:
         """Identity of the chat template, stamped into every artifact."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()

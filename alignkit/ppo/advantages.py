@@ -108,6 +108,17 @@ def masked_mean(numbers: Tensor, mask: Tensor) -> Tensor:
     return masked_moments(numbers, mask)[0]
 
 
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 − Var(R − V) / Var(R) over the real tokens of every rank.
+
+    1 is a perfect value, 0 no better than a constant.
+    """
+    variance = masked_moments(returns, mask)[1]
+    if float(variance) < 1e-12:
+        return 0.0
+    return float(1 - masked_moments(returns - values, mask)[1] / variance)
+
+
 def next_kl_coef(
     kl_coef: float, kl: float, *, target: float | None, horizon: float, episodes: int
 ) -> float:

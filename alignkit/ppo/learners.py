@@ -86,7 +86,7 @@ class PolicyLearner:
     ) -> float:
         """One optimizer step on some rows of the rollout; their approximate KL."""
         count = float(all_sum(rollout.mask[rows].sum().double()))
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums, entropy = torch.zeros(6, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for part in sorted_parts(rows, self.config.per_device_train_batch_size):
             mask = rollout.mask[part]
             found = completion_logps(
@@ -107,7 +107,7 @@ class PolicyLearner:
             )
             if place == (0, 0):
                 self._check_first(terms.ratio)
-                noted.add("policy/entropy_avg", float(found.entropy.sum()), len(old))  # type: ignore[union-attr]
+                entropy += found.entropy.sum().double().cpu()  # type: ignore[union-attr]
             (terms.loss / count).backward()  # type: ignore[no-untyped-call]
             ratio = terms.ratio.double()
             sums += torch.stack(
@@ -120,6 +120,8 @@ class PolicyLearner:
                     ratio.new_tensor(len(old)),
                 ]
             ).cpu()
+        if place == (0, 0):
+            noted.add("policy/entropy_avg", float(all_sum(entropy)), count)
         return self._finish_step(all_sum(sums).tolist(), noted)
 
     def _finish_step(self, sums: list[float], noted: Averages) -> float:

@@ -32,6 +32,7 @@ from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.generation import Completion
 from alignkit.heads import Scale
 from alignkit.ppo.advantages import (
+    explained_variance,
     k3,
     kl_per_token,
     masked_mean,
@@ -40,7 +41,6 @@ from alignkit.ppo.advantages import (
 )
 from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
 from alignkit.ppo.learners import PolicyLearner
-from alignkit.ppo.objective import explained_variance
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
 from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
 from alignkit.ppo.rollout import (
@@ -251,7 +251,7 @@ class OnlineTrainer:
         if targets.returns is not None:
             row["val/values"] = float(masked_mean(rollout.values, mask))
             row["val/explained_variance"] = explained_variance(
-                rollout.values[mask], targets.returns[mask]
+                rollout.values, targets.returns, mask
             )
         return row
 
@@ -293,7 +293,7 @@ class OnlineTrainer:
         self._check_capture(samples[:few], completions[:few])
         if self.validation is not None:
             self.context.say(f"the alarm of reward hacking asks {self._judge}")
-            look = self.validation.look(self.state.kl_coef)
+            look = self.validation.look(self.config.kl_coef)
             self._record(look)
             if rank() == 0:
                 self._append({"step": 0, **look.metrics})
@@ -339,7 +339,7 @@ class OnlineTrainer:
     def _evaluate(self, row: dict[str, float]) -> str | None:
         assert self.validation is not None
         with self._timed("evaluation"):
-            look = self.validation.look(self.state.kl_coef)
+            look = self.validation.look(self.config.kl_coef)
         row |= look.metrics
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
         return self._record(look)

@@ -83,11 +83,3 @@ def value_terms(
         loss=torch.maximum(free_error, held_error).sum() / 2,
         clipped=(held_error > free_error).float().detach(),
     )
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 − Var(R − V) / Var(R): 1 is a perfect value, 0 no better than a constant."""
-    variance = returns.var(unbiased=False)
-    if float(variance) < 1e-12:
-        return 0.0
-    return float(1 - (returns - values).var(unbiased=False) / variance)

@@ -61,27 +61,31 @@ class RemotePolicy:
         batch_size: int,
     ) -> list[Completion]:
         """One completion per prompt, in the order given."""
-        found: list[Completion] = []
+        found: list[Completion | None] = [None] * len(prompts)
         for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            answer = self._post(
-                "completions",
-                {
-                    "model": self.loaded,
-                    "prompt": [list(ids) for ids in part],
-                    "max_tokens": max_new_tokens,
-                    "temperature": temperature,
-                    "top_p": 1.0,
-                    "top_k": -1,
-                    "min_p": 0.0,
-                    "repetition_penalty": 1.0,
-                    "seed": (seed + start) % 2**31,
-                    "stop_token_ids": self.stop_token_ids,
-                    "return_token_ids": True,
-                },
-            )
-            found += self._read(answer, len(part))
-        return found
+            part = range(start, min(start + batch_size, len(prompts)))
+            # A server starts each prompt of a request from the request's seed, so that twins in
+            # it would be the same completion: the n-th of them goes into a request of its own.
+            for turn, rows in enumerate(twins_apart([prompts[row] for row in part])):
+                answer = self._post(
+                    "completions",
+                    {
+                        "model": self.loaded,
+                        "prompt": [list(prompts[start + row]) for row in rows],
+                        "max_tokens": max_new_tokens,
+                        "temperature": temperature,
+                        "top_p": 1.0,
+                        "top_k": -1,
+                        "min_p": 0.0,
+                        "repetition_penalty": 1.0,
+                        "seed": (seed + start + turn) % 2**31,
+                        "stop_token_ids": self.stop_token_ids,
+                        "return_token_ids": True,
+                    },
+                )
+                for row, completion in zip(rows, self._read(answer, len(rows)), strict=True):
+                    found[start + row] = completion
+        return [completion for completion in found if completion is not None]
 
     def _read(self, answer: Any, expected: int) -> list[Completion]:
         try:
@@ -120,3 +124,16 @@ class RemotePolicy:
             # Loading an adapter is answered in plain words.
             as_json=call == "completions",
         )
+
+
+def twins_apart(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Row numbers in as few lists as hold no prompt twice; the first list has every prompt once."""
+    turns: list[list[int]] = []
+    seen: dict[tuple[int, ...], int] = {}
+    for row, prompt in enumerate(prompts):
+        turn = seen.get(tuple(prompt), 0)
+        seen[tuple(prompt)] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(row)
+    return turns

@@ -42,10 +42,10 @@ def practise(
     before = snapshot(backbone.parameters_of(POLICY))
     stops = stop_ids(config, encoder)
     sampler = Sampler(backbone, config, stops, start_reference(backbone, config))
-    rewards = open_rewards(config, context, backbone, stops[0])
+    rewards = open_rewards(config, context, backbone, encoder.end_token_id)
     validation = None
     if held_out:
-        judge = open_judge(config, context, backbone, stops[0], held_out)
+        judge = open_judge(config, context, backbone, encoder.end_token_id, held_out)
         validation = Validation(sampler, rewards, held_out, config, context.seed, judge)
     iterations = max(1, config.total_episodes // config.rollout_batch_size)
     trainer = OnlineTrainer(

@@ -284,7 +284,8 @@ def held_out_quality(
 def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int) -> Scale:
     """Mean and standard deviation of scores on completions of the rankings.
 
-    Reward normalisation of arXiv:1909.08593: PPO then sees scores of mean 0 and variance 1.
+    Reward normalisation of arXiv:1909.08593, kept with the head for whoever reads its scores. PPO
+    measures its own on completions of the policy that it starts from.
     """
     found = torch.tensor(model.scores([group_of(row) for row in rows], batch_size))
     return Scale(float(found.mean()), float(found.std()) or 1.0)
