@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -91,6 +93,22 @@ def test_an_openai_compatible_scorer_is_asked_in_its_own_words(service):
     assert bodies[0][1] == {"model": "rm", "text_1": ["why?", "why?"], "text_2": ["a", "b"]}
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"index": 0, "score": 1}, {"index": 0, "score": 2}],
+        [{"index": 0, "score": 1}, {"index": 2, "score": 2}],
+        [{"index": 0, "score": "1"}, {"index": 1, "score": 2}],
+    ],
+)
+def test_an_openai_compatible_scorer_says_which_score_is_whose(service, data):
+    address, answers, _ = service
+    answers.append(lambda body: (200, {"data": data}))
+    reward = UrlReward(f"{address}/score", timeout=5, batch_size=8)
+    with pytest.raises(TrainingFailed, match="without scores.*each index once"):
+        reward.scores([sample("a"), sample("b")])
+
+
 def test_a_busy_service_is_asked_again(service):
     address, answers, bodies = service
     answers += [lambda b: (503, {}), lambda b: (429, {}), by_length]
@@ -108,6 +126,12 @@ def test_a_busy_service_is_asked_again(service):
         (lambda b: (200, {"rewards": []}), "answered without scores"),
         (lambda b: (200, {"scores": ["good"]}), "answered without scores"),
         (lambda b: (200, {"scores": [1, 2]}), "gave 2 scores for 1 completions"),
+        (lambda b: (200, {"scores": {"0": 1.9}}), "answered without scores"),
+        (lambda b: (200, {"scores": "1"}), r"answered without scores.*\[one number a completion"),
+        (lambda b: (200, {"scores": ["1"]}), "answered without scores"),
+        (lambda b: (200, {"scores": [True]}), "answered without scores"),
+        (lambda b: (200, {"scores": [None]}), "answered without scores"),
+        (lambda b: (200, {"scores": [10**400]}), "p.jsonl:1: .* an integer that no float holds"),
     ],
 )
 def test_a_service_that_fails_stops_the_run_by_name(service, given, message):
@@ -156,6 +180,56 @@ def test_functions_that_do_not_exist(name, message):
         load_function(name)
 
 
+@pytest.fixture
+def function(tmp_path, monkeypatch):
+    """Writes source to a module of the working directory and gives its `score` as a reward."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(source):
+        module = f"rewarding_{abs(hash(str(tmp_path)))}"
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        (tmp_path / f"{module}.py").write_text(source)
+        importlib.invalidate_caches()
+        return f"{module}:score"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("value", "score"),
+    [
+        ("True", 1.0),
+        ("3", 3.0),
+        ("__import__('numpy').float32(0.5)", 0.5),
+        ("__import__('torch').tensor([0.5])", 0.5),
+    ],
+)
+def test_numbers_of_any_library_are_scores(function, value, score):
+    name = function(f"def score(prompt, completion):\n    return {value}\n")
+    assert FunctionReward(name).scores([sample("abc")]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("'0.5'", r"gave '0.5' \(str\), which is not one number"),
+        ("b'1'", r"gave b'1' \(bytes\)"),
+        ("__import__('numpy').str_('1')", r"\(str_\)"),
+        ("None", r"gave None \(NoneType\)"),
+        ("[0.1, 0.2]", r"gave \[0.1, 0.2\] \(list\)"),
+        ("__import__('torch').ones(2)", r"gave tensor\(.*\(Tensor\), which is not one number"),
+        ("10**400", "gave an integer that no float holds"),
+    ],
+)
+def test_what_is_no_number_is_no_score(function, value, message):
+    name = function(f"def score(prompt, completion):\n    return {value}\n")
+    with pytest.raises(TrainingFailed, match=f"^p.jsonl:7: reward .*{message}") as caught:
+        FunctionReward(name).scores([sample("abc", line=7)])
+    assert "def score(prompt: list of" in str(caught.value)
+    assert str(caught.value).endswith("the completion was 'abc'")
+    assert "\n" not in str(caught.value)
+
+
 def test_scores_are_normalised_clipped_weighted_and_summed():
     # First source: mean 2, deviation 1 -> -1, 1; second: mean 0, deviation 10 -> 1, -1, weight 0.5.
     rewards = Rewards(
@@ -177,6 +251,12 @@ def test_a_constant_reward_is_shifted_but_not_divided_by_zero():
 def test_scores_that_are_not_finite_name_the_prompt():
     rewards = Rewards([Constant("a", [1.0, float("inf")])], [1.0], clip=None)
     with pytest.raises(TrainingFailed, match=r"p.jsonl:9: reward a is inf"):
+        rewards.raw([sample("x"), sample("y", line=9)])
+
+
+def test_a_score_that_float32_cannot_hold_names_the_prompt():
+    rewards = Rewards([Constant("a", [1.0, 1e300])], [1.0], clip=None)
+    with pytest.raises(TrainingFailed, match=r"p.jsonl:9: reward a is 1e\+300, which is no finite"):
         rewards.raw([sample("x"), sample("y", line=9)])
 
 

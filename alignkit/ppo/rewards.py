@@ -8,8 +8,8 @@ weighted and summed. A failure names the prompt it happened on.
 from __future__ import annotations
 
 import importlib
-import math
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +31,7 @@ from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
 
 JUDGE = "judge"  # the adapter of the alarm's judge
+SIGNATURE = 'def score(prompt: list of {"role", "content"}, completion: str) -> float'
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,7 @@ class FunctionReward:
 
     def _score(self, sample: Sample) -> float:
         try:
-            return float(
-                self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
-            )
+            given = self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
         except Exception as error:
             # Foreign code raises what it likes; the run stops with the prompt that did it.
             raise TrainingFailed(
@@ -132,6 +131,24 @@ class FunctionReward:
                 where=sample.prompt.where,
                 hint=f"the completion was {sample.text[:80]!r}",
             ) from error
+        return self._number(given, sample)
+
+    def _number(self, given: Any, sample: Sample) -> float:
+        """What the function gave, as a float: numbers and one-element arrays are, text is not."""
+        try:
+            if isinstance(given, str | bytes | bytearray):
+                raise TypeError("float() would read text as a number")
+            return float(given)
+        except (TypeError, ValueError, RuntimeError):
+            shown = " ".join(reprlib.repr(given).split())
+            fault = f"gave {shown} ({type(given).__name__}), which is not one number"
+        except OverflowError:
+            fault = "gave an integer that no float holds"
+        raise TrainingFailed(
+            f"reward {self.label} {fault}",
+            where=sample.prompt.where,
+            hint=f"expected {SIGNATURE}; the completion was {sample.text[:80]!r}",
+        )
 
 
 class GoldReward:
@@ -160,42 +177,51 @@ class UrlReward:
                 f"reward_url {url!r} is no http address", hint="such as http://localhost:8000/score"
             )
         self.model = parse_qs(parts.query).get("model", [None])[0]
-        self.speaks = "score" if parts.path.endswith("/score") else "plain"
+        self.dialect = DIALECTS["score" if parts.path.endswith("/score") else "plain"]
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
         found: list[float] = []
         for start in range(0, len(samples), self.batch_size):
             part = samples[start : start + self.batch_size]
-            ask, read = PROTOCOLS[self.speaks]
             answer = post_json(
                 self.label,
-                ask(part, self.model),
+                self.dialect.ask(part, self.model),
                 what="reward_url",
                 timeout=self.timeout,
                 key=os.environ.get("ALIGNKIT_REWARD_API_KEY"),
                 where=part[0].prompt.where,
                 wait=self.wait,
             )
-            found += self._checked(read, answer, part)
+            found += self._checked(answer, part)
         return found
 
-    def _checked(
-        self, read: Callable[[Any], list[Any]], answer: Any, part: Sequence[Sample]
-    ) -> list[float]:
+    def _checked(self, answer: Any, part: Sequence[Sample]) -> list[float]:
         try:
-            scores = [float(score) for score in read(answer)]
-        except (KeyError, TypeError, ValueError, IndexError):
+            given = self.dialect.read(answer)
+            if not all(type(score) in (int, float) for score in given):
+                raise TypeError("a score that is no number of JSON")
+        except (KeyError, TypeError, ValueError):
             raise TrainingFailed(
                 f"reward_url {self.label} answered without scores: {str(answer)[:120]}",
                 where=part[0].prompt.where,
-                hint='expected {"scores": [one number a completion]}',
+                hint=f"expected {self.dialect.expected}",
             ) from None
-        if len(scores) != len(part):
+        if len(given) != len(part):
             raise TrainingFailed(
-                f"reward_url {self.label} gave {len(scores)} scores for {len(part)} completions",
+                f"reward_url {self.label} gave {len(given)} scores for {len(part)} completions",
                 where=part[0].prompt.where,
             )
-        return scores
+        return [self._number(score, sample) for score, sample in zip(given, part, strict=True)]
+
+    def _number(self, score: float, sample: Sample) -> float:
+        try:
+            return float(score)
+        except OverflowError:
+            raise TrainingFailed(
+                f"reward_url {self.label} gave an integer that no float holds",
+                where=sample.prompt.where,
+                hint=f"the completion was {sample.text[:80]!r}",
+            ) from None
 
 
 def _ask_plain(samples: Sequence[Sample], _model: str | None) -> dict[str, Any]:
@@ -213,14 +239,34 @@ def _ask_score(samples: Sequence[Sample], model: str | None) -> dict[str, Any]:
     }
 
 
+def _read_plain(answer: Any) -> list[Any]:
+    scores = answer["scores"]
+    if not isinstance(scores, list):  # list() would take a text apart, or an object's keys
+        raise TypeError("scores are no list")
+    return scores
+
+
 def _read_score(answer: Any) -> list[Any]:
-    return [row["score"] for row in sorted(answer["data"], key=lambda row: row["index"])]
+    rows = sorted(answer["data"], key=lambda row: row["index"])
+    if [row["index"] for row in rows] != list(range(len(rows))):
+        raise ValueError("which score belongs to which completion is not said")
+    return [row["score"] for row in rows]
 
 
-# How a service is spoken to: what to send for samples, and where the scores are in its answer.
-PROTOCOLS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[Any], list[Any]]]] = {
-    "plain": (_ask_plain, lambda answer: list(answer["scores"])),
-    "score": (_ask_score, _read_score),
+@dataclass(frozen=True)
+class Dialect:
+    """How a service is spoken to: what to send for samples, and where its scores are."""
+
+    ask: Callable[[Sequence[Sample], str | None], dict[str, Any]]
+    read: Callable[[Any], list[Any]]
+    expected: str
+
+
+DIALECTS = {
+    "plain": Dialect(_ask_plain, _read_plain, '{"scores": [one number a completion]}'),
+    "score": Dialect(
+        _ask_score, _read_score, '{"data": [{"index": 0, "score": a number}, …]}, each index once'
+    ),
 }
 
 
@@ -260,10 +306,11 @@ class Rewards:
 def finite_scores(source: Reward, samples: Sequence[Sample]) -> list[float]:
     """One score a sample. Raises TrainingFailed naming the prompt where one is not a number."""
     scores = source.scores(samples)
-    for sample, score in zip(samples, scores, strict=True):
-        if not math.isfinite(score):
+    kept = torch.tensor(scores, dtype=torch.float32)  # as training keeps them: 1e300 is inf there
+    for sample, score, fits in zip(samples, scores, kept.isfinite().tolist(), strict=True):
+        if not fits:
             raise TrainingFailed(
-                f"reward {source.label} is {score}",
+                f"reward {source.label} is {score}, which is no finite number in float32",
                 where=sample.prompt.where,
                 hint=f"the completion was {sample.text[:80]!r}",
             )
