@@ -229,7 +229,7 @@ def _online(config: OnlineConfig, shape: Shape, backbone: float, plan: Plan) -> 
         + 2 * adapter_weights(shape, plan) * TRAINED_BYTES
         + _activations(in_batch, shape, config.gradient_checkpointing)
     )
-    iterations = max(1, config.total_episodes // config.rollout_batch_size)
+    iterations = config.iterations
     steps = iterations * config.num_ppo_epochs * config.num_mini_batches
     # Sampling and four scoring passes at 2, each update at 4 for the policy and as much for values.
     per_token = 10 + 8 * config.num_ppo_epochs

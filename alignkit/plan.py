@@ -28,15 +28,18 @@ from alignkit.artifacts import (
     without_secrets,
 )
 from alignkit.errors import AlignkitError, ModelError, RecipeError, did_you_mean
+from alignkit.function_source import source_of
 from alignkit.model_files import ModelFiles, find_model, sha256_of
 from alignkit.recipe import (
     BackboneConfig,
+    Calls,
     Cosmetic,
     Recipe,
     Refers,
     Source,
     Stage,
     StageConfig,
+    is_function,
     output_of,
 )
 from alignkit.recipe_file import resolve
@@ -132,6 +135,7 @@ class _Planner:
         if isinstance(marker, Source):
             return Input(seal_of(path).sha256, path)
         self.refuse_other_base(path)
+        _refuse_other_kind(path, marker)
         return Input(_directory_hash(path), path)
 
     def refuse_other_base(self, path: Path) -> None:
@@ -168,6 +172,8 @@ class _Planner:
             value = getattr(stage.config, name)
             settings[name] = _hashed(value, inputs) if name in named else value
         settings |= {"seed": seed, "backbone": self.backbone_settings()}
+        if code := _code(stage.config):
+            settings["code"] = code
         plain: dict[str, Any] = plain_value(settings)
         return plain
 
@@ -302,6 +308,28 @@ def _named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
         value = getattr(config, name)
         values = (value,) if isinstance(value, str) else value or ()
         found += [(entry, marker) for entry in values if not marker.means(entry)]
+    return found
+
+
+def _refuse_other_kind(path: Path, marker: Refers) -> None:
+    """Where a reward run is due, an SFT run has no score to give."""
+    if not (path / MANIFEST).is_file():
+        return
+    kind = read_manifest(path).kind
+    if kind not in marker.stages:
+        raise RecipeError(
+            f"a {kind} run where {' or '.join(marker.stages)} is due", where=str(path)
+        )
+
+
+def _code(config: StageConfig) -> dict[str, str]:
+    """Hash of the source of every Python function that the settings name."""
+    found = {}
+    for field_name, _ in config.marked(Calls):
+        value = getattr(config, field_name)
+        for name in (value,) if isinstance(value, str) else value or ():
+            if is_function(name) and (file := source_of(name, Path.cwd())):
+                found[name] = f"sha256:{seal_of(file).sha256}"
     return found
 
 

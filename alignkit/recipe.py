@@ -28,6 +28,7 @@ from alignkit.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+HTTP = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 GATE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 POLICY_KINDS = ("sft", "dpo", "ppo", "rloo")
 EMBEDDED = ("demonstrations", "prompts", "candidates", "validation", "test")
@@ -66,6 +67,11 @@ class Refers:
 def is_function(value: str) -> bool:
     """Whether the value is of the form module:function."""
     return FUNCTION.fullmatch(value) is not None
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Marks a field whose values may be `module:function`: its source enters the content key."""
 
 
 @dataclass(frozen=True)
@@ -471,8 +477,9 @@ class OnlineConfig(StageConfig):
     """Format of the prompt files; without it, it is found and named."""
     reward_model: Annotated[Texts, Refers(("reward",), words=("gold",))] = ()
     """Reward stages or runs that score completions; gold is the embedded task's own scoring."""
-    reward: Texts = ()
-    """Python functions `module:function` taking (prompt, completion) and returning a number."""
+    reward: Annotated[Texts, Calls()] = ()
+    """Python functions `module:function` taking a prompt, a list of messages with role and content,
+    and a completion, a text, and returning a number."""
     reward_url: Texts = ()
     """HTTP services that score completions: a POST of JSON, answered with scores."""
     reward_weights: Numbers | None = None
@@ -534,12 +541,14 @@ class OnlineConfig(StageConfig):
     kl_horizon: Positive = 10_000.0
     """Episodes over which the steering of kl_coef acts."""
     kl_limit: Positive | None = None
-    """KL per completion beyond which training stops at the last good checkpoint."""
+    """KL per completion beyond which the run fails, naming the last checkpoint before it."""
     early_stop_kl: Positive | None = None
     """Approximate KL of one iteration's update at which its remaining passes are skipped."""
     entropy_coef: NotNegative = 0.0
     """Weight of an entropy bonus in the policy's loss."""
-    alarm_judge: Annotated[str | None, Refers(("reward",), words=("gold",), functions=True)] = None
+    alarm_judge: Annotated[
+        str | None, Refers(("reward",), words=("gold",), functions=True), Calls()
+    ] = None
     """Who judges whether the policy exploits its reward: a reward stage or run, a Python function
     `module:function`, or gold. Training stops when its win rate on the held-out prompts falls while
     the score rises. Without it gold judges the embedded task, and elsewhere the reward itself."""
@@ -556,6 +565,11 @@ class OnlineConfig(StageConfig):
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: about 30 % slower, far less memory."""
 
+    @property
+    def iterations(self) -> int:
+        """How often completions are sampled and learned from."""
+        return self.total_episodes // self.rollout_batch_size
+
     @model_validator(mode="after")
     def _rewards_and_batches_fit(self) -> OnlineConfig:
         rewards = len(self.reward_model) + len(self.reward) + len(self.reward_url)
@@ -569,7 +583,19 @@ class OnlineConfig(StageConfig):
                 f"reward_weights has {len(self.reward_weights)} values but there are "
                 f"{rewards} rewards",
             )
+        for name in self.reward:
+            if not is_function(name):
+                raise _wrong("reward", f"reward {name!r} is not of the form module:function")
+        for name, urls in (("reward_url", self.reward_url), ("rollout_url", (self.rollout_url,))):
+            if not all(url is None or HTTP.match(url) for url in urls):
+                raise _wrong(name, f"{name} starts with http:// or https://")
         self._alarm_judge_is_independent()
+        if self.total_episodes < self.rollout_batch_size:
+            raise _wrong(
+                "total_episodes",
+                f"total_episodes {self.total_episodes} is less than one iteration of "
+                f"rollout_batch_size {self.rollout_batch_size}",
+            )
         if self.rollout_batch_size % self.num_mini_batches:
             raise _wrong(
                 "num_mini_batches",
@@ -623,11 +649,10 @@ class PpoConfig(OnlineConfig):
 
     @model_validator(mode="after")
     def _the_policy_has_a_turn(self) -> PpoConfig:
-        iterations = max(1, self.total_episodes // self.rollout_batch_size)
-        if self.value_warmup >= iterations:
+        if self.value_warmup >= self.iterations:
             raise _wrong(
                 "value_warmup",
-                f"value_warmup {self.value_warmup} leaves none of {iterations} iterations "
+                f"value_warmup {self.value_warmup} leaves none of {self.iterations} iterations "
                 "(total_episodes / rollout_batch_size) to the policy",
             )
         return self

@@ -261,7 +261,7 @@ def online_trial(planned: PlannedStage, rehearsal: Rehearsal) -> Trial:
     prompts, times = rehearsal.records(config.prompts, planned, _load_prompts)
     part = _part_of_a_rollout(config)
     path, share = rehearsal.longest(prompts, part // getattr(config, "rloo_k", 1), planned.name)
-    iterations = max(1, config.total_episodes // config.rollout_batch_size)
+    iterations = config.iterations
     little = config.model_copy(
         update={
             "prompts": (CHOSEN,),
@@ -275,6 +275,7 @@ def online_trial(planned: PlannedStage, rehearsal: Rehearsal) -> Trial:
             "warmup_steps": 0,
             "save_steps": 1 << 30,
             "gate": {},
+            **({"value_warmup": 0} if hasattr(config, "value_warmup") else {}),
         }
     )
     validated = _prompts_validated(config, planned, rehearsal, iterations, len(prompts) * times)

@@ -230,6 +230,62 @@ def test_what_is_no_number_is_no_score(function, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_exit_in_a_reward_is_a_failure_like_any_other(function):
+    reward = FunctionReward(function("import sys\ndef score(p, c):\n    sys.exit(0)\n"))
+    with pytest.raises(TrainingFailed, match=r"p.jsonl:7: reward .* failed with SystemExit: 0"):
+        reward.scores([sample("abc", line=7)])
+    with pytest.raises(RecipeError, match=r"cannot be imported \(SystemExit: 3\)"):
+        load_function(function("raise SystemExit(3)\n"))
+
+
+def test_what_a_reward_prints_is_not_taken_for_the_result(function, capsys):
+    name = function("print('loaded')\ndef score(p, c):\n    print('called')\n    return 1\n")
+    FunctionReward(name).scores([sample("abc")])
+    assert capsys.readouterr() == ("", "loaded\ncalled\n")
+
+
+def test_a_reward_may_import_its_neighbours_late(function, tmp_path, monkeypatch):
+    late = f"late_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{late}.py").write_text("VALUE = 5\n")
+    reward = FunctionReward(
+        function(f"def score(p, c):\n    from {late} import VALUE\n    return VALUE\n")
+    )
+    before = list(sys.path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert reward.scores([sample("abc")]) == [5.0]
+    assert sys.path == before
+
+
+def test_a_reward_that_changes_the_directory_does_not_end_the_run(function):
+    name = function("import os\ndef score(p, c):\n    os.chdir('/')\n    return 2\n")
+    assert FunctionReward(name).scores([sample("abc")] * 2) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "parameters", ["completions, **kwargs", "*, prompt, completion", "", "p, c, more", "p"]
+)
+def test_a_function_with_other_parameters_is_refused_before_training(function, parameters):
+    name = function(f"def score({parameters}):\n    return [1.0]\n")
+    with pytest.raises(RecipeError, match=r"takes \(.*\), not a prompt and a completion") as caught:
+        load_function(name)
+    assert str(caught.value).endswith(
+        'expected def score(prompt: list of {"role", "content"}, completion: str) -> float'
+    )
+
+
+def test_a_function_of_whole_batches_is_told_what_is_expected(function):
+    name = function("def score(prompts, completions, **kwargs):\n    return [1.0]\n")
+    with pytest.raises(TrainingFailed, match=r"gave \[1.0\] \(list\).*expected def score\(prompt:"):
+        FunctionReward(name).scores([sample("abc")])
+
+
+@pytest.mark.parametrize("parameters", ["p, c, strict=False", "*both", "p, c, **more"])
+def test_a_function_with_room_for_both_is_taken(function, parameters):
+    name = function(f"def score({parameters}):\n    return 1\n")
+    assert FunctionReward(name).scores([sample("abc")]) == [1.0]
+
+
 def test_scores_are_normalised_clipped_weighted_and_summed():
     # First source: mean 2, deviation 1 -> -1, 1; second: mean 0, deviation 10 -> 1, -1, weight 0.5.
     rewards = Rewards(

@@ -105,10 +105,11 @@ class OnlineTrainer:
         self.prompts, self.sampler, self.rewards = prompts, sampler, rewards
         self.validation, self.critic, self.advantages = validation, critic, advantages
         self.k = completions_per_prompt
-        self.iterations = max(1, config.total_episodes // config.rollout_batch_size)
+        self.iterations = config.iterations
         self.policy = PolicyLearner(backbone, config, context.seed, self.iterations)
         self.state = State(kl_coef=config.kl_coef)
         self.best: dict[str, Tensor] = {}
+        self.told_equal_scores = False
         self.seconds: dict[str, float] = {}
 
     # --- the run -------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class OnlineTrainer:
             while self.state.iteration < self.iterations and alarm is None:
                 with self._naming_the_last_checkpoint():
                     row = self._iterate()
-                alarm = self._evaluate(row) if self._evaluation_is_due() else None
+                    alarm = self._evaluate(row) if self._evaluation_is_due() else None
                 self._write(row)
                 advance(1)
                 stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
@@ -161,6 +162,7 @@ class OnlineTrainer:
         rollout = self.collect(iteration)
         kl = self._penalty(rollout)
         targets = self.advantages(rollout, kl, self.state.kl_coef)
+        self._tell_equal_scores(rollout, targets)
         row: dict[str, float] = {"episode": (iteration + 1) * self.config.rollout_batch_size}
         row |= self._describe(rollout, kl, targets)
         check_iteration(row, self.state.start, self.config)
@@ -227,6 +229,18 @@ class OnlineTrainer:
         return kl_per_token(
             rollout.logps, rollout.ref_logps, rollout.mask, self.config.kl_estimator
         )
+
+    def _tell_equal_scores(self, rollout: Rollout, targets: Targets) -> None:
+        """Once: where a reward tells no completions apart, nobody learns from it."""
+        alike = float(all_rows(rollout.scores).std(unbiased=False)) == 0
+        useless = alike or float(all_sum(targets.advantages.abs().sum())) == 0
+        if useless and not self.told_equal_scores:
+            self.told_equal_scores = True
+            whose = "all completions" if alike else "the completions of each prompt"
+            self.context.say(
+                f"{whose} of iteration {self.state.iteration + 1} got the same score: "
+                "there is nothing in it to learn from the reward"
+            )
 
     def _describe(self, rollout: Rollout, penalty: Tensor, targets: Targets) -> dict[str, float]:
         mask = rollout.mask

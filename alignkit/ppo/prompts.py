@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_prompts
-from alignkit.data.split import split_by_prompt
+from alignkit.data.split import prompt_key, split_by_prompt
 from alignkit.errors import DataError, RecipeError
 from alignkit.ppo.rewards import PracticePrompt
 from alignkit.recipe import OnlineConfig
@@ -24,6 +24,7 @@ def practice_prompts(
     held_out: list[Any] = []
     if config.eval_prompts:
         held_out = load_all(stream_prompts, config.eval_prompts, config, context)
+        _tell_shared(records, held_out, context)
     elif config.eval_fraction:
         kept, split_off = split_by_prompt(records, config.eval_fraction, context.seed)
         records, held_out = list(kept), list(split_off)
@@ -34,6 +35,17 @@ def practice_prompts(
     if not fitted[0]:
         raise DataError("no prompts are left to practise on", where=", ".join(config.prompts))
     return fitted[0], fitted[1]
+
+
+def _tell_shared(records: Sequence[Any], held_out: Sequence[Any], context: StageContext) -> None:
+    """A policy that is judged on what it practised on looks better than it is."""
+    practised = {prompt_key(record) for record in records}
+    shared = sum(prompt_key(record) in practised for record in held_out)
+    if shared:
+        context.say(
+            f"{shared} of {len(held_out)} eval_prompts are among the prompts to practise on: "
+            "the best checkpoint is then chosen partly by what was learned by heart"
+        )
 
 
 def fit_prompts(

@@ -8,12 +8,14 @@ weighted and summed. A failure names the prompt it happened on.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -115,7 +117,7 @@ class FunctionReward:
     """A Python function of (prompt: list of {role, content}, completion: str)."""
 
     def __init__(self, label: str) -> None:
-        self.label = label
+        self.label, self.directory = label, os.getcwd()
         self.function = load_function(label)
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
@@ -123,8 +125,9 @@ class FunctionReward:
 
     def _score(self, sample: Sample) -> float:
         try:
-            given = self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
-        except Exception as error:
+            with _foreign_code(self.directory):
+                given = self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
+        except (Exception, SystemExit) as error:
             # Foreign code raises what it likes; the run stops with the prompt that did it.
             raise TrainingFailed(
                 f"reward {self.label} failed with {type(error).__name__}: {error}",
@@ -367,14 +370,7 @@ def load_function(name: str) -> Callable[..., Any]:
     module_name, colon, function_name = name.partition(":")
     if not colon or not module_name or not function_name:
         raise RecipeError(f"reward {name!r} is not of the form module:function")
-    with _working_directory_first():
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            raise RecipeError(
-                f"reward {name!r}: {module_name} cannot be imported "
-                f"({type(error).__name__}: {error})"
-            ) from error
+    module = _import(name, module_name)
     function = vars(module).get(function_name)
     if not callable(function):
         known = ", ".join(key for key, value in vars(module).items() if callable(value))
@@ -382,16 +378,47 @@ def load_function(name: str) -> Callable[..., Any]:
             f"reward {name!r}: {module_name} has no function {function_name!r}",
             hint=f"It has: {known[:200] or 'none'}",
         )
+    _check_signature(name, function)
     return function
 
 
-@contextmanager
-def _working_directory_first() -> Iterator[None]:
-    sys.path.insert(0, os.getcwd())
+def _import(name: str, module_name: str) -> ModuleType:
     try:
-        yield
+        with _foreign_code(os.getcwd()):
+            return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise RecipeError(
+            f"reward {name!r}: {module_name} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    """Raises RecipeError where a call with a prompt and a completion has no place for them."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind([], "")
+    except TypeError as error:
+        raise RecipeError(
+            f"reward {name!r} takes {signature}, not a prompt and a completion ({error})",
+            hint=f"expected {SIGNATURE}",
+        ) from None
+
+
+@contextmanager
+def _foreign_code(directory: str) -> Iterator[None]:
+    """A user's module is imported or called: `directory` is importable, prints go to stderr."""
+    # Around each call as well as the import, since a function may import its neighbours late. Not
+    # for the whole run: a file of the user's named like a library would take that library's place.
+    sys.path.insert(0, directory)
+    try:
+        with redirect_stdout(sys.stderr):  # stdout belongs to --json
+            yield
     finally:
-        sys.path.remove(os.getcwd())
+        with suppress(ValueError):  # the user's code may have taken it off itself
+            sys.path.remove(directory)
 
 
 def gold_applies(prompts: Sequence[PracticePrompt]) -> bool:

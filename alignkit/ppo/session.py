@@ -18,7 +18,7 @@ from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
-from alignkit.stages.training import finish, moved_share, snapshot, start_adapter
+from alignkit.stages.training import finish, moved_share, share_changed, snapshot, start_adapter
 
 NewCritic = Callable[[Backbone, Rewards, int], ValueLearner]
 
@@ -47,7 +47,12 @@ def practise(
     if held_out:
         judge = open_judge(config, context, backbone, encoder.end_token_id, held_out)
         validation = Validation(sampler, rewards, held_out, config, context.seed, judge)
-    iterations = max(1, config.total_episodes // config.rollout_batch_size)
+    done = config.iterations * config.rollout_batch_size
+    if done != config.total_episodes:
+        context.say(
+            f"{config.iterations} iterations of {config.rollout_batch_size} completions: "
+            f"{done} of total_episodes {config.total_episodes}"
+        )
     trainer = OnlineTrainer(
         backbone,
         config,
@@ -56,7 +61,7 @@ def practise(
         sampler,
         rewards,
         validation,
-        critic(backbone, rewards, iterations) if critic is not None else None,
+        critic(backbone, rewards, config.iterations) if critic is not None else None,
         advantages,
         completions_per_prompt,
     )
@@ -64,8 +69,11 @@ def practise(
     if validation is not None and rank() == 0:
         metrics["frontier"] = frontier(context.metrics_file)
         metrics["samples"] = replies_over_time(trainer.samples_file)
-    metrics["moved_share"] = moved_share(before, backbone.parameters_of(POLICY))
+    moved_share(before, backbone.parameters_of(POLICY))  # raises when nothing was learned
     trainer.restore_best()
+    metrics["moved_share"] = share_changed(before, backbone.parameters_of(POLICY))
+    if trainer.best and not trainer.state.best_iteration:
+        context.say("no evaluation beat the start: the policy that is left is the starting one")
     return leave(trainer, metrics)
 
 

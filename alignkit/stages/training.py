@@ -188,10 +188,15 @@ def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
+def share_changed(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter]) -> float:
+    """Share of entries that differ."""
+    changed = sum(int((after[name].detach() != old).sum()) for name, old in before.items())
+    return changed / max(sum(old.numel() for old in before.values()), 1)
+
+
 def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter]) -> float:
     """Share of entries that differ. Raises TrainingFailed when none does."""
-    changed = sum(int((after[name].detach() != old).sum()) for name, old in before.items())
-    share = changed / max(sum(old.numel() for old in before.values()), 1)
+    share = share_changed(before, after)
     if share == 0:
         raise TrainingFailed(
             "no trainable weight moved", hint="raise the learning rate or the number of steps"
