@@ -126,8 +126,12 @@ def test_a_server_without_token_ids_is_refused_by_name(server):
     state["token_ids"] = None
     with pytest.raises(TrainingFailed, match=r"answered without token ids.*return_token_ids"):
         complete(url, [[1]])
-    with pytest.raises(RecipeError, match="is no http address"):
-        RemotePolicy("localhost", [2])
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://[bad", "http://localhost:99999/v1"])
+def test_an_address_that_is_none_is_refused_at_once(url):
+    with pytest.raises(RecipeError, match="^rollout_url .* is no http address"):
+        RemotePolicy(url, [2])
 
 
 def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workplace, tiny_model):

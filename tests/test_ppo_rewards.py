@@ -40,17 +40,19 @@ class Constant:
 
 @pytest.fixture
 def service():
-    """A real HTTP server; `answers` is a list of functions body -> (status, content)."""
+    """A real HTTP server; `answers` is a list of functions body -> (status, content[, headers])."""
     answers, bodies = [], []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             bodies.append((self.path, body, self.headers.get("Authorization")))
-            status, content = answers[min(len(bodies), len(answers)) - 1](body)
+            status, content, *more = answers[min(len(bodies), len(answers)) - 1](body)
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))
+            for name, value in more[0].items() if more else ():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(raw)
 
@@ -154,9 +156,41 @@ def test_a_service_that_is_not_there_or_hangs_stops_the_run():
         reward.scores([sample("a")])
 
 
-def test_addresses_that_are_none_are_refused():
-    with pytest.raises(RecipeError, match="is no http address"):
-        UrlReward("localhost:8000", timeout=1, batch_size=1)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://localhost/x",
+        "http://",
+        "http://:8000/x",
+        "http://[bad",
+        "http://localhost:99999/x",
+        "http://localhost:eighty/x",
+        "http://a..b/x",
+        "http://localhost/\x01",
+    ],
+)
+def test_addresses_that_are_none_are_refused(url):
+    with pytest.raises(RecipeError, match="^reward_url .* is no http address.* such as http://"):
+        UrlReward(url, timeout=1, batch_size=1)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:80/x", "https://u:p@bücher.example/a?model=b#c"])
+def test_addresses_of_every_kind_are_taken(url):
+    assert UrlReward(url, timeout=1, batch_size=1).label == url
+
+
+def test_a_service_that_moved_is_named_with_its_new_address(service):
+    address, answers, bodies = service
+    answers.append(lambda b: (307, b"", {"Location": "http://elsewhere/x"}))
+    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
+    moved = r"/x answered HTTP 307, which points to http://elsewhere/x$"
+    with pytest.raises(TrainingFailed, match=moved):
+        reward.scores([sample("a")])
+    assert len(bodies) == 1
+    answers[0] = lambda b: (304, b"")
+    with pytest.raises(TrainingFailed, match="/x answered HTTP 304$"):
+        reward.scores([sample("a")])
 
 
 def test_functions_get_messages_and_text(tmp_path, monkeypatch):

@@ -5,11 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-from alignkit.errors import TrainingFailed
+from alignkit.errors import RecipeError, TrainingFailed
 
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRIES = 5
+
+
+def check_address(url: str, *, what: str, example: str) -> SplitResult:
+    """The parts of an http address. Raises RecipeError where nothing can be behind it."""
+    import httpx
+
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port  # raises beyond 65535
+        httpx.URL(url).raw_host.decode("ascii").encode("idna")  # as connecting will do
+    except (ValueError, httpx.InvalidURL) as error:
+        raise RecipeError(
+            f"{what} {url!r} is no http address ({error})", hint=f"such as {example}"
+        ) from None
+    if not is_address:
+        raise RecipeError(f"{what} {url!r} is no http address", hint=f"such as {example}")
+    return parts
 
 
 def post_json(
@@ -29,9 +48,10 @@ def post_json(
     in all, waiting twice as long each time.
     """
     answer = _answer(url, body, what, timeout, key, where, wait)
-    if answer.status_code >= 400:
+    # Redirects are not followed: a POST may become a GET on the way, and the key is for this host.
+    if answer.status_code >= 300:
         raise TrainingFailed(
-            f"{what} {url} answered HTTP {answer.status_code}: {answer.text[:200]}", where=where
+            f"{what} {url} answered HTTP {answer.status_code}{_said(answer)}", where=where
         )
     if not as_json:
         return answer.text
@@ -41,6 +61,13 @@ def post_json(
         raise TrainingFailed(
             f"{what} {url} did not answer in JSON: {answer.text[:80]!r}", where=where
         ) from None
+
+
+def _said(answer: Any) -> str:
+    if (target := answer.headers.get("Location")) and answer.status_code < 400:
+        return f", which points to {target[:200]}"
+    text = " ".join(answer.text.split())[:200]
+    return f": {text}" if text else ""
 
 
 def _answer(

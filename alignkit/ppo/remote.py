@@ -14,12 +14,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from alignkit.backbone import POLICY, Backbone
-from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.errors import TrainingFailed
 from alignkit.generation import Completion
-from alignkit.ppo.http import post_json
+from alignkit.ppo.http import check_address, post_json
 
 TIMEOUT = 600.0  # seconds for one batch of completions
 
@@ -28,11 +27,7 @@ class RemotePolicy:
     """The policy on a server at `url` (ending in /v1), reloaded for each rollout."""
 
     def __init__(self, url: str, stop_token_ids: Sequence[int], *, wait: float = 0.5) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise RecipeError(
-                f"rollout_url {url!r} is no http address", hint="such as http://localhost:8000/v1"
-            )
+        check_address(url, what="rollout_url", example="http://localhost:8000/v1")
         self.url, self.stop_token_ids, self.wait = url.rstrip("/"), list(stop_token_ids), wait
         self.loaded: str | None = None
         self.count = 0

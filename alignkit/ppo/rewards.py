@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from alignkit.backbone import REWARD, Backbone
 from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.heads import Scale
 from alignkit.logps import Group
-from alignkit.ppo.http import post_json
+from alignkit.ppo.http import check_address, post_json
 from alignkit.recipe import OnlineConfig, is_function
 from alignkit.reward_model import RewardModel
 from alignkit.stages.context import StageContext
@@ -174,11 +174,7 @@ class UrlReward:
 
     def __init__(self, url: str, *, timeout: float, batch_size: int, wait: float = 0.5) -> None:
         self.label, self.timeout, self.batch_size, self.wait = url, timeout, batch_size, wait
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise RecipeError(
-                f"reward_url {url!r} is no http address", hint="such as http://localhost:8000/score"
-            )
+        parts = check_address(url, what="reward_url", example="http://localhost:8000/score")
         self.model = parse_qs(parts.query).get("model", [None])[0]
         self.dialect = DIALECTS["score" if parts.path.endswith("/score") else "plain"]
 
