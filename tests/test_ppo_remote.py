@@ -23,7 +23,7 @@ __all__ = ["workplace"]
 def server():
     """Answers as vLLM does; `state` holds what it was asked and which adapters it has."""
     state = {"asked": [], "adapters": set(), "token_ids": [40, 41, 2]}
-    state |= {"finish": "stop", "varied": 0}
+    state |= {"finish": "stop", "varied": 0, "indices": None}
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -52,7 +52,7 @@ def server():
         said = state["token_ids"]
         choices = [
             {"index": i, "token_ids": said and [*said], "finish_reason": state["finish"]}
-            for i in range(len(body["prompt"]))
+            for i in (state["indices"] or range(len(body["prompt"])))
         ]
         for choice in choices if state["varied"] else []:
             # Each prompt is sampled from the request's seed, so that twins come out alike.
@@ -74,8 +74,8 @@ def server():
     thread.join()
 
 
-def complete(url, prompts):
-    policy = RemotePolicy(url, [2, 5], wait=0.001)
+def complete(url, prompts, vocabulary=None):
+    policy = RemotePolicy(url, [2, 5], vocabulary=vocabulary, wait=0.001)
     policy.loaded = "known"
     return policy.complete(prompts, max_new_tokens=4, temperature=0.7, seed=3, batch_size=2)
 
@@ -128,6 +128,48 @@ def test_a_server_without_token_ids_is_refused_by_name(server):
         complete(url, [[1]])
 
 
+@pytest.mark.parametrize("indices", [[0, 0], [0, 2], [-1, 0], [1, 2]])
+def test_choices_that_are_not_numbered_each_once_are_refused(server, indices):
+    url, state = server
+    state["adapters"].add("known")
+    state["indices"] = indices
+    with pytest.raises(TrainingFailed, match=rf"^rollout_url {url} numbered its 2 choices \["):
+        complete(url, [[1], [3]])
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "message"),
+    [
+        (["a", 2], "gave 'a' as a token id"),
+        (["40", 2], "gave '40' as a token id"),
+        ([1.0, 2], "gave '1.0' as a token id"),
+        ([True, 2], "gave 'True' as a token id"),
+        ([-1, 2], "gave '-1' as a token id"),
+        ("2", "gave '2' as a token id"),
+        ([320, 2], "gave token id 320, but this model has 320"),
+        ([40] * 5 + [2], "gave 6 tokens where at most 4 were asked for"),
+    ],
+)
+def test_token_ids_that_the_model_has_not_are_refused(server, token_ids, message):
+    url, state = server
+    state["adapters"].add("known")
+    state["token_ids"] = token_ids
+    with pytest.raises(TrainingFailed, match=f"^rollout_url {url} {message}"):
+        complete(url, [[1]], vocabulary=320)
+
+
+def test_token_ids_up_to_the_limits_are_taken(server):
+    url, state = server
+    state["adapters"].add("known")
+    state["token_ids"] = [0, 319, 40, 40]
+    assert complete(url, [[1]], vocabulary=320)[0].ids == [0, 319, 40, 40, 2]
+    state["finish"] = "length"
+    assert complete(url, [[1]], vocabulary=320)[0].ids == [0, 319, 40, 40]
+    state["token_ids"] = [40] * 5
+    with pytest.raises(TrainingFailed, match="gave 5 tokens where at most 4"):
+        complete(url, [[1]], vocabulary=320)
+
+
 @pytest.mark.parametrize("url", ["localhost", "http://[bad", "http://localhost:99999/v1"])
 def test_an_address_that_is_none_is_refused_at_once(url):
     with pytest.raises(RecipeError, match="^rollout_url .* is no http address"):
@@ -144,3 +186,11 @@ def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workpla
     assert row["objective/kl"] == 0
     assert row["objective/entropy"] == pytest.approx(3 * 5.77, rel=0.1)  # log 320 a token
     assert len(state["adapters"]) == 1
+
+
+def test_a_server_with_another_model_is_refused_before_a_step(server, workplace, tiny_model):
+    url, state = server
+    state["token_ids"] = [10**6, 2]
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    with pytest.raises(TrainingFailed, match="gave token id 1000000, but this model has 320"):
+        rloo.run(settings(RlooConfig, rollout_url=url, total_episodes=32), context)

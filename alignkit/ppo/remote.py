@@ -24,11 +24,22 @@ TIMEOUT = 600.0  # seconds for one batch of completions
 
 
 class RemotePolicy:
-    """The policy on a server at `url` (ending in /v1), reloaded for each rollout."""
+    """The policy on a server at `url` (ending in /v1), reloaded for each rollout.
 
-    def __init__(self, url: str, stop_token_ids: Sequence[int], *, wait: float = 0.5) -> None:
+    `vocabulary` is how many token ids the model here knows; None takes every id.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        stop_token_ids: Sequence[int],
+        *,
+        vocabulary: int | None = None,
+        wait: float = 0.5,
+    ) -> None:
         check_address(url, what="rollout_url", example="http://localhost:8000/v1")
         self.url, self.stop_token_ids, self.wait = url.rstrip("/"), list(stop_token_ids), wait
+        self.vocabulary = vocabulary
         self.loaded: str | None = None
         self.count = 0
 
@@ -78,13 +89,15 @@ class RemotePolicy:
                         "return_token_ids": True,
                     },
                 )
-                for row, completion in zip(rows, self._read(answer, len(rows)), strict=True):
+                completions = self._read(answer, len(rows), max_new_tokens)
+                for row, completion in zip(rows, completions, strict=True):
                     found[start + row] = completion
         return [completion for completion in found if completion is not None]
 
-    def _read(self, answer: Any, expected: int) -> list[Completion]:
+    def _read(self, answer: Any, expected: int, max_new_tokens: int) -> list[Completion]:
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            indices = [choice["index"] for choice in choices]
             completions = [self._completion(choice) for choice in choices]
         except (KeyError, TypeError):
             raise TrainingFailed(
@@ -95,18 +108,47 @@ class RemotePolicy:
             raise TrainingFailed(
                 f"rollout_url {self.url} gave {len(completions)} completions for {expected} prompts"
             )
+        if indices != list(range(expected)):
+            raise TrainingFailed(
+                f"rollout_url {self.url} numbered its {expected} choices {str(indices)[:80]}",
+                hint=f"each index from 0 to {expected - 1} must come once, to tell whose it is",
+            )
+        for completion in completions:
+            self._check_ids(completion, max_new_tokens)
         return completions
 
     def _completion(self, choice: Any) -> Completion:
         """Ids that end in the stop token if it came; servers differ in whether they keep it."""
-        ids = [int(token) for token in choice["token_ids"]]
+        ids = list(choice["token_ids"])
         stopped = choice["finish_reason"] == "stop"
         if stopped and (not ids or ids[-1] not in self.stop_token_ids):
             reason = choice.get("stop_reason")
-            ids.append(reason if isinstance(reason, int) else self.stop_token_ids[0])
+            ids.append(reason if type(reason) is int else self.stop_token_ids[0])
         if not ids:
             raise KeyError("token_ids")
         return Completion(ids, stopped)
+
+    def _check_ids(self, completion: Completion, max_new_tokens: int) -> None:
+        """Raises TrainingFailed at ids that this model has not, or at more of them than asked."""
+        for token in completion.ids:
+            if type(token) is not int or token < 0:
+                raise TrainingFailed(
+                    f"rollout_url {self.url} gave {str(token)[:40]!r} as a token id",
+                    hint="token_ids must be a list of numbers from 0 on",
+                )
+            if self.vocabulary is not None and token >= self.vocabulary:
+                raise TrainingFailed(
+                    f"rollout_url {self.url} gave token id {token}, but this model has "
+                    f"{self.vocabulary}",
+                    hint="the server must hold the same model as this run",
+                )
+        # A stop token that the server left out was put back, and may be one more than asked for.
+        if len(completion.ids) > max_new_tokens + completion.stopped:
+            raise TrainingFailed(
+                f"rollout_url {self.url} gave {len(completion.ids)} tokens where at most "
+                f"{max_new_tokens} were asked for",
+                hint="it must keep to max_tokens",
+            )
 
     def _post(self, call: str, body: dict[str, Any]) -> Any:
         return post_json(

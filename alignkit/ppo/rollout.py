@@ -80,7 +80,8 @@ class Sampler:
         self.encoder = Encoder(backbone.tokenizer)
         self.stop_token_ids = sorted(stop_token_ids)
         url = config.rollout_url
-        self.remote = RemotePolicy(url, self.stop_token_ids) if url else None
+        vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
+        self.remote = RemotePolicy(url, self.stop_token_ids, vocabulary=vocabulary) if url else None
         # Log-probs seen while sampling equal the update's in fp32, up to rounding; elsewhere they
         # are scored again. The loop turns this off where a model rounds too much.
         self.captures_logps = (
