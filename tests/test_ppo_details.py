@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -438,19 +439,19 @@ def score(prompt, completion):
 """
 
 
+def seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def test_a_reward_that_draws_numbers_goes_on_where_it_stopped(workplace, tiny_model, monkeypatch):
     (workplace / "toy_drawn.py").write_text(DRAWN)
     config = settings(RlooConfig, reward=("toy_drawn:score",), save_steps=2)
 
-    def seeded():
-        import random
-
-        random.seed(7)
-        np.random.seed(7)
-        torch.manual_seed(7)
-
-    seeded()
-    whole = surroundings(workplace / "whole", tiny_model("llama"))
+    model = tiny_model("llama")
+    seed_all(7)
+    whole = surroundings(workplace / "whole", model)
     expected = rloo.run(config, whole)
     iterate = OnlineTrainer._iterate
 
@@ -459,14 +460,45 @@ def test_a_reward_that_draws_numbers_goes_on_where_it_stopped(workplace, tiny_mo
             raise KeyboardInterrupt
         return iterate(self)
 
-    seeded()
-    broken = surroundings(workplace / "broken", tiny_model("llama"))
+    seed_all(7)
+    broken = surroundings(workplace / "broken", model)
     monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
     with pytest.raises(KeyboardInterrupt):
         rloo.run(config, broken)
     monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
-    again = surroundings(workplace / "broken", tiny_model("llama"))
+    again = surroundings(workplace / "broken", model)
     assert rloo.run(config, again) == expected
+
+
+AWAY = (
+    DRAWN
+    + """
+left = [10**9]
+def away(prompt, completion):
+    left[0] -= 1
+    if left[0] == 0:
+        raise ConnectionError("the service is away")
+    return score(prompt, completion)
+"""
+)
+
+
+def test_what_was_learned_before_a_reward_gave_up_is_kept(workplace, tiny_model):
+    """No checkpoint was due; the run goes on to the bits of one that nothing happened to."""
+    (workplace / "toy_away.py").write_text(AWAY)
+    config = settings(RlooConfig, reward=("toy_away:away",))
+    model = tiny_model("llama")
+    seed_all(7)
+    expected = rloo.run(config, surroundings(workplace / "whole", model))
+
+    import toy_away
+
+    asked = 10**9 - toy_away.left[0]
+    toy_away.left[0] = asked - 5  # in the last of four iterations
+    seed_all(7)
+    with pytest.raises(TrainingFailed, match=r"the service is away.*checkpoint-3 is intact"):
+        rloo.run(config, surroundings(workplace / "broken", model))
+    assert rloo.run(config, surroundings(workplace / "broken", model)) == expected
 
 
 def test_advantages_are_whitened_over_the_whole_rollout_and_returns_are_not(place):

@@ -159,7 +159,7 @@ class OnlineTrainer:
         """One iteration: rollout, scores, advantages, update. Its numbers, by their usual names."""
         self.seconds = {}
         iteration = self.state.iteration
-        rollout = self.collect(iteration)
+        rollout = self._collect_or_save(iteration)
         kl = self._penalty(rollout)
         targets = self.advantages(rollout, kl, self.state.kl_coef)
         self._tell_equal_scores(rollout, targets)
@@ -186,6 +186,18 @@ class OnlineTrainer:
         return self.critic.config.value_warmup if self.critic is not None else 0
 
     # --- rollout -------------------------------------------------------------------------------
+
+    def _collect_or_save(self, iteration: int) -> Rollout:
+        """Where a reward or a service gives up, what was learned until then is sealed."""
+        before = random_state()
+        try:
+            return self.collect(iteration)
+        except TrainingFailed:
+            # One rank alone may have failed, and cannot wait for the others.
+            if world_size() == 1 and iteration and not self._checkpoint_is_due():
+                restore_random_state(before)
+                self._save()
+            raise
 
     def collect(self, iteration: int) -> Rollout:
         """Sample this iteration's completions and measure them."""
