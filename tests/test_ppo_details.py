@@ -118,6 +118,15 @@ def test_heads_start_from_the_width_of_the_model():
     assert float(ScalarHead(8, zero=True).linear.weight.detach().abs().max()) == 0
 
 
+def test_an_alarm_that_cannot_ring_is_said(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    few = settings(total_episodes=16, eval_prompts=("prompts.jsonl",))
+    ppo.run(few, context)
+    prompts = len((workplace / "prompts.jsonl").read_text().splitlines())
+    assert prompts < 8  # two standard errors of a win rate are then above a half
+    assert any(f"{prompts} prompts are too few for it" in line for line in context.say)
+
+
 def test_scores_are_normalised_by_the_starting_policys_and_the_scale_is_left(workplace, tiny_model):
     context = surroundings(workplace / "run", tiny_model("llama"))
     metrics = ppo.run(settings(reward_clip=None), context)

@@ -120,7 +120,11 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         return click.option(*names, default=None, help=shown)
     several = kind is tuple
     return click.option(
-        *names, multiple=several, default=None, metavar=_metavar(field.annotation), help=shown
+        *names,
+        multiple=several,
+        default=None,
+        metavar=_metavar(field.annotation),
+        help=f"{shown}{' Give it again for another.' if several else ''}",
     )
 
 

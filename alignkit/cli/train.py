@@ -33,7 +33,9 @@ def stage_command(kind: str) -> click.Command:
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Any setting, also trainer.KEY of the trainer underneath; VALUE is YAML.",
+        help="Any setting, also trainer.KEY of the trainer underneath; VALUE is YAML."
+        if "trainer" in config.model_fields
+        else "Any setting; VALUE is YAML.",
     )
     @click.option("--fresh", is_flag=True, help="Start over, dropping what DIR holds of a run.")
     @click.option(

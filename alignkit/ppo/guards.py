@@ -78,6 +78,11 @@ class Evaluation:
     prompts: int
 
 
+def chance(prompts: int) -> float:
+    """How far two win rates on these prompts may differ by chance: two standard errors."""
+    return 2 * math.sqrt(0.5 / prompts)
+
+
 def reward_hacking(history: Sequence[Evaluation], judge: str) -> str | None:
     """The alarm: the score still rises while `judge` prefers the policy less, beyond chance; or
     None. Where the reward judges itself, a few completions please it ever more and most get worse.
@@ -85,8 +90,7 @@ def reward_hacking(history: Sequence[Evaluation], judge: str) -> str | None:
     if len(history) < 2:
         return None
     now, best = history[-1], max(history[:-1], key=lambda seen: seen.win_rate)
-    chance = 2 * math.sqrt(0.5 / now.prompts)
-    if now.score > best.score and now.win_rate < best.win_rate - chance:
+    if now.score > best.score and now.win_rate < best.win_rate - chance(now.prompts):
         return (
             f"the score rose from {best.score:.3g} to {now.score:.3g} since iteration "
             f"{best.iteration} while the win rate by {judge} fell from {best.win_rate:.0%} to "

@@ -39,7 +39,7 @@ from alignkit.ppo.advantages import (
     next_kl_coef,
     penalize_missing_stop,
 )
-from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
+from alignkit.ppo.guards import Evaluation, Start, chance, check_iteration, reward_hacking
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
 from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
@@ -318,7 +318,9 @@ class OnlineTrainer:
         self._check_reference(samples[:few])
         self._check_capture(samples[:few], completions[:few])
         if self.validation is not None:
-            self.context.say(f"the alarm of reward hacking asks {self._judge}")
+            held_out = len(self.validation.prompts)
+            doubt = "" if chance(held_out) < 0.5 else f"; {held_out} prompts are too few for it"
+            self.context.say(f"the alarm of reward hacking asks {self._judge}{doubt}")
             look = self.validation.look(self.config.kl_coef)
             self._record(look)
             if rank() == 0:
