@@ -585,6 +585,30 @@ def died_and_went_on(stage, config, surround, monkeypatch):
     return expected, whole, stage.run(config, again), again
 
 
+def test_log_probs_that_were_scored_again_are_so_after_a_stop(workplace, tiny_model, monkeypatch):
+    def surround(name):
+        return surroundings(workplace / name, tiny_model("llama"))
+
+    config = settings(RlooConfig, save_steps=2)
+    usual, iterate, asked = loop.CAPTURE_TOLERANCE, OnlineTrainer._iterate, []
+    monkeypatch.setattr(loop, "CAPTURE_TOLERANCE", -1.0)
+
+    def dies(self):
+        if self.state.iteration == 3:
+            raise KeyboardInterrupt
+        return iterate(self)
+
+    monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        rloo.run(config, surround("run"))
+    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+    monkeypatch.setattr(loop, "CAPTURE_TOLERANCE", usual)
+    right = Sampler.logps
+    monkeypatch.setattr(Sampler, "logps", lambda *given: [asked.append(given[2]), right(*given)][1])
+    rloo.run(config, surround("run"))
+    assert asked == [POLICY, "ref"] * 2
+
+
 def test_the_best_policy_from_before_a_stop_is_the_one_that_is_left(
     workplace, tiny_model, monkeypatch
 ):
