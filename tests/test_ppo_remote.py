@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.backbone import Backbone
 from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.generation import generate
 from alignkit.ppo.remote import RemotePolicy
-from alignkit.recipe import RlooConfig
-from alignkit.stages import rloo
-from tests.test_ppo_loop import rows_of, settings, surroundings, workplace
+from alignkit.recipe import BackboneConfig, RlooConfig
+from alignkit.stages import ppo, rloo
+from tests.test_ppo_loop import clear_model, rows_of, settings, surroundings, workplace
 
-__all__ = ["workplace"]
+__all__ = ["clear_model", "workplace"]
 
 
 @pytest.fixture
@@ -41,6 +43,8 @@ def server():
     def load(body):
         assert (Path(body["lora_path"]) / "adapter_model.safetensors").exists()
         state["adapters"].add(body["lora_name"])
+        if "load" in state:
+            state["load"](body["lora_name"], Path(body["lora_path"]))
         return b"Success"
 
     def unload(body):
@@ -49,6 +53,13 @@ def server():
 
     def complete(body):
         assert body["model"] in state["adapters"]
+        if "write" in state:
+            written = enumerate(state["write"](body))
+            choices = [
+                {"index": i, "token_ids": c.ids, "finish_reason": "stop" if c.stopped else "length"}
+                for i, c in written
+            ]
+            return json.dumps({"choices": choices}).encode()
         said = state["token_ids"]
         choices = [
             {"index": i, "token_ids": said and [*said], "finish_reason": state["finish"]}
@@ -186,6 +197,49 @@ def test_rloo_trains_on_a_servers_completions_with_our_log_probs(server, workpla
     assert row["objective/kl"] == 0
     assert row["objective/entropy"] == pytest.approx(3 * 5.77, rel=0.1)  # log 320 a token
     assert len(state["adapters"]) == 1
+
+
+@pytest.fixture
+def sampling(server, clear_model):
+    """The server, now with the base and the adapters that it is given, and sampling from them."""
+    url, state = server
+    backbone = Backbone.load(BackboneConfig(model_name_or_path=str(clear_model), lora_r=4))
+
+    def write(body):
+        with backbone.role(body["model"]) as model:
+            return generate(
+                model,
+                body["prompt"],
+                max_new_tokens=body["max_tokens"],
+                temperature=state["heat"] * body["temperature"],
+                seed=body["seed"],
+                batch_size=64,
+                stop_token_ids=body["stop_token_ids"],
+                pad_token_id=0,
+            )
+
+    state |= {"heat": 1.0, "load": backbone.load_adapter, "write": write}
+    yield url, state
+    backbone.clear()
+
+
+@pytest.mark.parametrize(("heat", "suspected"), [(1.0, False), (0.5, True), (2.0, True)])
+def test_a_server_that_samples_the_policy_trains_it_and_one_that_samples_otherwise_is_told(
+    sampling, workplace, clear_model, heat, suspected
+):
+    url, state = sampling
+    state["heat"] = heat
+    context = surroundings(workplace / "run", clear_model)
+    wanted = settings(
+        rollout_url=url, total_episodes=320, rollout_batch_size=64, learning_rate=4e-3
+    )
+    ppo.run(wanted, context)
+    assert (
+        any("surprising than samples of this policy" in line for line in context.say) is suspected
+    )
+    if not suspected:
+        first, *_, last = (row["rewards/toy_reward:letters"] for row in rows_of(context))
+        assert last > 1.2 * first
 
 
 def test_a_server_with_another_model_is_refused_before_a_step(server, workplace, tiny_model):

@@ -8,6 +8,7 @@ random states are saved. 2N iterations equal N, a stop and N more, to the bit.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from alignkit.ppo.advantages import (
     k3,
     kl_per_token,
     masked_mean,
+    masked_moments,
     next_kl_coef,
     penalize_missing_stop,
 )
@@ -58,6 +60,7 @@ from alignkit.stages.context import StageContext
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
 ITSELF = "the training reward itself"
+STANDARD_ERRORS = 5  # beyond which a difference is no chance
 CAPTURE_TOLERANCE = 5e-5  # nats; half of what the first update of an iteration allows
 
 
@@ -109,7 +112,7 @@ class OnlineTrainer:
         self.policy = PolicyLearner(backbone, config, context.seed, self.iterations)
         self.state = State(kl_coef=config.kl_coef)
         self.best: dict[str, Tensor] = {}
-        self.told_equal_scores = False
+        self.told_equal_scores = self.told_foreign = False
         self.seconds: dict[str, float] = {}
 
     # --- the run -------------------------------------------------------------------------------
@@ -171,6 +174,7 @@ class OnlineTrainer:
                 row |= self.policy.update(rollout, targets.advantages, iteration)
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
+        self._tell_foreign_samples(rollout, row)
         self.state.kl_coef = next_kl_coef(
             self.state.kl_coef,
             row["objective/kl"],
@@ -252,6 +256,25 @@ class OnlineTrainer:
             self.context.say(
                 f"{whose} of iteration {self.state.iteration + 1} got the same score: "
                 "there is nothing in it to learn from the reward"
+            )
+
+    def _tell_foreign_samples(self, rollout: Rollout, row: Mapping[str, float]) -> None:
+        """Once: a server's completions must be samples of this policy, or KL and gradients mislead.
+
+        Over samples of a policy −log p is on average its entropy, prefix by prefix.
+        """
+        if self.sampler.remote is None or self.told_foreign or "policy/entropy_avg" not in row:
+            return
+        mean, variance = masked_moments(-rollout.logps, rollout.mask)
+        gap = float(mean) - row["policy/entropy_avg"]
+        count = float(all_sum(rollout.mask.sum()))
+        if abs(gap) > STANDARD_ERRORS * math.sqrt(float(variance) / count):
+            self.told_foreign = True
+            self.context.say(
+                f"the server's completions are {abs(gap):.2g} nats a token "
+                f"{'less' if gap < 0 else 'more'} surprising than samples of this policy: its "
+                "model or quantization is another, or it samples otherwise than at temperature "
+                f"{self.config.temperature:g} from all tokens"
             )
 
     def _describe(self, rollout: Rollout, penalty: Tensor, targets: Targets) -> dict[str, float]:
