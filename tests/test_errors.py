@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from alignkit.errors import DataError, ErrorList, RecipeError, did_you_mean, pick
@@ -33,3 +36,32 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert did_you_mean("zzz", ["beta"]) == ""
     with pytest.raises(RecipeError, match="unknown loss 'sigmoidd'; did you mean 'sigmoid'"):
         pick({"sigmoid": 1, "hinge": 2}, "sigmoidd", what="loss")
+
+
+SWALLOWED = """
+import os, signal
+import click
+from pydantic import BaseModel, model_serializer
+from alignkit import cli
+
+class Row(BaseModel):
+    @model_serializer
+    def _written(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+@click.command()
+def written():
+    Row().model_dump_json()
+
+cli.COMMANDS["written"] = ("__main__", "written", "One row.")
+cli.main(["written"])
+"""
+
+
+def test_an_interrupt_that_a_library_made_an_error_of_its_own_is_an_interrupt() -> None:
+    """pydantic gives no KeyboardInterrupt on, not even as the cause of what it raises."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")

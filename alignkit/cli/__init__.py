@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -107,14 +110,35 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
         os.environ["ALIGNKIT_QUIET"] = "1"
 
 
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Each Ctrl-C that came: a library may turn the KeyboardInterrupt into an error of its own."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or somebody else's
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 the user must change something."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        # Without click's own handling, `ctx.exit(n)` comes back as a value.
-        code = cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
+        with _noting_interrupts() as interrupts:
+            # Without click's own handling, `ctx.exit(n)` comes back as a value.
+            code = cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -136,6 +160,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
+        if interrupts:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in NO_SPACE:
