@@ -54,7 +54,7 @@ class Row(BaseModel):
 def written():
     Row().model_dump_json()
 
-cli.COMMANDS["written"] = ("__main__", "written", "One row.")
+cli.cli.add_command(written)
 cli.main(["written"])
 """
 

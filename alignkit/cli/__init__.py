@@ -160,16 +160,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        if interrupts:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        if debug:
+        if debug and not interrupts:
             raise
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            click.echo(f"disk full at {error.filename or os.getcwd()}. Free some space", err=True)
-            sys.exit(1)
-        from alignkit.cli.crash import tell_crash
-
-        tell_crash(error)
-        sys.exit(1)
+        sys.exit(_told(error, interrupted=bool(interrupts)))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception, *, interrupted: bool) -> int:
+    """Say what nobody foresaw; the exit code."""
+    if interrupted:
+        click.echo("interrupted", err=True)
+        return 130
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        click.echo(f"disk full at {error.filename or os.getcwd()}. Free some space", err=True)
+        return 1
+    from alignkit.cli.crash import tell_crash
+
+    tell_crash(error)
+    return 1
