@@ -448,6 +448,20 @@ def score(prompt, completion):
 """
 
 
+def killed_in_its_fourth_iteration(run, monkeypatch):
+    iterate = OnlineTrainer._iterate
+
+    def dies(self):
+        if self.state.iteration == 3:
+            raise KeyboardInterrupt
+        return iterate(self)
+
+    monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+
+
 def seed_all(seed):
     random.seed(seed)
     np.random.seed(seed)
@@ -462,19 +476,9 @@ def test_a_reward_that_draws_numbers_goes_on_where_it_stopped(workplace, tiny_mo
     seed_all(7)
     whole = surroundings(workplace / "whole", model)
     expected = rloo.run(config, whole)
-    iterate = OnlineTrainer._iterate
-
-    def dies(self):
-        if self.state.iteration == 3:
-            raise KeyboardInterrupt
-        return iterate(self)
-
     seed_all(7)
     broken = surroundings(workplace / "broken", model)
-    monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
-    with pytest.raises(KeyboardInterrupt):
-        rloo.run(config, broken)
-    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+    killed_in_its_fourth_iteration(lambda: rloo.run(config, broken), monkeypatch)
     again = surroundings(workplace / "broken", model)
     assert rloo.run(config, again) == expected
 
@@ -570,17 +574,7 @@ def died_and_went_on(stage, config, surround, monkeypatch):
     """Metrics and contexts of a whole run and of one that died in its fourth iteration."""
     whole = surround("whole")
     expected = stage.run(config, whole)
-    iterate = OnlineTrainer._iterate
-
-    def dies(self):
-        if self.state.iteration == 3:
-            raise KeyboardInterrupt
-        return iterate(self)
-
-    monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
-    with pytest.raises(KeyboardInterrupt):
-        stage.run(config, surround("broken"))
-    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+    killed_in_its_fourth_iteration(lambda: stage.run(config, surround("broken")), monkeypatch)
     again = surround("broken")
     return expected, whole, stage.run(config, again), again
 
@@ -590,18 +584,9 @@ def test_log_probs_that_were_scored_again_are_so_after_a_stop(workplace, tiny_mo
         return surroundings(workplace / name, tiny_model("llama"))
 
     config = settings(RlooConfig, save_steps=2)
-    usual, iterate, asked = loop.CAPTURE_TOLERANCE, OnlineTrainer._iterate, []
+    usual, asked = loop.CAPTURE_TOLERANCE, []
     monkeypatch.setattr(loop, "CAPTURE_TOLERANCE", -1.0)
-
-    def dies(self):
-        if self.state.iteration == 3:
-            raise KeyboardInterrupt
-        return iterate(self)
-
-    monkeypatch.setattr(OnlineTrainer, "_iterate", dies)
-    with pytest.raises(KeyboardInterrupt):
-        rloo.run(config, surround("run"))
-    monkeypatch.setattr(OnlineTrainer, "_iterate", iterate)
+    killed_in_its_fourth_iteration(lambda: rloo.run(config, surround("run")), monkeypatch)
     monkeypatch.setattr(loop, "CAPTURE_TOLERANCE", usual)
     right = Sampler.logps
     monkeypatch.setattr(Sampler, "logps", lambda *given: [asked.append(given[2]), right(*given)][1])
