@@ -176,7 +176,7 @@ def lost_in(record: Record, row: Fields, form: Format) -> list[str]:
     return [
         key
         for key in KINDS[record.kind].model_fields
-        if key != "source" and canonical(before[key]) != canonical(after[key])
+        if key != "source" and canonical(before.get(key)) != canonical(after.get(key))
     ]
 
 

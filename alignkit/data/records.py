@@ -26,7 +26,10 @@ class _Strict(BaseModel):
 
 
 class Message(_Strict):
-    """One turn of a conversation; `train` says whether its tokens are a target (null: by role)."""
+    """One turn of a conversation; `train` says whether its tokens are a target (null: by role).
+
+    Everything but `train` and `extra` reaches the chat template under its own name.
+    """
 
     role: Role
     content: str = ""
@@ -34,6 +37,8 @@ class Message(_Strict):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    thinking: str | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
@@ -66,14 +71,37 @@ class Record(_Strict):
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
-class Demonstration(Record):
+TEMPLATE_KEYS = ("tools", "documents", "chat_template_kwargs")
+
+
+class Conversation(Record):
+    """A record with a conversation, and what its chat template is given beside the messages.
+
+    `tools` are JSON schemas of functions, `documents` texts to answer from, and
+    `chat_template_kwargs` further variables of the template (`enable_thinking`, say).
+    """
+
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_template_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if value is not None or key not in TEMPLATE_KEYS
+        }
+
+
+class Demonstration(Conversation):
     """A conversation to imitate."""
 
     kind: Literal["demonstration"] = "demonstration"
     messages: Annotated[Messages, Field(min_length=1)]
 
 
-class Prompt(Record):
+class Prompt(Conversation):
     """A conversation that waits for the next assistant turn."""
 
     kind: Literal["prompt"] = "prompt"
@@ -103,7 +131,7 @@ def _known(ranks: dict[str, int] | None, cids: set[str]) -> None:
         raise ValueError(f"ranks name {unknown[0]!r}, which is no candidate")
 
 
-class Candidates(Record):
+class Candidates(Conversation):
     """A prompt and completions nobody has ranked yet; `gold` is the expected ranks, if known."""
 
     kind: Literal["candidates"] = "candidates"
@@ -117,7 +145,7 @@ class Candidates(Record):
         return self
 
 
-class Ranking(Record):
+class Ranking(Conversation):
     """A prompt and ranked completions: 1 is best, equal is a tie, missing is unranked."""
 
     kind: Literal["ranking"] = "ranking"
@@ -133,7 +161,7 @@ class Ranking(Record):
         return self
 
 
-class Preference(Record):
+class Preference(Conversation):
     """Two completions of a prompt, one preferred (`tie`: neither).
 
     `group` names the ranking it was cut from; the weights of a group sum to one. `prompt_chosen`
@@ -152,7 +180,7 @@ class Preference(Record):
     prompt_rejected: Messages | None = None
 
 
-class Label(Record):
+class Label(Conversation):
     """A completion somebody called good or bad, without a partner."""
 
     kind: Literal["label"] = "label"

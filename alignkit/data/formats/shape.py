@@ -181,7 +181,7 @@ ROLES = {
 }
 
 _PLAIN = frozenset(("role", "content"))
-_TOOL_FIELDS = ("name", "tool_calls", "tool_call_id")
+_TOOL_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
 
 
 def user(content: str) -> Turn:
