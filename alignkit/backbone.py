@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,42 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from alignkit.adapter_files import ALL as ALL_LINEAR
+from alignkit.adapter_files import FACTOR, check_factors, own_weights, read_adapter_config
 from alignkit.artifacts import verify_part
-from alignkit.errors import ModelError
+from alignkit.errors import ModelError, RecipeError, did_you_mean
 from alignkit.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.heads import ScalarHead
 from alignkit.lora import fuse_lora
-from alignkit.model_files import ModelFiles, check_safetensors, find_model
+from alignkit.model_check import check_weights
+from alignkit.model_files import (
+    EMBEDDED,
+    ModelFiles,
+    find_model,
+    staged,
+    stored_tensors,
+    weight_files,
+)
+from alignkit.model_fit import (
+    adaptable_layers,
+    built_from,
+    check_complete,
+    check_fit,
+    check_targets,
+    fit_of,
+    quiet_loading,
+    stored_quantization,
+)
 from alignkit.probe import replay_probe, write_probe
 from alignkit.quantized_base import keep_base, kept_place, whole_base
 from alignkit.recipe import BackboneConfig
 from alignkit.template_check import check_templates
+from alignkit.tokenizer_check import checked_tokenizer
 
 logger = logging.getLogger(__name__)
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "ref", "reward", "value"
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 class Backbone:
@@ -82,19 +104,19 @@ class Backbone:
         self._add(name, self._lora_config(), seed)
 
     def load_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
-        """An adapter in PEFT's format, refused when it does not fit or answers differently."""
+        """An adapter in PEFT's format, refused when it does not fit or answers differently.
+
+        Only the adapter's own tensors are taken: no byte of the base changes.
+        """
         config, weights = read_adapter(directory)
+        self._check_layers(config, weights, directory)
+        self._drop_copies_of_the_base(weights, directory)
         self._add(name, config, seed=0)
-        outcome: Any = set_peft_model_state_dict(self.model, weights, adapter_name=name)
-        if outcome.unexpected_keys:
-            self.delete_adapter(name)
-            raise ModelError(
-                f"does not fit {self.files.name}: no module for {outcome.unexpected_keys[0]!r}",
-                where=str(directory),
-            )
-        if head is not None:
-            head.to(self.device)
         try:
+            self._fill(name, weights, directory)
+            if head is not None:
+                self._check_head(head, directory)
+                head.to(self.device)
             replay_probe(self, name, directory, head)
         except ModelError:
             self.delete_adapter(name)
@@ -102,7 +124,7 @@ class Backbone:
 
     def copy_adapter(self, source: str, target: str) -> None:
         """An exact copy of the adapter `source` under the name `target`."""
-        weights = get_peft_model_state_dict(self.model, adapter_name=source)
+        weights = _weights_of(self.model, source)
         copied = {key: value.detach().clone() for key, value in weights.items()}
         self._add(target, self.model.peft_config[source], seed=0)
         set_peft_model_state_dict(self.model, copied, adapter_name=target)
@@ -110,7 +132,7 @@ class Backbone:
     def save_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
         """Write the adapter in PEFT's own format, with its head, tokenizer and probe."""
         directory.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(self.model, adapter_name=name)
+        weights = _weights_of(self.model, name)
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in weights.items()},
             str(directory / "adapter_model.safetensors"),
@@ -144,7 +166,7 @@ class Backbone:
     def adapter_hash(self, name: str) -> str:
         """sha256 over the adapter's weights."""
         digest = hashlib.sha256()
-        weights = get_peft_model_state_dict(self.model, adapter_name=name)
+        weights = _weights_of(self.model, name)
         for key in sorted(weights):
             digest.update(key.encode())
             digest.update(weights[key].detach().float().cpu().contiguous().numpy().tobytes())
@@ -195,9 +217,70 @@ class Backbone:
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=_target_modules(config),
+            target_modules=_target_modules(config, adaptable_layers(self.base)),
             task_type="CAUSAL_LM",
         )
+
+    def _check_layers(
+        self, config: LoraConfig, weights: Mapping[str, torch.Tensor], directory: Path
+    ) -> None:
+        """Raise ModelError unless the adapter has weights for just the layers that it names."""
+        bare = [name.replace(".base_layer", "") for name, _ in self.base.named_modules()]
+        if config.target_modules == ALL_LINEAR:
+            named = set(adaptable_layers(self.base))
+        else:
+            named = {name for name in bare if check_target_module_exists(config, name) is True}
+        has = {match["layer"] for key in weights if (match := FACTOR.fullmatch(key))}
+        for layer in sorted(has - named):
+            known = layer in bare
+            raise ModelError(
+                f"has weights for {layer}, which "
+                + ("its target_modules leave out" if known else f"{self.files.name} does not have"),
+                where=str(directory),
+                hint=None if known else "Name the base it was trained on",
+            )
+        for layer in sorted(named - has):
+            raise ModelError(
+                f"lacks the weights of {layer}, which its target_modules name",
+                where=str(directory),
+                hint="Copy both of its files again from the same place",
+            )
+
+    def _drop_copies_of_the_base(self, weights: dict[str, torch.Tensor], directory: Path) -> None:
+        """Leave out what PEFT wrote of the base itself. Raises ModelError if it is another's."""
+        for key, layer in own_weights(directory).items():
+            copy = weights.pop(key)
+            own = _weight_named(self.base, layer)
+            if own is None or own.shape != copy.shape or not _equal_values(own, copy):
+                raise ModelError(
+                    f"holds a {layer} of its own; the base is shared, and stays as it is",
+                    where=str(directory),
+                    hint="Merge the adapter into its base with PEFT, and name the merged model",
+                )
+
+    def _fill(self, name: str, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+        """Copy weights into a fresh adapter. Raises ModelError unless every one has its place."""
+        places = _weights_of(self.model, name)
+        for key in sorted(places.keys() ^ weights.keys()):
+            said = "no place for" if key in weights else "it lacks"
+            raise ModelError(f"does not fit {self.files.name}: {said} {key}", where=str(directory))
+        for key, value in weights.items():
+            if value.shape != places[key].shape:
+                raise ModelError(
+                    f"does not fit {self.files.name}: {key} is {tuple(value.shape)}, and has to be "
+                    f"{tuple(places[key].shape)}",
+                    where=str(directory),
+                )
+        set_peft_model_state_dict(self.model, dict(weights), adapter_name=name)
+
+    def _check_head(self, head: ScalarHead, directory: Path) -> None:
+        size = self.base.config.get_text_config().hidden_size
+        if head.linear.in_features != size:
+            raise ModelError(
+                f"its head reads states of {head.linear.in_features:,}, those of "
+                f"{self.files.name} have {size:,}",
+                where=str(directory),
+            )
 
     def _add(self, name: str, config: LoraConfig, seed: int) -> None:
         if name in self.adapters:
@@ -214,6 +297,22 @@ class Backbone:
         fuse_lora(self.model)
 
 
+def _weight_named(base: nn.Module, layer: str) -> torch.Tensor | None:
+    """The weight of a layer of the base, adapters or not; None where there is no such layer."""
+    modules = dict(base.named_modules())
+    module = modules.get(f"{layer}.base_layer", modules.get(layer))
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) else None
+
+
+def _equal_values(own: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Whether two weights are the same numbers, in the coarser of their types."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        if torch.equal(own.detach().cpu().to(dtype), copy.to(dtype)):
+            return True
+    return False
+
+
 def _changes(config: LoraConfig, modules: list[str]) -> bool:
     """Whether an adapter of this configuration touches one of these modules of the base."""
     if config.modules_to_save or config.trainable_token_indices:
@@ -221,9 +320,17 @@ def _changes(config: LoraConfig, modules: list[str]) -> bool:
     return any(check_target_module_exists(config, name) for name in modules)
 
 
-def _target_modules(config: BackboneConfig) -> str | list[str]:
-    names = list(config.lora_target_modules)
+def _target_modules(config: BackboneConfig, layers: Collection[str]) -> str | list[str]:
+    names = check_targets(config.lora_target_modules, layers)
     return "all-linear" if names == ["all-linear"] else names
+
+
+def _weights_of(model: Any, name: str) -> dict[str, torch.Tensor]:
+    """An adapter's own weights, without copies of the embedding or the head it may sit on."""
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )
+    return weights
 
 
 def as_fp32(parameters: dict[str, nn.Parameter]) -> None:
@@ -253,20 +360,8 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
 
     Raises ModelError when there is no chat template and none was given.
     """
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as noise
-
     check_templates(files.path, chat_template)
-    noise.set_verbosity_error()
-    noise.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            files.path, trust_remote_code=False, padding_side="left"
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {error}", where=str(files.path)
-        ) from None
+    tokenizer = checked_tokenizer(files, padding_side="left")
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.eos_token_id is None:
@@ -308,17 +403,10 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
                 hint="convert them to safetensors where you trust their origin",
             )
         raise ModelError("no adapter_model.safetensors", where=str(directory))
-    check_safetensors(weights)
-    try:
-        config = LoraConfig.from_pretrained(str(directory))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"the adapter's configuration cannot be read: {error}",
-            where=str(directory / "adapter_config.json"),
-        ) from None
-    config.inference_mode = False
-    config.base_model_name_or_path = None  # the probe compares bases by content, not by path
-    return config, load_file(str(weights))
+    said = read_adapter_config(directory)
+    check_weights([weights])
+    layers = check_factors(directory, said)
+    return LoraConfig(**said.settings(layers)), load_file(str(weights))
 
 
 def _write_adapter_config(config: LoraConfig, files: ModelFiles, directory: Path) -> None:
@@ -336,30 +424,63 @@ def _write_adapter_config(config: LoraConfig, files: ModelFiles, directory: Path
 
 
 def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
+    """The base, quantized, after its files were held against what its architecture needs."""
+    check_fit(files)
+    if files.path not in EMBEDDED.values():
+        check_weights(weight_files(files.path))
+    _check_choices(files, config)
+    fingerprint = base_fingerprint(files, config)
+    place = None
+    if config.quantization == "nf4" and _device() == "cpu":
+        place = kept_place(fingerprint, str(compute_dtype(config)))
+    kept = whole_base(place, fingerprint) if place else None
+    with staged(files) as made:
+        base = _loaded(kept or made, files, config, quantize=kept is None)
+    if base_fingerprint(files, config) != fingerprint:
+        raise ModelError("was changed while it was loaded", where=str(files.path))
+    base.name_or_path = base.config.name_or_path = str(files.path)
+    if place and not kept:
+        keep_base(base, place, fingerprint)
+    return base
+
+
+def _loaded(place: Path, files: ModelFiles, config: BackboneConfig, *, quantize: bool) -> Any:
+    """What transformers makes of a directory, held once more against what it needs."""
     from transformers import AutoModelForCausalLM
 
     dtype = compute_dtype(config)
-    place = None
-    if config.quantization == "nf4" and _device() == "cpu":
-        place = kept_place(base_fingerprint(files, config), str(dtype))
-    kept = whole_base(place) if place else None
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            kept or files.path,
+    with quiet_loading(), built_from(files.path):
+        base, info = AutoModelForCausalLM.from_pretrained(
+            place,
             dtype=dtype,
-            **({} if kept else {"quantization_config": _quantization(config, dtype)}),
+            **({"quantization_config": _quantization(config, dtype)} if quantize else {}),
             attn_implementation=config.attn_implementation,
             device_map={"": _device()},
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot be loaded: {str(error).splitlines()[0]}", where=str(kept or files.path)
-        ) from error
-    if place and not kept:
-        keep_base(base, place)
+    check_complete(fit_of(base, info), files.path, stored_tensors(files.path))
     return base
+
+
+def _check_choices(files: ModelFiles, config: BackboneConfig) -> None:
+    """The kernel of attention is one of transformers' own; the files decide no quantization."""
+    attention = config.attn_implementation
+    if attention is not None and attention not in ATTENTION:
+        raise RecipeError(
+            f"attn_implementation is {attention!r:.80}{did_you_mean(attention, ATTENTION)}",
+            hint=f"Known: {', '.join(ATTENTION)}",
+        )
+    stored = stored_quantization(files)
+    if stored not in (None, config.quantization):
+        raise ModelError(
+            f"its weights are stored as {stored}, and quantization is {config.quantization}",
+            where=str(files.path / "config.json"),
+            hint=f"Set quantization: {stored}"
+            if stored in ("nf4", "int8")
+            else "Name the model in bfloat16 that it was made of",
+        )
 
 
 def _device() -> str:

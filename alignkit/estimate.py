@@ -17,7 +17,7 @@ from typing import Any
 
 from alignkit.artifacts import readable
 from alignkit.errors import RecipeError
-from alignkit.model_files import check_safetensors, read_json
+from alignkit.model_files import read_json, stored_tensors
 from alignkit.plan import Plan, PlannedStage
 from alignkit.recipe import EvaluateConfig, GenerateConfig, OnlineConfig, TrainingConfig
 
@@ -151,14 +151,13 @@ def read_shape(model: Path) -> Shape:
     config = read_json(model / "config.json")
     config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     quantizable = other = half = 0
-    for file in sorted(model.glob("*.safetensors")):
-        for name, tensor in check_safetensors(file).items():
-            is_matrix, is_end = len(tensor.shape) == 2, "embed" in name or "lm_head" in name
-            if is_matrix and not is_end:
-                quantizable += prod(tensor.shape)
-                continue
-            other += prod(tensor.shape)
-            half += prod(tensor.shape) if is_matrix and tensor.dtype in HALF_DTYPES else 0
+    for name, tensor in stored_tensors(model).items():
+        is_matrix, is_end = len(tensor.shape) == 2, "embed" in name or "lm_head" in name
+        if is_matrix and not is_end:
+            quantizable += prod(tensor.shape)
+            continue
+        other += prod(tensor.shape)
+        half += prod(tensor.shape) if is_matrix and tensor.dtype in HALF_DTYPES else 0
     hidden = _size(config, "hidden_size", "n_embd")
     return Shape(
         hidden=hidden,

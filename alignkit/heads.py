@@ -14,6 +14,7 @@ from alignkit.errors import ModelError
 from alignkit.model_files import check_safetensors
 
 FILE = "head.safetensors"
+MOST_HIDDEN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,25 @@ class ScalarHead(nn.Module):
                 where=str(file),
                 hint="copy the whole run directory, or train the reward model again",
             )
-        check_safetensors(file)
-        state = load_file(str(file))
-        if "linear.weight" not in state:
+        stored = check_safetensors(file)
+        shape = stored["linear.weight"].shape if "linear.weight" in stored else ()
+        if len(shape) != 2 or not 0 < shape[1] <= MOST_HIDDEN:
             raise ModelError("holds no head", where=str(file))
-        inner = state.get("network.0.weight")
-        head = cls(state["linear.weight"].shape[1], width=0 if inner is None else len(inner))
-        mean, std = state.pop("scale", torch.tensor([0.0, 1.0])).tolist()
-        head.scale = Scale(mean, std)
+        inner = stored["network.0.weight"].shape if "network.0.weight" in stored else ()
+        if inner and inner[1:] != shape[1:]:
+            raise ModelError("its network reads states of another size", where=str(file))
+        head = cls(shape[1], width=inner[0] if inner else 0)
+        state = load_file(str(file))
+        scale = state.pop("scale", torch.tensor([0.0, 1.0]))
+        for name in sorted(state.keys() ^ head.state_dict().keys()):
+            said = "holds" if name in state else "lacks"
+            raise ModelError(f"{said} {name:.100}: not a scalar head", where=str(file))
+        for name, wanted in head.state_dict().items():
+            if state[name].shape != wanted.shape or not bool(state[name].isfinite().all()):
+                raise ModelError(f"{name} is not what a scalar head has", where=str(file))
+        if scale.shape != (2,) or not bool(scale.isfinite().all()) or scale[1] <= 0:
+            raise ModelError("its scale is no mean and deviation", where=str(file))
+        head.scale = Scale(*scale.tolist())
         head.load_state_dict(state)
         return head
 

@@ -1,15 +1,15 @@
 """What is wrong with a model can be read in its files: told before anything is loaded or written.
 
-A weight that is not a number, a tokenizer without a chat template or with more tokens than the
-model has rows, an architecture nobody here knows: each would end a run after minutes, or spoil it
-without a word.
+A weight that is not a finite number or not there at all, a tokenizer without a chat template or
+with more tokens than the model has rows, an architecture nobody here knows: each would end a run
+after minutes, or spoil it without a word.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from alignkit.adapter_files import check_factors, read_adapter_config
+from alignkit.content_hash import SMALL, content_hashes, recall, remember
 from alignkit.errors import ModelError, RecipeError
 from alignkit.model_files import (
     EMBEDDED,
@@ -24,8 +26,12 @@ from alignkit.model_files import (
     StoredTensor,
     check_safetensors,
     read_json,
+    stored_tensors,
+    weight_files,
 )
+from alignkit.model_fit import check_fit
 from alignkit.template_check import check_templates
+from alignkit.tokenizer_check import check_tokenizer
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight$")
 LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -38,6 +44,7 @@ FLOATS: dict[str, tuple[Any, int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
     "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+    "F8_E5M2": (np.uint8, 0x7F, 0x7C),
 }
 
 
@@ -48,37 +55,50 @@ def check_model(files: ModelFiles, chat_template: str | None) -> list[str]:
         return []
     _check_architecture(files.path)
     _check_vocabulary(files.path)
-    check_weights(files.path)
+    check_weights(weight_files(files.path))
+    check_tokenizer(files.path)
+    check_fit(files)
     return list(_oddities(files.path))
 
 
-def check_weights(directory: Path) -> None:
-    """Raise ModelError naming the first weight of a directory that holds something not a number."""
-    for file in sorted(directory.glob("*.safetensors")):
-        tensors = check_safetensors(file)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            broken = threads.map(lambda each, file=file: _has_nan(file, each), tensors.values())
-            for name, found in zip(tensors, broken, strict=True):
-                if found:
-                    raise ModelError(
-                        f"{name} holds values that are not a number",
-                        where=str(file),
-                        hint="The training that made it diverged, or the file is damaged: take an "
-                        "earlier one, or copy it again",
-                    )
+def check_weights(files: Sequence[Path]) -> None:
+    """Raise ModelError naming the first weight that holds infinity or something not a number."""
+    for file, content in zip(files, content_hashes(files), strict=True):
+        key = f"finite {content}"
+        if recall(key) is None:
+            _check_finite(file)
+            if file.stat().st_size >= SMALL:
+                remember(key, "yes")
+
+
+def _check_finite(file: Path) -> None:
+    tensors = check_safetensors(file)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        broken = threads.map(lambda each: _not_finite(file, each), tensors.values())
+        for name, found in zip(tensors, broken, strict=True):
+            if found:
+                raise ModelError(
+                    f"{name} holds values that are {found}",
+                    where=str(file),
+                    hint="The training that made it diverged, or the file is damaged: take an "
+                    "earlier one, or copy it again",
+                )
 
 
 def check_adapter(adapter: Path, base: ModelFiles) -> None:
-    """Raise ModelError for an adapter of a model of other sizes, or with a NaN in it."""
-    check_weights(adapter)
+    """Raise ModelError for an adapter that cannot be obeyed, is broken or is of another model."""
+    config = read_adapter_config(adapter)
+    check_weights(sorted(adapter.glob("*.safetensors")))
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
         return
-    sizes = {
-        name: tensor.shape
-        for file in base.path.glob("*.safetensors")
-        for name, tensor in check_safetensors(file).items()
-    }
+    _check_sizes(adapter, weights, base)
+    check_factors(adapter, config)
+
+
+def _check_sizes(adapter: Path, weights: Path, base: ModelFiles) -> None:
+    """Raise ModelError for an adapter of a model of other sizes."""
+    sizes = {name: tensor.shape for name, tensor in stored_tensors(base.path).items()}
     for name, tensor in check_safetensors(weights).items():
         match = LORA.fullmatch(name)
         layer = sizes.get(f"{match['layer']}.weight", ()) if match else ()
@@ -106,18 +126,22 @@ def check_kernels(quantization: str) -> None:
         )
 
 
-def _has_nan(file: Path, tensor: StoredTensor) -> bool:
+def _not_finite(file: Path, tensor: StoredTensor) -> str:
+    """What some values of a tensor are instead of finite; empty where all are."""
     if tensor.dtype not in FLOATS:
-        return False
+        return ""
     kind, bits, infinity = FLOATS[tensor.dtype]
+    largest = kind(0)
     with file.open("rb") as stream:
         stream.seek(tensor.begin)
         for start in range(tensor.begin, tensor.end, CHUNK):
             raw = stream.read(min(CHUNK, tensor.end - start))
-            values = np.frombuffer(raw[: len(raw) - len(raw) % np.dtype(kind).itemsize], kind)
-            if bool(((values & kind(bits)) > kind(infinity)).any()):
-                return True
-    return False
+            values = np.frombuffer(raw, kind)
+            if values.size:
+                largest = max(largest, (values & kind(bits)).max())
+    if largest > infinity:
+        return "not a number"
+    return "infinite" if largest == infinity else ""
 
 
 def _check_architecture(model: Path) -> None:
@@ -162,10 +186,9 @@ def _tokens(path: Path) -> int:
 
 
 def _embedding_rows(model: Path) -> int:
-    for file in sorted(model.glob("*.safetensors")):
-        for name, tensor in check_safetensors(file).items():
-            if EMBEDDING.search(name) and tensor.shape:
-                return tensor.shape[0]
+    for name, tensor in stored_tensors(model).items():
+        if EMBEDDING.search(name) and tensor.shape:
+            return tensor.shape[0]
     return 0
 
 

@@ -8,25 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
-from alignkit.errors import ModelError
+from alignkit.errors import ModelError, TrainingFailed
 from alignkit.heads import ScalarHead
 
 FILE = "probe.json"
+MAX_BYTES = 1 << 20
 SENTENCE = "The shop opens at nine, and the kettle you ordered is here: shall we send it?"
 # Largest difference between two answers, in units of the answer's own size, by arithmetic.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+class Probe(BaseModel):
+    """What lies beside an adapter: token ids, what the model said to them, what it sits on."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1024)]
+    logits: Annotated[list[FiniteFloat], Field(min_length=1, max_length=32)]
+    score: FiniteFloat | None
+    model: str
+    base: str
+    template_sha256: str
+    fingerprint: str
 
 
 def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
     """Ask the model as this adapter and keep the answer beside it."""
     ids = probe_ids(backbone)
     logits, score = _answer(backbone, adapter, ids, head)
+    if not (logits.isfinite().all() and math.isfinite(score or 0.0)):
+        raise TrainingFailed(
+            "what the trained model says to a fixed sentence is not a finite number",
+            where=str(directory),
+            hint="Its weights are spoiled: take an earlier checkpoint, or a lower learning_rate",
+        )
     content = {
         "ids": ids,
         "logits": [round(value, 6) for value in logits.tolist()],
@@ -48,20 +71,25 @@ def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead 
     stored = _read(file)
     here = identity(backbone)
     _same_ground(stored, here, directory)
-    if stored["fingerprint"] != here["fingerprint"]:
+    if stored.fingerprint != here["fingerprint"]:
         return
-    logits, score = _answer(backbone, adapter, stored["ids"], head)
-    expected = torch.tensor(stored["logits"])
+    rows = backbone.base.get_input_embeddings().weight.shape[0]
+    if max(stored.ids) >= rows:
+        raise ModelError(f"has a token beyond the {rows:,} of the model", where=str(file))
+    logits, score = _answer(backbone, adapter, stored.ids, head)
+    if len(stored.logits) != len(logits):
+        raise ModelError(f"has {len(stored.logits)} logits, not {len(logits)}", where=str(file))
+    expected = torch.tensor(stored.logits)
     limit = TOLERANCE[backbone.dtype] * float(expected.abs().max().clamp(min=1.0))
     gap = float((logits - expected).abs().max())
-    if gap > limit:
+    if not gap <= limit:  # also where one of them is not a number
         raise ModelError(
             f"its stored answer differs from what it says now by {gap:.3g} (at most {limit:.3g})",
             where=str(directory),
             hint="the weights were changed or damaged; copy the directory again",
         )
-    if score is not None and stored["score"] is not None:
-        _same_score(stored["score"], score, directory, TOLERANCE[backbone.dtype])
+    if score is not None and stored.score is not None:
+        _same_score(stored.score, score, directory, TOLERANCE[backbone.dtype])
 
 
 def identity(backbone: Any) -> dict[str, Any]:
@@ -93,17 +121,17 @@ def _answer(
     return logits, score
 
 
-def _same_ground(stored: dict[str, Any], here: dict[str, Any], directory: Path) -> None:
-    if stored["base"] != here["base"]:
+def _same_ground(stored: Probe, here: dict[str, Any], directory: Path) -> None:
+    if stored.base != here["base"]:
         raise ModelError(
-            f"was trained on {stored['model']} ({stored['base'][:12]}), "
+            f"was trained on {stored.model} ({stored.base[:12]}), "
             f"but this is {here['model']} ({here['base'][:12]})",
             where=str(directory),
             hint="name the base it was trained on, in the same revision",
         )
-    if stored["template_sha256"] != here["template_sha256"]:
+    if stored.template_sha256 != here["template_sha256"]:
         raise ModelError(
-            f"was trained with another chat template ({stored['template_sha256'][:12]}, "
+            f"was trained with another chat template ({stored.template_sha256[:12]}, "
             f"here {here['template_sha256'][:12]})",
             where=str(directory),
             hint="give the same chat_template",
@@ -111,7 +139,7 @@ def _same_ground(stored: dict[str, Any], here: dict[str, Any], directory: Path) 
 
 
 def _same_score(expected: float, found: float, directory: Path, tolerance: float) -> None:
-    if abs(expected - found) > tolerance * max(abs(expected), 1.0):
+    if not abs(expected - found) <= tolerance * max(abs(expected), 1.0):
         raise ModelError(
             f"its probe scored {expected:.4f} when it was saved and {found:.4f} now",
             where=str(directory),
@@ -119,14 +147,12 @@ def _same_score(expected: float, found: float, directory: Path, tolerance: float
         )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Probe:
+    if not file.is_file() or file.stat().st_size > MAX_BYTES:
+        raise ModelError(f"no ordinary file of at most {MAX_BYTES >> 10} KiB", where=str(file))
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"is not JSON: {error}", where=str(file)) from None
-    missing = {"ids", "logits", "score", "base", "model", "fingerprint", "template_sha256"} - set(
-        content
-    )
-    if missing:
-        raise ModelError(f"lacks {sorted(missing)[0]!r}", where=str(file))
-    return content
+        return Probe.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(f"{field}: {first['msg']:.120}", where=str(file)) from None

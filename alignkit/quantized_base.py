@@ -26,8 +26,8 @@ from alignkit.artifacts import (
     sealed_json,
     write_durably,
 )
+from alignkit.content_hash import cache_directory
 from alignkit.errors import ModelError, RecipeError
-from alignkit.reference_cache import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +42,29 @@ def kept_place(fingerprint: str, dtype: str) -> Path:
     return cache_directory() / "bases" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def whole_base(place: Path) -> Path | None:
-    """`place` if a whole base lies there; what is not whole is removed."""
+def whole_base(place: Path, fingerprint: str) -> Path | None:
+    """`place` if the whole base of this fingerprint lies there; what is not whole is removed.
+
+    Nothing but the files that are listed may lie there: a library might read it.
+    """
     if not place.is_dir():
         return None
     try:
-        for name, seal in open_sealed_json(place / LIST)["files"].items():
+        kept = open_sealed_json(place / LIST)
+        if kept["base"] != fingerprint:
+            raise ModelError("is of another base", where=str(place))
+        if {LIST, *kept["files"]} != {path.name for path in place.iterdir()}:
+            raise ModelError("holds other files than its list", where=str(place))
+        for name, seal in kept["files"].items():
             check_file(place, name, Seal.model_validate(seal))
-    except (ModelError, OSError, KeyError, ValueError) as error:
+    except (ModelError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         logger.warning("%s is quantized anew: %s", place.name, error)
         shutil.rmtree(place, ignore_errors=True)
         return None
     return place
 
 
-def keep_base(model: Any, place: Path) -> None:
+def keep_base(model: Any, place: Path, fingerprint: str) -> None:
     """Keep a freshly quantized model, if it is large enough; a full disk only costs a warning."""
     weights = sum(
         2 * module.weight.numel()  # two weights a byte
@@ -67,12 +75,12 @@ def keep_base(model: Any, place: Path) -> None:
         return
     try:
         with private_files():
-            _write(model, place)
+            _write(model, place, fingerprint)
     except (OSError, RecipeError) as error:
         logger.warning("the quantized base was not kept: %s", error)
 
 
-def _write(model: Any, place: Path) -> None:
+def _write(model: Any, place: Path, fingerprint: str) -> None:
     make_directory(place.parent)
     size = model.get_memory_footprint()
     if shutil.disk_usage(place.parent).free < SPARE * size:
@@ -82,6 +90,6 @@ def _write(model: Any, place: Path) -> None:
         part = Path(scratch) / place.name
         model.save_pretrained(part)
         files = {path.name: seal_of(path).model_dump() for path in sorted(part.iterdir())}
-        write_durably(part / LIST, sealed_json({"files": files}))
+        write_durably(part / LIST, sealed_json({"base": fingerprint, "files": files}))
         part.rename(place)
     logger.info("the quantized base is kept in %s", place)

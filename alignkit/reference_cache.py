@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from alignkit.content_hash import cache_directory
 from alignkit.errors import DataError, DiskFull
 from alignkit.rows import Group
 
@@ -151,13 +151,6 @@ class ReferenceCache:
                     hint="Free space, or set cache_reference: never.",
                 ) from None
             raise
-
-
-def cache_directory() -> Path:
-    """$ALIGNKIT_CACHE, or alignkit's place among the user's caches."""
-    if place := os.environ.get("ALIGNKIT_CACHE"):
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alignkit"
 
 
 def open_cache(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -69,7 +70,7 @@ def load(directory: Path, **settings: Any) -> Backbone:
 
 
 def both(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+    directory: Path, monkeypatch: pytest.MonkeyPatch, adapter: Path | None = None, **settings: Any
 ) -> tuple[Backbone, Backbone]:
     """The same base with its ends in 16 bits and in full, each with the same roused adapter."""
     half = load(directory, **settings)
@@ -77,7 +78,10 @@ def both(
         patched.setattr(backbone, "store_in_half", lambda model: False)
         full = load(directory, **settings)
     for each in (half, full):
-        each.new_adapter("default", seed=1)
+        if adapter is None:
+            each.new_adapter("default", seed=1)
+        else:
+            each.load_adapter("default", adapter)
         generator = torch.Generator().manual_seed(2)
         for parameter in each.parameters_of("default").values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -202,11 +206,12 @@ def test_one_value_of_more_than_16_bits_keeps_its_matrix_in_full() -> None:
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_an_adapter_on_an_end_finds_it_in_fp32(
-    stored: Make, monkeypatch: pytest.MonkeyPatch, target: str
+    stored: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str
 ) -> None:
-    half, full = both(
-        stored("llama", tied=False), monkeypatch, lora_target_modules=("q_proj", target)
-    )
+    base = AutoModelForCausalLM.from_pretrained(stored("llama", tied=False), dtype=torch.float32)
+    made = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", target]))
+    made.save_pretrained(tmp_path)
+    half, full = both(stored("llama", tied=False), monkeypatch, tmp_path)
     answers = []
     for each in (half, full):
         assert not half_embedding.half_modules(each.base)

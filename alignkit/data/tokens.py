@@ -17,7 +17,7 @@ from alignkit.data.records import (
     Ranking,
     Record,
 )
-from alignkit.errors import AlignkitError, ModelError
+from alignkit.errors import AlignkitError
 
 if TYPE_CHECKING:
     from alignkit.data.chat import Encoder
@@ -52,19 +52,11 @@ class TokenInspector:
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
         from alignkit.template_check import check_templates
+        from alignkit.tokenizer_check import checked_tokenizer
 
         files = find_model(model)  # a wrong name is told before seconds go into imports
-        from transformers import AutoTokenizer
-        from transformers.utils import logging as noise
-
         check_templates(files.path, None)
-        noise.set_verbosity_error()  # it warns of every long text; we count them
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the tokenizer cannot be loaded: {error}", where=str(files.path)
-            ) from None
+        tokenizer = checked_tokenizer(files)
         return cls(Encoder(tokenizer), max_length, train_on)
 
     def inspect(self, record: Record) -> Iterator[Finding]:

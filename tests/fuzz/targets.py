@@ -75,7 +75,7 @@ def model(content: bytes, place: Path) -> None:
     """A model's directory: configuration, tokenizer, manifest and weights, looked at by a plan."""
     from alignkit.estimate import read_shape
     from alignkit.model_check import check_weights
-    from alignkit.model_files import find_model
+    from alignkit.model_files import find_model, weight_files
     from alignkit.template_check import templates_of
 
     directory = place / "model"
@@ -90,7 +90,7 @@ def model(content: bytes, place: Path) -> None:
     (directory / harmed).write_bytes(content[1:])
     found = find_model(str(directory))
     templates_of(found.path, None)
-    check_weights(found.path)
+    check_weights(weight_files(found.path))
     read_shape(found.path)
 
 

@@ -1,0 +1,147 @@
+"""What `tokenizer_check` runs in another process: load a tokenizer and use it, within limits.
+
+A program of its own that imports nothing of alignkit, so that it starts in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+CPU_SECONDS = 30
+MEMORY_BYTES = 2 << 30
+MOST_TRIED = 400
+REPEATED = 400
+MOST_GROWTH = 32  # characters or tokens for one byte of text, in texts of at least FEWEST bytes
+FEWEST = 64
+TOKENIZER = "tokenizer.json"
+BROKEN, MEMORY, GROWS = 1, 21, 22
+SAMPLES = [
+    "The shop opens at nine: shall we send it?",
+    "Zażółć gęślą jaźń, 東京 и Москва, مرحبا 🙂\u200b",
+    *(
+        each * REPEATED
+        for each in ("a", " ", "\n", "1", ".", "é", "\u0301", "語", "🙂", "ab ", "1.")
+    ),
+]
+
+
+def _try_limited(place: Path) -> NoReturn:
+    """Load and use the tokenizer of a staged directory, within limits."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        tokenizer, rules = _loaded(place)
+        for text in _texts(rules):
+            _use(tokenizer, text)
+    except MemoryError:
+        sys.exit(MEMORY)
+    except Exception as error:  # the library raises bare exceptions, and this process only reports
+        sys.stdout.write(f"{type(error).__name__}: {error}".replace("\n", " ")[:300])
+        sys.exit(BROKEN)
+    sys.exit(0)
+
+
+def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
+    """The backend, and the rules it was made of."""
+    file = place / TOKENIZER
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        rules = json.loads(file.read_text(encoding="utf-8"))
+        return Tokenizer.from_file(str(file)), rules
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    backend = getattr(made, "backend_tokenizer", None)
+    if backend is None:
+        return made, {}
+    return backend, json.loads(backend.to_str())
+
+
+def _use(tokenizer: Any, text: str) -> None:
+    """Normalise and encode one text; end with what it grew to where that is too much."""
+    most = MOST_GROWTH * max(FEWEST, len(text.encode(errors="replace")))
+    normalizer = getattr(tokenizer, "normalizer", None)
+    if normalizer is not None and len(normalizer.normalize_str(text)) > most:
+        _tell_growth(text)
+    ids = tokenizer.encode(text)
+    if len(getattr(ids, "ids", ids)) > most:
+        _tell_growth(text)
+
+
+def _tell_growth(text: str) -> NoReturn:
+    shown = text if len(text) <= 20 else f"{text[:20]}…"
+    sys.stdout.write(f"the tokenizer makes {shown!r} more than {MOST_GROWTH} times as long")
+    sys.exit(GROWS)
+
+
+def _texts(rules: dict[str, Any]) -> Iterator[str]:
+    """Texts to try: ordinary ones, and what the rules look for, alone and again and again."""
+    yield from SAMPLES
+    looked_for = dict.fromkeys(_looked_for(rules))
+    for count, each in enumerate(looked_for):
+        if count >= MOST_TRIED:
+            return
+        yield each
+        yield each * max(1, 3 * REPEATED // len(each)) + "!"
+
+
+def _looked_for(rules: dict[str, Any]) -> Iterator[str]:
+    """Literals, and letters of patterns, that any rule but the vocabulary looks for."""
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        yield from _patterns(rules.get(name))
+    added = rules.get("added_tokens")
+    for entry in added[:50] if isinstance(added, list) else []:
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if isinstance(content, str) and content:
+            yield content
+
+
+def _patterns(rule: Any) -> Iterator[str]:
+    """What one rule, or a sequence of them, looks for."""
+    if isinstance(rule, list):
+        for each in rule:
+            yield from _patterns(each)
+    elif isinstance(rule, dict):
+        for name, value in rule.items():
+            if name == "String" and isinstance(value, str) and value:
+                yield value
+            elif name == "Regex" and isinstance(value, str):
+                yield from _letters(value)
+            elif name == "precompiled_charsmap" and isinstance(value, str):
+                yield from _charsmap_pieces(value)
+            elif isinstance(value, str) and 0 < len(value) <= 100:
+                yield value
+            else:
+                yield from _patterns(value)
+
+
+def _letters(pattern: str) -> Iterator[str]:
+    """Characters that stand in a pattern, and all of them in a row."""
+    plain = re.sub(r"\\[pPuxdDsSwWbB](\{[^}]*\})?|[\[\](){}?+*|^$\\.]", "", pattern)
+    yield from dict.fromkeys(plain)
+    if plain:
+        yield plain
+
+
+def _charsmap_pieces(text: str) -> Iterator[str]:
+    """The longest pieces of text that a table of SentencePiece puts for others."""
+    raw = base64.b64decode(text)
+    size = int.from_bytes(raw[:4], "little")
+    pieces = sorted(set(raw[4 + size :].split(b"\0")), key=len, reverse=True)
+    if pieces and len(pieces[0]) > MOST_GROWTH * 4:
+        _tell_growth(pieces[0].decode(errors="replace"))
+    yield from (piece.decode(errors="replace") for piece in pieces[:20] if piece)
+
+
+if __name__ == "__main__":
+    _try_limited(Path(sys.argv[1]))
