@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.data.chat import Encoder
+from alignkit.data.chat import Encoder, TemplateContext
 from alignkit.data.read import stream_prompts
 from alignkit.data.split import prompt_key, split_by_prompt
 from alignkit.errors import DataError, RecipeError
@@ -88,8 +88,8 @@ def stop_ids(config: OnlineConfig, encoder: Encoder) -> list[int]:
 
 def _rendered(record: Any, encoder: Encoder) -> PracticePrompt:
     try:
-        ids = encoder.prompt_ids(record.prompt)
+        ids = encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
     except DataError as error:
         raise error.at(place(record)) from None
-    turns = tuple({"role": turn.role, "content": turn.content} for turn in record.prompt)
+    turns = tuple(turn.model_dump(exclude={"train", "extra"}) for turn in record.prompt)
     return PracticePrompt(place(record), turns, tuple(ids))

@@ -19,7 +19,7 @@ import torch
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, REFERENCE, Backbone
-from alignkit.data.chat import Encoder
+from alignkit.data.chat import Encoder, TemplateContext
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Judgement, Message, Prompt, to_json
 from alignkit.errors import DataError
@@ -92,7 +92,7 @@ def _questions(config: EvaluateConfig, context: StageContext, encoder: Encoder) 
     if not prompts:
         raise DataError("no prompt to evaluate on", where=", ".join(config.prompts))
     messages = [list(p.prompt) for p in prompts]
-    ids = [encoder.prompt_ids(m) for m in messages]
+    ids = [encoder.prompt_ids(p.prompt, context=TemplateContext.of(p)) for p in prompts]
     return Questions(messages, ids, prompt_names(prompts), prompts)
 
 
