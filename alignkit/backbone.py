@@ -23,7 +23,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from alignkit.artifacts import verify_part
+from alignkit.artifacts import template_date, verify_part
 from alignkit.errors import ModelError
 from alignkit.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.heads import ScalarHead
@@ -267,6 +267,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
         raise ModelError(
             f"the tokenizer cannot be loaded: {error}", where=str(files.path)
         ) from None
+    tokenizer.template_date = template_date(files.adapter)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.eos_token_id is None:

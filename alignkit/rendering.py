@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,17 +61,21 @@ class Renderer:
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
-    def render(self, template: str, jobs: Sequence[str]) -> list[str]:
+    def render(self, template: str, jobs: Sequence[str], day: date | None = None) -> list[str]:
         """One text for each job, a JSON object of the template's variables.
+
+        `day` is the date that templates are told where `dated` says none.
 
         Raises ModelError for a template that goes beyond the limits of time, memory or length, and
         TemplateRefusal for one that raises.
         """
-        key = hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()
+        key = _key(template)
         with self._lock:
             self._start()
             text = None if key in self._sent else template
-            head = json.dumps({"template": key, "text": text, "date": rendering_date().isoformat()})
+            head = json.dumps(
+                {"template": key, "text": text, "date": rendering_date(day).isoformat()}
+            )
             reply = self._ask(f'{head[:-1]}, "jobs": [{", ".join(jobs)}]}}'.encode())
             self._sent.add(key)
         if "limit" in reply:
@@ -149,6 +154,11 @@ class Renderer:
         return LIMITS["time" if code in SIGNALS_OF_TIME else "memory"]
 
 
+@lru_cache(maxsize=16)
+def _key(template: str) -> str:
+    return hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()
+
+
 class _Gone(Exception):
     """The worker ended, or takes too long."""
 
@@ -178,12 +188,14 @@ def dated(day: date | None) -> Iterator[None]:
         _date.reset(token)
 
 
-def rendering_date() -> datetime:
-    """Midnight of the day that templates are told: a run's own, that of SOURCE_DATE_EPOCH, today.
+def rendering_date(usual: date | None = None) -> datetime:
+    """Midnight of the day that templates are told.
+
+    In this order: the one of `dated`, `usual`, that of SOURCE_DATE_EPOCH, today.
 
     SOURCE_DATE_EPOCH is the convention of https://reproducible-builds.org/specs/source-date-epoch/.
     """
-    day = _date.get() or _build_date() or date.today()
+    day = _date.get() or usual or _build_date() or date.today()
     return datetime(day.year, day.month, day.day)
 
 

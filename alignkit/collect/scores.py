@@ -11,7 +11,8 @@ from pathlib import Path
 
 from alignkit.artifacts import read_manifest
 from alignkit.collect.items import Item, Pool
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import RecipeError
 from alignkit.judges.contest import Backbones
 from alignkit.judges.scores import stored_temperature

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property, lru_cache
 from os.path import commonprefix
 from typing import Any
 
-from alignkit.data.records import Demonstration, Message
+from alignkit.data.records import Demonstration, Message, Preference, Ranking, Record
 from alignkit.data.stops import Stops, example_call, example_tool, find_stops
 from alignkit.data.template_input import (
     CALL_FORMS,
@@ -82,6 +83,8 @@ class Encoder:
                 hint="add chat_template: FILE.jinja to the recipe's backbone, or --chat-template",
             )
         self.tokenizer = tokenizer
+        # A run's own: what is asked of it later is told the day that it was trained with.
+        self.template_date: date | None = getattr(tokenizer, "template_date", None)
         self.remarks = Remarks()
         self._rendered: dict[tuple[Texts, str, bool], str] = {}
         self._tokenize = lru_cache(maxsize=REMEMBERED)(self._tokenize_anew)
@@ -188,6 +191,25 @@ class Encoder:
             ids = ids[: stops[-1] + 1] if stops else [*ids, self.stops.end]
         return [Tokens(ids, [True] * len(ids))]
 
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Render what these records will be asked for in one go; the next questions are then fast.
+
+        What a template refuses or cannot do is told where the record itself is encoded.
+        """
+        asked: dict[TemplateContext, list[tuple[Sequence[Message], bool]]] = {}
+        for record in records:
+            try:
+                wanted = asked.setdefault(TemplateContext.of(record), [])
+            except DataError:
+                continue
+            for prompt, answer in _questions(record):
+                wanted += [(prompt, True), ([*prompt, *answer], False)]
+        for context, wanted in asked.items():
+            try:
+                self._texts(wanted[: REMEMBERED // 2], context)
+            except (DataError, ModelError):
+                continue
+
     def encode_text(self, text: str) -> Tokens:
         """Ids of a text without a template: all trained, EOS at the end, no start token trained."""
         eos, start = int(self.tokenizer.eos_token_id), self.tokenizer.bos_token_id
@@ -205,17 +227,7 @@ class Encoder:
 
     def _encode_turns(self, messages: Sequence[Message], context: TemplateContext) -> list[Tokens]:
         rows: list[Tokens] = []
-        ends = [
-            end
-            for end, message in enumerate(messages)
-            if message.role == "assistant" and message.train is not False
-        ]
-        # One question to the renderer instead of two for each answer.
-        self._texts(
-            [(messages[: end + more], not more) for end in ends for more in (0, 1) if end],
-            context,
-        )
-        for end in ends:
+        for end in _trained_turns(messages):
             prompt = self.prompt_ids(messages[:end], context=context)
             answer = self.completion_ids(messages[:end], [messages[end]], context=context)
             seen = rows[-1].ids if rows else []
@@ -318,7 +330,7 @@ class Encoder:
             jobs = [job(given, variables, add_generation_prompt=prompts)
                     for given, _, prompts in missing]  # fmt: skip
             try:
-                texts = RENDERER.render(self._template, jobs)
+                texts = RENDERER.render(self._template, jobs, self.template_date)
             except TemplateRefusal as error:
                 raise _refused(error, wanted) from error
             self._remember(dict(zip(missing, texts, strict=True)), keys)
@@ -340,9 +352,10 @@ class Encoder:
         return str(self.tokenizer.get_chat_template())
 
     @cached_property
-    def _usual(self) -> dict[str, Any]:
-        """The tokenizer's own variables (`bos_token`, say), as transformers gives them."""
-        return {name: _plain(value) for name, value in self.tokenizer.special_tokens_map.items()}
+    def _usual(self) -> str:
+        """The tokenizer's own variables (`bos_token`, say), as transformers gives them; JSON."""
+        named = self.tokenizer.special_tokens_map.items()
+        return json.dumps({name: _plain(value) for name, value in named})
 
     @cached_property
     def _forms(self) -> Forms:
@@ -461,6 +474,27 @@ class Encoder:
                 hint="Fix: take the token out of the text; the chat template writes it itself",
             )
         return ids[:at] if is_cut_off else ids[: at + 1]
+
+
+def _trained_turns(messages: Sequence[Message]) -> list[int]:
+    """Where the answers stand that are trained."""
+    return [
+        at
+        for at, message in enumerate(messages)
+        if message.role == "assistant" and message.train is not False
+    ]
+
+
+def _questions(record: Record) -> Iterator[tuple[Sequence[Message], Sequence[Message]]]:
+    """Each prompt of a record with an answer of it."""
+    if isinstance(record, Demonstration):
+        for end in _trained_turns(record.messages):
+            if end:
+                yield record.messages[:end], [record.messages[end]]
+    elif isinstance(record, Preference):
+        yield from ((record.prompt, side) for side in (record.chosen, record.rejected))
+    elif isinstance(record, Ranking):
+        yield from ((record.prompt, c.messages) for c in record.candidates if c.cid in record.ranks)
 
 
 PROBED = TemplateContext(json.dumps({"tools": [example_tool()]}))

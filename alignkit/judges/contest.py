@@ -18,8 +18,9 @@ import torch
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, Backbone
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge

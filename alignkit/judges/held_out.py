@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from alignkit.backbone import POLICY, Backbone
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.records import Demonstration
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.logps import Group, completion_logps
 from alignkit.model_files import find_model

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_prompts
 from alignkit.data.split import prompt_key, split_by_prompt
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.ppo.rewards import PracticePrompt
 from alignkit.recipe import OnlineConfig

@@ -6,6 +6,7 @@ Nothing is dropped or cut in silence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from alignkit.stages.context import StageContext
 from alignkit.stages.rows import Row, place
 from alignkit.stages.token_rows import TokenRows
 
+AT_ONCE = 32  # records that are rendered together
 R = TypeVar("R", bound=Record)
 Open = Callable[..., Stream[R]]
 
@@ -71,7 +73,8 @@ def _written(
 
     def rows() -> Iterator[Row]:
         failed: DataError | None = None
-        for record in records_of(open_file, sources, config, context):
+        records = records_of(open_file, sources, config, context)
+        for record in records if unread is None else prepared(records, unread.encoder):
             if failed is not None:
                 continue  # reading goes on, so that all bad rows of the files are named first
             try:
@@ -91,6 +94,13 @@ def _written(
     if not written:
         raise DataError("no rows are left", where=", ".join(sources))
     return written, ties
+
+
+def prepared(records: Iterator[R], encoder: Encoder) -> Iterator[R]:
+    """The records as they come, rendered some at a time."""
+    while part := list(islice(records, AT_ONCE)):
+        encoder.prepare(part)
+        yield from part
 
 
 def _made(

@@ -19,9 +19,10 @@ import torch
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, REFERENCE, Backbone
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Judgement, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
 from alignkit.generation import Completion, generate

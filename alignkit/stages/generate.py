@@ -13,9 +13,10 @@ from typing import Any
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts, read_records
 from alignkit.data.records import Candidate, Candidates, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.generation import Completion, generate
 from alignkit.model_files import ModelFiles

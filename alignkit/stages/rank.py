@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.artifacts import write_durably
-from alignkit.data.chat import Encoder, TemplateContext
+from alignkit.data.chat import Encoder
 from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Ranking, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.judges.gold import gold_score
 from alignkit.logps import Group

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from alignkit.data.chat import Encoder, TemplateContext
-from alignkit.data.records import Demonstration, Preference, Ranking, Record
-from alignkit.errors import DataError
+from alignkit.data.chat import Encoder
+from alignkit.data.records import (
+    Candidates,
+    Demonstration,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+)
+from alignkit.data.template_input import TemplateContext
+from alignkit.errors import DataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,39 @@ def sft_rows(record: Demonstration, encoder: Encoder, train_on: str) -> list[Sft
     return [SftRow(place(record), tokens.ids, tokens.trained) for tokens in encoded]
 
 
+@dataclass
+class Answers:
+    """How many of the assistant's turns are trained, and why the others are not."""
+
+    conversations: int = 0
+    rows: int = 0
+    turns: int = 0
+    unmarked: int = 0
+
+    def count(self, record: Demonstration, rows: Sequence[SftRow], train_on: str) -> None:
+        """Count a conversation and what it became."""
+        said = [turn for turn in record.messages if turn.role == "assistant"]
+        self.conversations += 1
+        self.rows += len(rows)
+        self.turns += len(said)
+        self.unmarked += 0 if train_on == "all" else sum(turn.train is False for turn in said)
+
+    def lines(self) -> list[str]:
+        """What a person should know; nothing where each conversation is one row, all trained."""
+        found = []
+        if self.unmarked:
+            found.append(
+                f"{self.unmarked} of {self.turns} answers are not trained, because they are "
+                "marked so (train: false)"
+            )
+        if self.rows > self.conversations:
+            found.append(
+                f"{self.conversations} conversations became {self.rows} rows: the chat template "
+                "renders earlier turns differently later on, so each answer has its own prompt"
+            )
+        return found
+
+
 def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
     """A preference as a row; None for a tie, which says nothing about which side is better.
 
@@ -165,6 +207,21 @@ def ranking_row(record: Ranking, encoder: Encoder) -> RankingRow | None:
         _number(record, "weight", 1.0),
         [float(c.score) for c in ranked if c.score is not None] if scored else None,
     )
+
+
+def check_row(record: Record, encoder: Encoder, train_on: str) -> None:
+    """Raise what encoding a record raises, with its place."""
+    try:
+        if isinstance(record, Demonstration):
+            sft_rows(record, encoder, train_on)
+        elif isinstance(record, Preference):
+            pair_row(record, encoder)
+        elif isinstance(record, Ranking):
+            ranking_row(record, encoder)
+        elif isinstance(record, Prompt | Candidates):
+            encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
+    except (DataError, ModelError) as error:
+        raise error.at(place(record)) from None
 
 
 def _number(record: Ranking, name: str, usual: float) -> float:
