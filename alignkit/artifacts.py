@@ -16,16 +16,18 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alignkit.errors import DiskFull, ModelError, RecipeError, TrainingFailed
+from alignkit.errors import AlignkitError, DiskFull, ModelError, RecipeError, TrainingFailed
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+RECORD = "stage.json"
 LOCK = ".lock"
 WORK_ONLY = ("checkpoints", LOCK)
 MAX_MANIFEST = 16 << 20
@@ -77,6 +79,19 @@ class Manifest(BaseModel):
     started: str
     finished: str
     command: str
+    template_date: str | None = None  # what templates that write today's date wrote
+
+
+def template_date(directory: Path | None) -> date | None:
+    """The date that templates were told in a run, finished or begun, or of an adapter of it."""
+    for place in (directory, directory.parent) if directory is not None else ():
+        for file in (place / MANIFEST, place / RECORD):
+            try:
+                stamped = open_sealed_json(file).get("template_date")
+                return date.fromisoformat(str(stamped))
+            except (AlignkitError, TypeError, ValueError):
+                continue  # none there, or one from before dates were stamped
+    return None
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import nn
 
 from alignkit.adapter_files import ALL as ALL_LINEAR
 from alignkit.adapter_files import FACTOR, check_factors, own_weights, read_adapter_config
-from alignkit.artifacts import verify_part
+from alignkit.artifacts import template_date, verify_part
 from alignkit.errors import ModelError, RecipeError, did_you_mean
 from alignkit.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.heads import ScalarHead
@@ -362,6 +362,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
     """
     check_templates(files.path, chat_template)
     tokenizer = checked_tokenizer(files, padding_side="left")
+    tokenizer.template_date = template_date(files.adapter)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.eos_token_id is None:

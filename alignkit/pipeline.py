@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.artifacts import (
     LOCK,
     MANIFEST,
+    RECORD,
     Manifest,
     differences,
     disk_full_named,
@@ -39,6 +40,7 @@ from alignkit.artifacts import (
     publish,
     publishing,
     sealed_json,
+    template_date,
     verify,
     verify_part,
     versions,
@@ -59,19 +61,23 @@ from alignkit.errors import (
 from alignkit.estimate import refuse_what_cannot_fit
 from alignkit.launch import check_launch, launched
 from alignkit.model_check import check_adapter, check_kernels, check_model
+from alignkit.model_files import EMBEDDED
 from alignkit.model_fit import check_fit, check_targets
 from alignkit.passthrough import check_passthrough
-from alignkit.plan import RECORD, Plan, PlannedStage, read_record
+from alignkit.plan import Plan, PlannedStage, read_record
 from alignkit.recipe import GATE, Source
+from alignkit.rendering import dated, rendering_date
 from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
 
 if TYPE_CHECKING:
     from alignkit.backbone import Backbone
+    from alignkit.data.chat import Encoder
 
 Say = Callable[[str], None]
 KEPT_ASIDE = ".damaged"
+ROWS_ENCODED = 20  # of a file, before anything is loaded: what ails a template ails the first
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,16 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
+    encoder = _encoder(plan) if to_run else None
+    if encoder is not None:
+        say(encoder.stops_line())
     problems: list[AlignkitError] = []
     seen: set[tuple[Path, tuple[str, ...]]] = set()
     for planned in to_run:
         for path, marker in _data_files(planned):
             if (path, marker.records) not in seen:
                 seen.add((path, marker.records))
-                problems += _data_problems(path, marker, planned)
+                problems += _data_problems(path, marker, planned, encoder)
     if problems:
         raise ErrorList(problems)
 
@@ -177,8 +186,10 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
         _write_embedded(stages)
         shared = SharedBackbone(plan)
         done: dict[str, Manifest] = {}
+        day = _first_day(plan)
         for planned in stages:
-            outcome = _settle(planned, shared, options)
+            with dated(day):
+                outcome = _settle(planned, shared, options)
             done[planned.name] = outcome.manifest
             yield outcome
             check_gate(planned, done)
@@ -212,9 +223,23 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome 
             options.say(f"{output} is complete; --fresh starts over")
             return Outcome(planned.name, planned.stage.kind, output, True, manifest)
         _write_embedded(plan.stages)
-        outcome = _run(planned, SharedBackbone(plan), options)
+        with dated(_first_day(plan)):
+            outcome = _run(planned, SharedBackbone(plan), options)
         check_gate(planned, {planned.name: outcome.manifest})
         return outcome
+
+
+def _first_day(plan: Plan) -> date | None:
+    """The day that templates are told: that of the first start of any stage, or of the run that
+    the plan starts from; None where all is new.
+
+    A template may write today's date into every prompt. Gone on with tomorrow, a run would train
+    on other tokens, and its last stage be asked otherwise than its first.
+    """
+    places = [planned.directory for planned in plan.stages]
+    known = [template_date(each) for place in places for each in (place, partial_of(place))]
+    days = [day for day in known if day is not None]
+    return min(days) if days else template_date(plan.model.adapter)
 
 
 def _help(planned: PlannedStage, plan: Plan, options: Options) -> None:
@@ -226,7 +251,8 @@ def _help(planned: PlannedStage, plan: Plan, options: Options) -> None:
         silent = replace(options, say=lambda _: None)
         context = _context(planned, Path(scratch), SharedBackbone(plan), silent)
         context = replace(context, shared=partial_of(planned.directory))
-        stage_function(planned.stage.kind)(planned.stage.config, context)
+        with dated(template_date(context.shared) or _first_day(plan)):
+            stage_function(planned.stage.kind)(planned.stage.config, context)
 
 
 def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:
@@ -329,12 +355,19 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
     gc.collect()  # an earlier stage's trainer is a cycle; its optimizer and mapped rows go now
     started = _now()
     with _kept_if_begun(partial), publishing(planned.directory) as partial:
-        record = {"settings": planned.settings, "versions": versions()}
+        day = template_date(partial) or rendering_date().date()
+        record = {
+            "settings": planned.settings,
+            "versions": versions(),
+            "template_date": day.isoformat(),
+        }
         write_durably(partial / RECORD, sealed_json(record))
-        metrics = stage_function(planned.stage.kind)(
-            planned.stage.config, _context(planned, partial, shared, options)
-        )
+        with dated(day):
+            metrics = stage_function(planned.stage.kind)(
+                planned.stage.config, _context(planned, partial, shared, options)
+            )
         fields = _manifest_fields(planned, shared, options, metrics, started)
+        fields["template_date"] = day.isoformat()
         write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
         manifest = write_manifest(partial, fields)
     return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
@@ -478,8 +511,22 @@ def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:
                 yield entry.path, marker
 
 
-def _data_problems(path: Path, marker: Source, planned: PlannedStage) -> list[AlignkitError]:
+def _encoder(plan: Plan) -> Encoder | None:
+    """The tokenizer and chat template of the plan; None for the embedded model with its own."""
+    if plan.model.path in EMBEDDED.values() and not plan.backbone.chat_template:
+        return None
+    from alignkit.backbone import load_tokenizer
+    from alignkit.data.chat import Encoder
+
+    return Encoder(load_tokenizer(plan.model, plan.backbone.chat_template))
+
+
+def _data_problems(
+    path: Path, marker: Source, planned: PlannedStage, encoder: Encoder | None
+) -> list[AlignkitError]:
+    """What is wrong with the rows of a file, and with the tokens of its first ones."""
     from alignkit.data import read
+    from alignkit.stages.rows import check_row
 
     settings = planned.stage.config.model_dump()
     options = {
@@ -494,8 +541,9 @@ def _data_problems(path: Path, marker: Source, planned: PlannedStage) -> list[Al
         "candidates": partial(read.read_records, kinds={"candidates"}),
     }
     try:
-        for _ in readers[marker.records[0]](path, **options):
-            pass
+        for number, record in enumerate(readers[marker.records[0]](path, **options)):
+            if encoder is not None and number < ROWS_ENCODED:
+                check_row(record, encoder, settings.get("train_on", "completion"))
     except ErrorList as found:
         return found.errors
     except DataError as error:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from alignkit.artifacts import (
     MANIFEST,
+    RECORD,
     differences,
     open_sealed_json,
     partial_of,
@@ -45,7 +46,6 @@ from alignkit.recipe import (
 from alignkit.recipe_file import resolve
 from alignkit.stages import STAGES
 
-RECORD = "stage.json"
 Action = Literal["run", "resume", "reuse"]
 
 

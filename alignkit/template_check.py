@@ -1,32 +1,58 @@
-"""A chat template tried out where it can do no harm: another process, short of time and memory.
+"""A model's chat templates tried out before anything is loaded: each on several conversations.
 
-Templates come with models and are programs. The sandbox that renders them keeps them from files
-and code, not from looping for ever or building a text of a gigabyte; this does, before one is
-rendered in the process that trains.
+A template that behaves here may not on the data, so every later render has the same limits
+(`alignkit.rendering`); this tells early, and names the file.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from alignkit.errors import ModelError
 from alignkit.model_files import EMBEDDED, read_json
+from alignkit.rendering import HINT, RENDERER, TemplateRefusal, job
 
 MAX_TEMPLATE = 64 << 10
-CPU_SECONDS = 5
-MEMORY_BYTES = 1 << 30
-MAX_RENDERED = 1 << 20
 FURTHER = "additional_chat_templates"
-EXAMPLE = [
-    {"role": "user", "content": "What is the capital of France?"},
-    {"role": "assistant", "content": "Paris."},
-    {"role": "user", "content": "And of Italy?"},
+USUAL = '{"bos_token": "<s>", "eos_token": "</s>", "tools": null, "documents": null}'
+
+
+def _turns(*contents: str) -> list[dict[str, Any]]:
+    """A user and an assistant in turns."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+CALL = {
+    "id": "call12345",
+    "type": "function",
+    "function": {"name": "find_place", "arguments": {"name": "Paris"}},
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find_place",
+        "description": "Looks a place up.",
+        "parameters": {"type": "object", "properties": {"name": {"type": "string"}}},
+    },
+}
+PLAIN = _turns("What is the capital of France?", "Paris.", "And of Italy?")
+# Conversations and further variables: templates have branches for each of these.
+EXAMPLES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    (PLAIN, {}),
+    ([{"role": "system", "content": "Be brief."}, *PLAIN], {}),
+    (_turns("One?", "Two.", "Three?", "Four.", "Five?"), {"tools": [TOOL]}),
+    (
+        [
+            *PLAIN,
+            {"role": "assistant", "content": "", "tool_calls": [CALL], "thinking": "Look it up."},
+            {"role": "tool", "tool_call_id": "call12345", "name": "find_place", "content": "{}"},
+        ],
+        {"tools": [TOOL], "documents": [{"title": "Paris", "text": "A city."}]},
+    ),
 ]
 
 
@@ -63,27 +89,30 @@ def check_templates(model: Path, given: str | None) -> None:
 
 @cache
 def check_template(text: str, where: str) -> None:
-    """Render a short conversation within limits. Raises ModelError saying what went wrong."""
+    """Render short conversations within limits. Raises ModelError saying what went wrong.
+
+    A template may refuse conversations, and fail at tools and system turns it does not know.
+    """
     if len(text) > MAX_TEMPLATE:
         raise ModelError(
             f"a chat template of {len(text):,} characters; 65,536 at most", where=where
         )
-    command = [sys.executable, "-I", "-m", "alignkit.template_check"]
-    try:
-        done = subprocess.run(
-            command,
-            input=text.encode(errors="replace"),
-            capture_output=True,
-            check=False,
-            timeout=6 * CPU_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(_too_long(), where=where, hint=HINT) from None
-    if done.returncode in OUTCOMES:
-        raise ModelError(OUTCOMES[done.returncode], where=where, hint=HINT)
-    if done.returncode:
-        reason = done.stdout.decode(errors="replace").strip() or f"exit {done.returncode}"
-        raise ModelError(f"the chat template cannot be rendered: {reason:.200}", where=where)
+    for messages, further in EXAMPLES:
+        variables = json.dumps({**json.loads(USUAL), **further})
+        for prompts in (True, False):
+            asked = job(map(json.dumps, messages), variables, add_generation_prompt=prompts)
+            try:
+                RENDERER.render(text, [asked])
+            except ModelError as error:
+                error.where = error.where or where
+                raise
+            except TemplateRefusal as error:
+                if messages is PLAIN and not error.deliberate:
+                    raise ModelError(
+                        f"the chat template cannot be rendered: {error.message:.200}",
+                        where=where,
+                        hint=HINT,
+                    ) from None
 
 
 def _texts(value: Any) -> list[str]:
@@ -102,62 +131,3 @@ def _limited(path: Path) -> str:
         raise ModelError(f"no chat template: {error.strerror}", where=str(path)) from None
     with stream:
         return stream.read(4 * MAX_TEMPLATE + 1).decode("utf-8", errors="replace")
-
-
-def _too_long() -> str:
-    return f"the chat template takes more than {CPU_SECONDS} seconds for three short messages"
-
-
-HINT = "Give another one with chat_template"
-TOO_MUCH_MEMORY = 21
-OUTCOMES = {
-    -9: _too_long(),
-    -24: _too_long(),
-    TOO_MUCH_MEMORY: "the chat template takes more than 1 GiB for three short messages",
-}
-
-
-def _render_limited() -> NoReturn:
-    """What the other process does: read a template from stdin and render it."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    try:
-        text = sys.stdin.buffer.read().decode()
-        sys.exit(TOO_MUCH_MEMORY if len(_rendered(text)) > MAX_RENDERED else 0)
-    except MemoryError:
-        sys.exit(TOO_MUCH_MEMORY)
-
-
-def _rendered(text: str) -> str:
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Refused(TemplateError):
-        """The template itself says that it does not take these messages."""
-
-    def refuse(message: str) -> NoReturn:
-        raise Refused(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
-    values: dict[str, Any] = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "add_generation_prompt": True,
-    }
-    try:
-        return environment.from_string(text).render(messages=EXAMPLE, **values)
-    except Refused:
-        return ""
-    except (TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        sys.stdout.write(f"{type(error).__name__}: {error}")
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    _render_limited()

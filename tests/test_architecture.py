@@ -35,6 +35,8 @@ LAYERS: dict[str, int] = {
     "alignkit.last_layer": 1,
     "alignkit.charts": 1,
     "alignkit.template_check": 1,
+    "alignkit.template_worker": 1,
+    "alignkit.rendering": 1,
     "alignkit.function_source": 1,
     "alignkit.yaml_source": 1,
     "alignkit.heads": 2,

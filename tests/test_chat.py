@@ -39,7 +39,7 @@ def test_a_prompt_ends_where_the_answer_begins(encoder: Encoder) -> None:
 
 
 def test_only_what_the_assistant_says_is_trained(encoder: Encoder) -> None:
-    tokens = encoder.encode_demonstration(
+    (tokens,) = encoder.encode_demonstration(
         Demonstration(
             messages=[
                 turn("user", "One?"),
@@ -56,7 +56,7 @@ def test_only_what_the_assistant_says_is_trained(encoder: Encoder) -> None:
 
 
 def test_a_turn_marked_train_false_is_context(encoder: Encoder) -> None:
-    tokens = encoder.encode_demonstration(
+    (tokens,) = encoder.encode_demonstration(
         Demonstration(
             messages=[
                 turn("user", "One?"),
@@ -73,7 +73,7 @@ def test_a_turn_marked_train_false_is_context(encoder: Encoder) -> None:
 
 
 def test_train_on_all_trains_every_token(encoder: Encoder) -> None:
-    tokens = encoder.encode_demonstration(
+    (tokens,) = encoder.encode_demonstration(
         Demonstration(messages=[turn("user", "One?"), turn("assistant", "Two.")]), "all"
     )
     assert all(tokens.trained)
@@ -85,7 +85,7 @@ def test_prompt_and_completion_are_the_whole(tiny_tokenizer: Any, ask: str, answ
     encoder = Encoder(tiny_tokenizer)
     prompt, reply = [turn("user", ask)], [turn("assistant", answer)]
     joined = encoder.prompt_ids(prompt) + encoder.completion_ids(prompt, reply)
-    whole = encoder.encode_demonstration(Demonstration(messages=prompt + reply), "completion")
+    (whole,) = encoder.encode_demonstration(Demonstration(messages=prompt + reply), "completion")
     assert joined == whole.ids
 
 

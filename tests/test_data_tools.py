@@ -230,7 +230,7 @@ def test_the_share_of_trained_tokens_is_said_by_role(tiny_tokenizer: Any, tmp_pa
             {"role": "user", "content": "S"}, {"role": "assistant", "content": "Well"}]  # fmt: skip
     path = write(tmp_path / "d.jsonl", {"messages": talk})
     report, _ = check_file(path, inspectors=[inspector(tiny_tokenizer, 500)])
-    tokens = Encoder(tiny_tokenizer).encode_demonstration(
+    (tokens,) = Encoder(tiny_tokenizer).encode_demonstration(
         next(iter(read_records(path))), "completion"  # type: ignore[arg-type]
     )  # fmt: skip
     share = sum(tokens.trained) / len(tokens.ids)

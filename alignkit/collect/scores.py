@@ -12,6 +12,7 @@ from pathlib import Path
 from alignkit.artifacts import read_manifest
 from alignkit.collect.items import Item, Pool
 from alignkit.data.chat import Encoder
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import RecipeError
 from alignkit.judges.contest import Backbones
 from alignkit.judges.scores import stored_temperature
@@ -61,9 +62,12 @@ def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> Iterator[dict
 
 
 def _group(item: Item, encoder: Encoder) -> Group:
-    prompt = item.record.prompt
-    answers = [encoder.completion_ids(prompt, c.messages) for c in item.record.candidates]
-    return Group(encoder.prompt_ids(prompt), answers)
+    prompt, context = item.record.prompt, TemplateContext.of(item.record)
+    answers = [
+        encoder.completion_ids(prompt, c.completion, context=context)
+        for c in item.record.candidates
+    ]
+    return Group(encoder.prompt_ids(prompt, context=context), answers)
 
 
 def _with_scores(item: Item, scores: dict[str, dict[str, float]]) -> Item:

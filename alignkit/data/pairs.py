@@ -31,8 +31,8 @@ def expand(ranking: Ranking, *, pairs: Pairs = "all", weight: Weight = "group") 
         Preference(
             id=f"{ranking.id}/{better.cid}>{worse.cid}",
             prompt=ranking.prompt,
-            chosen=better.messages,
-            rejected=worse.messages,
+            chosen=better.completion,
+            rejected=worse.completion,
             margin=_margin(better, worse),
             weight=share,
             group=group,

@@ -117,6 +117,21 @@ class Candidate(_Strict):
     gen: dict[str, Any] | None = None
     score: Number | None = None
 
+    @property
+    def completion(self) -> Messages:
+        """The messages, the last one marked `stopped: false` where its model never ended it.
+
+        An answer that was cut at the token limit has no end to learn.
+        """
+        cut_off = self.gen is not None and (
+            self.gen.get("stopped") is False or self.gen.get("finish_reason") == "length"
+        )
+        if not cut_off or not self.messages:
+            return self.messages
+        last = self.messages[-1]
+        marked = last.model_copy(update={"extra": {**last.extra, "stopped": False}})
+        return [*self.messages[:-1], marked]
+
 
 def _distinct(candidates: list[Candidate]) -> set[str]:
     cids = {candidate.cid for candidate in candidates}

@@ -17,7 +17,8 @@ from alignkit.data.records import (
     Ranking,
     Record,
 )
-from alignkit.errors import AlignkitError
+from alignkit.data.template_input import TemplateContext
+from alignkit.errors import DataError
 
 if TYPE_CHECKING:
     from alignkit.data.chat import Encoder
@@ -46,6 +47,11 @@ class TokenInspector:
     train_on: str = "completion"
     seen: Seen = field(default_factory=Seen)
 
+    def __post_init__(self) -> None:
+        from alignkit.data.unread import UnreadKeys
+
+        self.unread = UnreadKeys(self.encoder)
+
     @classmethod
     def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
         """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
@@ -60,42 +66,56 @@ class TokenInspector:
         return cls(Encoder(tokenizer), max_length, train_on)
 
     def inspect(self, record: Record) -> Iterator[Finding]:
-        """Template errors, rows over the limit, rows that keep no target."""
+        """Template errors, rows over the limit, rows that keep no target.
+
+        Raises ModelError for a template that goes beyond the limits of time and memory.
+        """
         try:
             yield from self._measure(record)
-        except AlignkitError as error:
+        except DataError as error:
             yield Finding("template", error.message, error.hint or "check the roles", "messages")
+        else:
+            self.unread.look(record)
 
     def _measure(self, record: Record) -> Iterator[Finding]:
         if isinstance(record, Demonstration):
-            tokens = self.encoder.encode_demonstration(record, self.train_on)
-            self._count(record.messages, tokens.ids, tokens.trained)
-            yield from self._fit(
-                len(tokens.ids), sum(tokens.trained), "messages", _first(tokens.trained)
-            )
+            encoded = self.encoder.encode_demonstration(record, self.train_on)
+            self._count_said(record.messages)
+            for tokens in encoded:
+                self._count(tokens.ids, tokens.trained)
+                yield from self._fit(
+                    len(tokens.ids), sum(tokens.trained), "messages", _first(tokens.trained)
+                )
+            if not encoded:
+                yield from self._fit(0, 0, "messages", 0)
         elif isinstance(record, Prompt):
-            self.seen.lengths.append(len(self.encoder.prompt_ids(record.prompt)))
+            context = TemplateContext.of(record)
+            self.seen.lengths.append(len(self.encoder.prompt_ids(record.prompt, context=context)))
         else:
             prompt, sides = _sides(record)
-            asked = len(self.encoder.prompt_ids(prompt)) if prompt else 0
+            context = TemplateContext.of(record)
+            asked = len(self.encoder.prompt_ids(prompt, context=context)) if prompt else 0
             if asked >= self.max_length:
                 yield self._no_room(asked, "prompt")
             for name, side in sides:
-                ids = self.encoder.completion_ids(prompt, side)
+                ids = self.encoder.completion_ids(prompt, side, context=context)
                 self.seen.targets += 1
                 self.seen.targets_with_eos += bool(ids) and ids[-1] in self.encoder.stop_token_ids
                 self.seen.trained += len(ids)
                 self.seen.total += asked + len(ids)
                 yield from self._fit(asked + len(ids), len(ids), name, asked)
 
-    def _count(self, messages: Iterable[Message], ids: list[int], trained: list[bool]) -> None:
-        """Trained tokens in all and by role; a target is a run of trained tokens."""
+    def _count(self, ids: list[int], trained: list[bool]) -> None:
+        """Trained tokens in all; a target is a run of trained tokens."""
         self.seen.trained += sum(trained)
         self.seen.total += len(ids)
         for position, is_trained in enumerate(trained):
             if is_trained and (position + 1 == len(ids) or not trained[position + 1]):
                 self.seen.targets += 1
                 self.seen.targets_with_eos += ids[position] in self.encoder.stop_token_ids
+
+    def _count_said(self, messages: Iterable[Message]) -> None:
+        """Tokens that each role said, and those of turns that are trained."""
         for message in messages:
             said = len(self.encoder.tokenizer(message.content, add_special_tokens=False).input_ids)
             counts = self.seen.by_role.setdefault(message.role, [0, 0])
@@ -153,6 +173,18 @@ class TokenInspector:
         if self.seen.total:
             yield from self._trained_share()
         self.seen = Seen()
+        yield from self._of_the_template()
+
+    def _of_the_template(self) -> Iterator[Finding]:
+        """How answers end, what was odd about them, and what the template never reads."""
+        yield Finding("stops", self.encoder.stops_line(), "", None, "note")
+        for line in self.encoder.remarks.lines():
+            yield Finding("template", line, "", None, "warning")
+        self.encoder.remarks.clear()
+        for name, told in self.unread.findings():
+            fix = "use a chat template that reads it, or leave it out"
+            yield Finding("unread-key", told, fix, name, "warning")
+        self.unread.reset()
 
     def _trained_share(self) -> Iterator[Finding]:
         share = self.seen.trained / self.seen.total
@@ -190,5 +222,5 @@ def _sides(record: Record) -> tuple[list[Message], list[tuple[str, list[Message]
     if isinstance(record, Label):
         return record.prompt, [("completion", record.completion)]
     if isinstance(record, Candidates | Ranking):
-        return record.prompt, [(f"candidates.{c.cid}", c.messages) for c in record.candidates]
+        return record.prompt, [(f"candidates.{c.cid}", c.completion) for c in record.candidates]
     return [], []

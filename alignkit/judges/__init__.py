@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from alignkit.data.records import Message
+from alignkit.data.template_input import NOTHING, TemplateContext
 from alignkit.errors import RecipeError, did_you_mean
 
 
@@ -25,6 +26,7 @@ class Comparison(NamedTuple):
     prompt: Sequence[Message]
     left: str
     right: str
+    context: TemplateContext = NOTHING
 
 
 @dataclass(frozen=True)

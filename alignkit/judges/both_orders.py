@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alignkit.data.records import Judgement, Message, Prompt
+from alignkit.data.template_input import NOTHING, TemplateContext
 from alignkit.judges import Comparison, Judge, Verdict
 
 # Judged and yielded together, so that a long run shows progress and keeps what it has.
@@ -22,6 +23,7 @@ class Duel:
     output_a: str
     output_b: str
     extra: dict[str, Any] | None = None
+    context: TemplateContext = NOTHING
 
 
 def prompt_names(prompts: Sequence[Prompt]) -> list[str]:
@@ -60,8 +62,8 @@ def judged(judge: Judge, duels: Sequence[Duel], *, a: str, b: str) -> Iterator[J
 
 def _comparison(duel: Duel, first: str | None) -> Comparison:
     if first == "b":
-        return Comparison(duel.prompt, duel.output_b, duel.output_a)
-    return Comparison(duel.prompt, duel.output_a, duel.output_b)
+        return Comparison(duel.prompt, duel.output_b, duel.output_a, duel.context)
+    return Comparison(duel.prompt, duel.output_a, duel.output_b, duel.context)
 
 
 def _judgement(

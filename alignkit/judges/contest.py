@@ -20,6 +20,7 @@ from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge
@@ -135,7 +136,10 @@ def _generated(
         with backbone.role(adapter) as model:
             found = generate(
                 model,
-                [encoder.prompt_ids(p.prompt) for p in prompts[first : first + size]],
+                [
+                    encoder.prompt_ids(p.prompt, context=TemplateContext.of(p))
+                    for p in prompts[first : first + size]
+                ],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -207,7 +211,7 @@ def _log_probabilities(
     encoder = Encoder(backbone.tokenizer)
     adapter = _loaded(backbone, policy)
     groups = [
-        Group(encoder.prompt_ids(prompt.prompt), [answer.ids])
+        Group(encoder.prompt_ids(prompt.prompt, context=TemplateContext.of(prompt)), [answer.ids])
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     sums: list[float] = []
@@ -218,6 +222,16 @@ def _log_probabilities(
             advance(len(part))
     backbone.clear()
     return sums
+
+
+def _told(prompt: Prompt) -> list[Any]:
+    """What the template is given of a prompt; messages of text alone as they always were."""
+    told: list[Any] = []
+    for message in prompt.prompt:
+        keys = message.model_dump(exclude={"role", "content", "train", "extra"})
+        told.append((message.role, message.content, *([keys] if keys else [])))
+    context = TemplateContext.of(prompt)
+    return told if context == TemplateContext() else [*told, context.variables]
 
 
 def _key(
@@ -233,7 +247,7 @@ def _key(
         "quantization": backbones.config.quantization,
         "dtype": backbones.config.dtype,
         "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
-        "prompts": [[(m.role, m.content) for m in p.prompt] for p in prompts],
+        "prompts": [_told(p) for p in prompts],
         "sampling": settings,
         "kept": Answer._fields,
     }
@@ -331,5 +345,6 @@ def _duels(
         extra = prompts[i].extra | {"settings": settings}
         if ratios is not None:
             extra["log_ratio_a"] = ratios[i]
-        found.append(Duel(name, prompts[i].prompt, ours[i], theirs[i], extra))
+        told = TemplateContext.of(prompts[i])
+        found.append(Duel(name, prompts[i].prompt, ours[i], theirs[i], extra, told))
     return found

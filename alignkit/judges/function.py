@@ -1,7 +1,8 @@
 """A judge written by the user: `package.module:function`, called as f(prompt, left, right).
 
-`prompt` is a list of {"role", "content"}; the function returns P(left is better) as a number from
-0 to 1, "left", "right" or "tie", or None when it cannot tell. It runs as code of the user's own.
+`prompt` is a list of {"role", "content"}, with tool_calls and the like where a turn has them; the
+function returns P(left is better) as a number from 0 to 1, "left", "right" or "tie", or None when
+it cannot tell. It runs as code of the user's own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class FunctionJudge:
         return [self._one(comparison) for comparison in comparisons]
 
     def _one(self, comparison: Comparison) -> Verdict:
-        prompt = [{"role": m.role, "content": m.content} for m in comparison.prompt]
+        prompt = [m.model_dump(exclude={"train", "extra"}) for m in comparison.prompt]
         try:
             answer = self.function(prompt, comparison.left, comparison.right)
         # Code of the user's own may raise anything; the judgement carries it to the report.

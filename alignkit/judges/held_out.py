@@ -9,6 +9,7 @@ import torch
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Demonstration
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.logps import Group, completion_logps
 from alignkit.model_files import find_model
@@ -49,4 +50,6 @@ def _group(demonstration: Demonstration, encoder: Encoder) -> Group:
         source = demonstration.source
         where = None if source is None else f"{source.file}:{source.row + 1}"
         raise DataError("does not end in an answer to something", where=where)
-    return Group(encoder.prompt_ids(prompt), [encoder.completion_ids(prompt, [last])])
+    context = TemplateContext.of(demonstration)
+    answer = encoder.completion_ids(prompt, [last], context=context)
+    return Group(encoder.prompt_ids(prompt, context=context), [answer])

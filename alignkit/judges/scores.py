@@ -7,17 +7,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from alignkit.artifacts import write_durably
 from alignkit.data.records import Message, Ranking
+from alignkit.data.template_input import NOTHING, TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.evaluation.reward_trial import ScoredRanking
 from alignkit.judges import Comparison, Verdict
 
-Scorer = Callable[[Sequence[tuple[Sequence[Message], str]]], list[float]]
+
+class Side(NamedTuple):
+    """A reply to score; `completion`: its turns where they hold more than the text."""
+
+    prompt: Sequence[Message]
+    text: str
+    context: TemplateContext = NOTHING
+    completion: Sequence[Message] | None = None
+
+
+Scorer = Callable[[Sequence[Side | tuple[Sequence[Message], str]]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class ScoreJudge:
     temperature: float | None = None  # a calibrated judge also says how sure it is
 
     def compare_many(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        sides = [(c.prompt, text) for c in comparisons for text in (c.left, c.right)]
+        sides = [Side(c.prompt, text, c.context) for c in comparisons for text in (c.left, c.right)]
         scores = self.score(sides)
         return [self._verdict(*pair) for pair in zip(scores[::2], scores[1::2], strict=True)]
 
@@ -52,7 +63,7 @@ def gold_judge(rest: str = "", **_options: Any) -> ScoreJudge:
 
     if rest:
         raise RecipeError(f"the gold judge takes nothing after its name, not {rest!r}")
-    return ScoreJudge("gold", lambda sides: [gold_score(prompt, text) for prompt, text in sides])
+    return ScoreJudge("gold", lambda sides: [gold_score(side[0], side[1]) for side in sides])
 
 
 def reward_judge(
@@ -93,29 +104,33 @@ class _RewardScores:
             self.loaded = RewardModel.load(backbone, self.directory, name)
         return self.loaded
 
-    def __call__(self, sides: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+    def __call__(self, sides: Sequence[Side | tuple[Sequence[Message], str]]) -> list[float]:
         from alignkit.data.chat import Encoder
         from alignkit.logps import Group
 
         model = self.model()
         encoder = Encoder(model.backbone.tokenizer)
         groups = []
-        for prompt, text in sides:
-            reply = [Message(role="assistant", content=text)]
-            ids = encoder.completion_ids(list(prompt), reply)
-            groups.append(Group(encoder.prompt_ids(list(prompt)), [ids]))
+        for side in sides:
+            prompt, text, context, turns = Side(*side)
+            reply = turns or [Message(role="assistant", content=text)]
+            ids = encoder.completion_ids(prompt, reply, context=context)
+            groups.append(Group(encoder.prompt_ids(prompt, context=context), [ids]))
         found: list[float] = model.scores(groups, self.batch_size)
         return found
 
 
 def scored_rankings(judge: ScoreJudge, rankings: Sequence[Ranking]) -> list[ScoredRanking]:
     """Rankings with the judge's score of each ranked completion; a candidate's own is gold."""
-    sides: list[tuple[Sequence[Message], str]] = []
+    sides: list[Side | tuple[Sequence[Message], str]] = []
     owners = []
     for ranking in rankings:
         known = [c for c in ranking.candidates if c.cid in ranking.ranks]
         owners.append(known)
-        sides += [(ranking.prompt, c.messages[-1].content) for c in known]
+        context = TemplateContext.of(ranking)
+        sides += [
+            Side(ranking.prompt, c.messages[-1].content, context, c.completion) for c in known
+        ]
     scores = iter(judge.score(sides))
     found = []
     for ranking, known in zip(rankings, owners, strict=True):

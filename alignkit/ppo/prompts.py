@@ -8,6 +8,7 @@ from typing import Any
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_prompts
 from alignkit.data.split import prompt_key, split_by_prompt
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.ppo.rewards import PracticePrompt
 from alignkit.recipe import OnlineConfig
@@ -88,8 +89,8 @@ def stop_ids(config: OnlineConfig, encoder: Encoder) -> list[int]:
 
 def _rendered(record: Any, encoder: Encoder) -> PracticePrompt:
     try:
-        ids = encoder.prompt_ids(record.prompt)
+        ids = encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
     except DataError as error:
         raise error.at(place(record)) from None
-    turns = tuple({"role": turn.role, "content": turn.content} for turn in record.prompt)
+    turns = tuple(turn.model_dump(exclude={"train", "extra"}) for turn in record.prompt)
     return PracticePrompt(place(record), turns, tuple(ids))

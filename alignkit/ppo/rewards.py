@@ -41,13 +41,13 @@ class PracticePrompt:
     """A prompt to practise on: its messages, its token ids, and where it came from."""
 
     where: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     ids: tuple[int, ...]
 
     @property
     def text(self) -> str:
         """What the user said last."""
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True)

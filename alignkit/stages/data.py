@@ -6,19 +6,23 @@ Nothing is dropped or cut in silence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from alignkit.data.chat import Encoder
 from alignkit.data.problems import tally
 from alignkit.data.read import Stream
 from alignkit.data.records import Record
 from alignkit.data.split import Ties
-from alignkit.errors import DataError
+from alignkit.data.unread import UnreadKeys
+from alignkit.errors import DataError, ModelError
 from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.rows import Row, place
 from alignkit.stages.token_rows import TokenRows
 
+AT_ONCE = 32  # records that are rendered together
 R = TypeVar("R", bound=Record)
 Open = Callable[..., Stream[R]]
 
@@ -26,23 +30,29 @@ Open = Callable[..., Stream[R]]
 def load_rows(
     kind: type[Row],
     open_file: Open[R],
-    make: Callable[[R], Row | None],
+    make: Callable[[R], Row | list[Row] | None],
     config: TrainingConfig,
     context: StageContext,
+    *,
+    encoder: Encoder | None = None,
 ) -> tuple[TokenRows[Row], TokenRows[Row]]:
     """Training rows and held-out ones: `eval_data`, or a share of the prompts of `data`.
 
-    `make` turns a record into a row, or into None when there is nothing in it to learn from.
+    `make` turns a record into a row, or several, or None when there is nothing in it to learn
+    from; with its `encoder` at hand, keys that the template never reads are said.
     Records are read, made rows and forgotten one by one. Rows beyond `max_length` are handled as
     `on_overlong` says. Raises DataError when nothing is left.
     """
-    train, ties = _written(kind, open_file, make, config.data, config, context)
+    unread = UnreadKeys(encoder) if encoder is not None else None
+    train, ties = _written(kind, open_file, make, config.data, config, context, unread)
     if config.eval_data:
-        held_out, asked = _written(kind, open_file, make, config.eval_data, config, context)
+        held_out, asked = _written(kind, open_file, make, config.eval_data, config, context, unread)
         _tell_leaks(set(ties.prompts), asked.prompts, held_out, context)
     else:
         parts = ties.split([1.0 - config.eval_fraction, config.eval_fraction], context.seed)
         train, held_out = train.only(parts[0]), train.only(parts[1])
+    for line in encoder.remarks.lines() if encoder is not None else ():
+        context.say(line)
     train = fit_to_length(train, config, context)
     if not train:
         raise DataError("no rows are left", where=", ".join(config.data))
@@ -52,35 +62,59 @@ def load_rows(
 def _written(
     kind: type[Row],
     open_file: Open[R],
-    make: Callable[[R], Row | None],
+    make: Callable[[R], Row | list[Row] | None],
     sources: Sequence[str],
     config: TrainingConfig,
     context: StageContext,
+    unread: UnreadKeys | None,
 ) -> tuple[TokenRows[Row], Ties]:
     """The rows of all files, and what ties each to others."""
     ties = Ties()
 
     def rows() -> Iterator[Row]:
         failed: DataError | None = None
-        for record in records_of(open_file, sources, config, context):
+        records = records_of(open_file, sources, config, context)
+        for record in records if unread is None else prepared(records, unread.encoder):
             if failed is not None:
                 continue  # reading goes on, so that all bad rows of the files are named first
             try:
-                row = make(record)
+                ready = _made(record, make, unread)
             except DataError as error:
-                error.at(place(record))
                 failed = error
                 continue
-            if row is not None:
+            for row in ready:
                 ties.add(record)
                 yield row
         if failed is not None:
             raise failed
 
     written = TokenRows.write(kind, rows(), context.directory)
+    for line in unread.lines() if unread is not None else ():
+        context.say(line)
     if not written:
         raise DataError("no rows are left", where=", ".join(sources))
     return written, ties
+
+
+def prepared(records: Iterator[R], encoder: Encoder) -> Iterator[R]:
+    """The records as they come, rendered some at a time."""
+    while part := list(islice(records, AT_ONCE)):
+        encoder.prepare(part)
+        yield from part
+
+
+def _made(
+    record: R, make: Callable[[R], Row | list[Row] | None], unread: UnreadKeys | None
+) -> list[Row]:
+    """The rows of a record; what is wrong with it is told with its place."""
+    try:
+        found = make(record)
+        if unread is not None:
+            unread.look(record)
+    except (DataError, ModelError) as error:
+        raise error.at(place(record)) from None
+    listed = found if isinstance(found, list) else [found]
+    return [row for row in listed if row is not None]
 
 
 def _tell_leaks(

@@ -227,6 +227,7 @@ def _rows(
         partial(pair_row, encoder=encoder),
         config,
         context,
+        encoder=encoder,
     )
     check_losses(config, len(set(train.dataset["weight"][:])) > 1)
     return train, held_out

@@ -22,6 +22,7 @@ from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Judgement, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
 from alignkit.generation import Completion, generate
@@ -92,7 +93,7 @@ def _questions(config: EvaluateConfig, context: StageContext, encoder: Encoder) 
     if not prompts:
         raise DataError("no prompt to evaluate on", where=", ".join(config.prompts))
     messages = [list(p.prompt) for p in prompts]
-    ids = [encoder.prompt_ids(m) for m in messages]
+    ids = [encoder.prompt_ids(p.prompt, context=TemplateContext.of(p)) for p in prompts]
     return Questions(messages, ids, prompt_names(prompts), prompts)
 
 

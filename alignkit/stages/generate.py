@@ -16,6 +16,7 @@ from alignkit.backbone import POLICY
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts, read_records
 from alignkit.data.records import Candidate, Candidates, Message, Prompt, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.generation import Completion, generate
 from alignkit.model_files import ModelFiles
@@ -116,7 +117,7 @@ def _load_policy(config: GenerateConfig, context: StageContext) -> str | None:
 
 def _ids(prompt: Prompt, encoder: Encoder) -> list[int]:
     try:
-        return encoder.prompt_ids(prompt.prompt)
+        return encoder.prompt_ids(prompt.prompt, context=TemplateContext.of(prompt))
     except DataError as error:
         raise error.at(place(prompt)) from None
 
@@ -201,7 +202,9 @@ def _add(item: Candidates, candidate: Candidate) -> None:
 
 
 def _key(item: Candidates) -> str:
-    return json.dumps([[turn.role, turn.content] for turn in item.prompt])
+    """Equal for items that ask the same, tools and all."""
+    turns = [turn.model_dump(exclude={"train", "extra"}) for turn in item.prompt]
+    return json.dumps([turns, TemplateContext.of(item).variables], sort_keys=True)
 
 
 def _others(config: GenerateConfig, context: StageContext) -> Iterator[Candidates]:

@@ -14,6 +14,7 @@ from alignkit.artifacts import write_durably
 from alignkit.data.chat import Encoder
 from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Ranking, to_json
+from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.judges.gold import gold_score
 from alignkit.logps import Group
@@ -43,7 +44,10 @@ def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
 
 def without_repeats(item: Candidates) -> Candidates:
     """The item with each completion once: two of the same cannot be ranked against each other."""
-    texts = [[message.content for message in c.messages] for c in item.candidates]
+    texts = [
+        [message.model_dump(exclude={"train", "extra"}) for message in c.messages]
+        for c in item.candidates
+    ]
     kept = [c for i, c in enumerate(item.candidates) if texts[i] not in texts[:i]]
     return item.model_copy(update={"candidates": kept})
 
@@ -87,13 +91,13 @@ def _scores(
         ]
     model = RewardModel.load(context.backbone, context.artifact(config.judge))
     encoder = Encoder(context.backbone.tokenizer)
-    groups = [
-        Group(
-            encoder.prompt_ids(item.prompt),
-            [encoder.completion_ids(item.prompt, c.messages) for c in item.candidates],
-        )
-        for item in items
-    ]
+    groups = []
+    for item in items:
+        told = TemplateContext.of(item)
+        answers = [
+            encoder.completion_ids(item.prompt, c.completion, context=told) for c in item.candidates
+        ]
+        groups.append(Group(encoder.prompt_ids(item.prompt, context=told), answers))
     flat = iter(model.scores(groups))
     context.backbone.clear()
     return [[next(flat) for _ in item.candidates] for item in items]

@@ -51,7 +51,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
     make = partial(ranking_row, encoder=encoder)
-    train, held_out = load_rows(RankingRow, stream_rankings, make, config, context)
+    train, held_out = load_rows(RankingRow, stream_rankings, make, config, context, encoder=encoder)
     train = teaching(train, config, context.say)
     start_adapter(backbone, REWARD, config, context)
     model = RewardModel(backbone, new_head(backbone, context.seed))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from alignkit.data.chat import Encoder
-from alignkit.data.records import Demonstration, Preference, Ranking, Record
-from alignkit.errors import DataError
+from alignkit.data.records import (
+    Candidates,
+    Demonstration,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+)
+from alignkit.data.template_input import TemplateContext
+from alignkit.errors import DataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -106,28 +115,80 @@ def place(record: Record) -> str:
     return f"{record.source.file}:{record.source.row + 1}"
 
 
-def sft_row(record: Demonstration, encoder: Encoder, train_on: str) -> SftRow:
-    """A demonstration as a row. Raises DataError when it holds no target."""
-    tokens = encoder.encode_demonstration(record, train_on)
-    if not any(tokens.trained):
+def sft_rows(record: Demonstration, encoder: Encoder, train_on: str) -> list[SftRow]:
+    """A demonstration as rows: one, or one for each answer whose prompt is no start of the next.
+
+    Raises DataError when it holds no target.
+    """
+    encoded = encoder.encode_demonstration(record, train_on)
+    if not any(any(tokens.trained) for tokens in encoded):
         raise DataError(
             "no token to train",
             hint="each demonstration needs an assistant turn with text that is not train: false",
         )
-    return SftRow(place(record), tokens.ids, tokens.trained)
+    return [SftRow(place(record), tokens.ids, tokens.trained) for tokens in encoded]
+
+
+@dataclass
+class Answers:
+    """How many of the assistant's turns are trained, and why the others are not."""
+
+    conversations: int = 0
+    rows: int = 0
+    turns: int = 0
+    unmarked: int = 0
+
+    def count(self, record: Demonstration, rows: Sequence[SftRow], train_on: str) -> None:
+        """Count a conversation and what it became."""
+        said = [turn for turn in record.messages if turn.role == "assistant"]
+        self.conversations += 1
+        self.rows += len(rows)
+        self.turns += len(said)
+        self.unmarked += 0 if train_on == "all" else sum(turn.train is False for turn in said)
+
+    def lines(self) -> list[str]:
+        """What a person should know; nothing where each conversation is one row, all trained."""
+        found = []
+        if self.unmarked:
+            found.append(
+                f"{self.unmarked} of {self.turns} answers are not trained, because they are "
+                "marked so (train: false)"
+            )
+        if self.rows > self.conversations:
+            found.append(
+                f"{self.conversations} conversations became {self.rows} rows: the chat template "
+                "renders earlier turns differently later on, so each answer has its own prompt"
+            )
+        return found
 
 
 def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
-    """A preference as a row; None for a tie, which says nothing about which side is better."""
+    """A preference as a row; None for a tie, which says nothing about which side is better.
+
+    Raises DataError for sides that are the same tokens, or hold others' turns: every token of a
+    side is trained.
+    """
     if record.tie:
         return None
-    return PairRow(
-        place(record),
-        encoder.prompt_ids(record.prompt),
-        encoder.completion_ids(record.prompt, record.chosen),
-        encoder.completion_ids(record.prompt, record.rejected),
-        record.weight,
+    context = TemplateContext.of(record)
+    for name in ("chosen", "rejected"):
+        others = {turn.role for turn in getattr(record, name)} - {"assistant"}
+        if others:
+            raise DataError(
+                f"{name} holds a turn of role {min(others)}, which would be trained as an answer",
+                hint="Fix: move all turns before the last answer into the prompt",
+            )
+    chosen, rejected = (
+        encoder.completion_ids(record.prompt, side, context=context)
+        for side in (record.chosen, record.rejected)
     )
+    if chosen == rejected:
+        raise DataError(
+            "both sides are the same tokens under this chat template",
+            hint="Fix: leave the row out, or use a template that writes what differs",
+        )
+    prompt = encoder.prompt_ids(record.prompt, context=context)
+    return PairRow(place(record), prompt, chosen, rejected, record.weight)
 
 
 def ranking_row(record: Ranking, encoder: Encoder) -> RankingRow | None:
@@ -136,15 +197,31 @@ def ranking_row(record: Ranking, encoder: Encoder) -> RankingRow | None:
     if len(ranked) < 2:
         return None
     scored = all(c.score is not None for c in ranked)
+    context = TemplateContext.of(record)
     return RankingRow(
         place(record),
-        encoder.prompt_ids(record.prompt),
-        [encoder.completion_ids(record.prompt, c.messages) for c in ranked],
+        encoder.prompt_ids(record.prompt, context=context),
+        [encoder.completion_ids(record.prompt, c.completion, context=context) for c in ranked],
         [record.ranks[c.cid] for c in ranked],
         _number(record, "margin", 0.0),
         _number(record, "weight", 1.0),
         [float(c.score) for c in ranked if c.score is not None] if scored else None,
     )
+
+
+def check_row(record: Record, encoder: Encoder, train_on: str) -> None:
+    """Raise what encoding a record raises, with its place."""
+    try:
+        if isinstance(record, Demonstration):
+            sft_rows(record, encoder, train_on)
+        elif isinstance(record, Preference):
+            pair_row(record, encoder)
+        elif isinstance(record, Ranking):
+            ranking_row(record, encoder)
+        elif isinstance(record, Prompt | Candidates):
+            encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
+    except (DataError, ModelError) as error:
+        raise error.at(place(record)) from None
 
 
 def _number(record: Ranking, name: str, usual: float) -> float:

@@ -26,7 +26,7 @@ from alignkit.logps import sequence_logps
 from alignkit.recipe import SftConfig
 from alignkit.stages.context import StageContext
 from alignkit.stages.data import load_rows
-from alignkit.stages.rows import SftRow, sft_row
+from alignkit.stages.rows import Answers, SftRow, sft_rows
 from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
@@ -44,10 +44,18 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
 
-    def make(record: Demonstration) -> SftRow:
-        return sft_row(record, encoder, config.train_on)
+    answers = Answers()
 
-    train, held_out = load_rows(SftRow, stream_demonstrations, make, config, context)
+    def make(record: Demonstration) -> list[SftRow]:
+        rows = sft_rows(record, encoder, config.train_on)
+        answers.count(record, rows, config.train_on)
+        return rows
+
+    train, held_out = load_rows(
+        SftRow, stream_demonstrations, make, config, context, encoder=encoder
+    )
+    for line in answers.lines():
+        context.say(line)
     targets = describe_targets(train, encoder.stop_token_ids)
     context.say(
         f"{targets['trained_share']:.1%} of {targets['tokens']:,} tokens are trained, "

@@ -14,7 +14,7 @@ from alignkit.data.records import Demonstration, Message, Source
 from alignkit.errors import DataError
 from alignkit.recipe import SftConfig
 from alignkit.stages import sft
-from alignkit.stages.rows import SftRow, sft_row
+from alignkit.stages.rows import SftRow, sft_rows
 from alignkit.stages.token_rows import TokenRows
 from tests.stages.conftest import Workshop
 
@@ -103,7 +103,7 @@ def test_a_row_without_a_target_is_refused_by_name(workshop: Workshop) -> None:
         source=Source(format="messages", file="demos.jsonl", row=4),
     )
     with pytest.raises(DataError, match=r"no token to train\. each demonstration needs"):
-        sft_row(row, encoder, "completion")
+        sft_rows(row, encoder, "completion")
 
 
 def test_evaluation_rows_that_were_trained_on_are_told(
