@@ -59,12 +59,13 @@ from alignkit.errors import (
 from alignkit.estimate import refuse_what_cannot_fit
 from alignkit.launch import check_launch, launched
 from alignkit.model_check import check_adapter, check_kernels, check_model
-from alignkit.passthrough import check_passthrough
+from alignkit.passthrough import check_passthrough, place_of
 from alignkit.plan import RECORD, Plan, PlannedStage, read_record
-from alignkit.recipe import GATE, Source
+from alignkit.recipe import GATE, OnlineConfig, Source, TrainingConfig
 from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
+from alignkit.trackers import check_trackers
 
 if TYPE_CHECKING:
     from alignkit.backbone import Backbone
@@ -142,6 +143,7 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
         check_adapter(adapter, plan.model)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
+    _check_reports(to_run, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
     problems: list[AlignkitError] = []
     seen: set[tuple[Path, tuple[str, ...]]] = set()
@@ -464,6 +466,22 @@ def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
 
 
 # --- checks ------------------------------------------------------------------------------------
+
+
+def _check_reports(stages: Sequence[PlannedStage], plan: Plan) -> None:
+    """Refuse a tracker that there is not, or that is not installed. Raises an ErrorList."""
+    problems: list[AlignkitError] = []
+    for planned in stages:
+        config = planned.stage.config
+        if isinstance(config, TrainingConfig | OnlineConfig):
+            document = plan.recipe.document
+            place = document.where((*place_of(planned.name, document), "report_to"))
+            try:
+                check_trackers(config.report_to, place)
+            except RecipeError as error:
+                problems.append(error)
+    if problems:
+        raise ErrorList(problems)
 
 
 def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignkit.errors import ModelError
+from alignkit.errors import ModelError, TrainingFailed
 from alignkit.heads import ScalarHead
 
 FILE = "probe.json"
@@ -24,9 +25,12 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
 def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
-    """Ask the model as this adapter and keep the answer beside it."""
+    """Ask the model as this adapter and keep the answer beside it.
+
+    Raises TrainingFailed where the answer is not finite: no comparison would ever tell it apart.
+    """
     ids = probe_ids(backbone)
-    logits, score = _answer(backbone, adapter, ids, head)
+    logits, score = _finite_answer(backbone, adapter, ids, head)
     content = {
         "ids": ids,
         "logits": [round(value, 6) for value in logits.tolist()],
@@ -34,6 +38,11 @@ def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead |
         **identity(backbone),
     }
     (directory / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def check_answer(backbone: Any, adapter: str, head: ScalarHead | None) -> None:
+    """Raise TrainingFailed unless the model as this adapter says finite numbers."""
+    _finite_answer(backbone, adapter, probe_ids(backbone), head)
 
 
 def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
@@ -90,6 +99,19 @@ def _answer(
         states = backbone.base.base_model(input_ids=rows, use_cache=False).last_hidden_state
         logits = backbone.base.get_output_embeddings()(states[:, -1])[0, :32].float().cpu()
         score = float(head(states[:, -1])) if head is not None else None
+    return logits, score
+
+
+def _finite_answer(
+    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
+) -> tuple[Tensor, float | None]:
+    logits, score = _answer(backbone, adapter, ids, head)
+    if not bool(logits.isfinite().all()) or not math.isfinite(score or 0.0):
+        raise TrainingFailed(
+            "what the model says with the trained weights is not finite: "
+            f"{'its logits' if not bool(logits.isfinite().all()) else 'its score'} overflow",
+            hint="lower learning_rate, or raise warmup_steps",
+        )
     return logits, score
 
 

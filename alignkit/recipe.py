@@ -564,6 +564,8 @@ class OnlineConfig(StageConfig):
     """Checkpoints kept; an older one goes only after a newer one is sealed."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: about 30 % slower, far less memory."""
+    report_to: Annotated[Texts, Cosmetic()] = ("none",)
+    """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
 
     @property
     def iterations(self) -> int:

@@ -126,7 +126,7 @@ class PolicyLearner:
 
     def _finish_step(self, sums: list[float], noted: Averages) -> float:
         loss, ratio, squares, clipped, approx_kl, count = sums
-        if ratio / count > self.config.max_ratio:
+        if not ratio / count <= self.config.max_ratio:  # a ratio that is NaN, too
             raise TrainingFailed(
                 f"the mean probability ratio is {ratio / count:.3g} "
                 f"(max_ratio {self.config.max_ratio:g})",
@@ -195,7 +195,7 @@ def step(
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise TrainingFailed(
-            f"the loss is {loss:.3g} and its gradient's length {norm:.3g}",
+            f"the loss is {loss:.3g} and the norm of its gradient {norm:.3g}",
             hint="lower learning_rate; on fp16 use dtype bfloat16 or float32",
         )
     optimizer.step()

@@ -18,7 +18,14 @@ from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
-from alignkit.stages.training import finish, moved_share, share_changed, snapshot, start_adapter
+from alignkit.stages.training import (
+    finish,
+    moved_share,
+    share_changed,
+    snapshot,
+    start_adapter,
+    weight_change,
+)
 
 NewCritic = Callable[[Backbone, Rewards, int], ValueLearner]
 
@@ -72,6 +79,7 @@ def practise(
     moved_share(before, backbone.parameters_of(POLICY))  # raises when nothing was learned
     trainer.restore_best()
     metrics["moved_share"] = share_changed(before, backbone.parameters_of(POLICY))
+    metrics["weight_change"] = weight_change(backbone.model, POLICY, before)
     if trainer.best and not trainer.state.best_iteration:
         context.say("no evaluation beat the start: the policy that is left is the starting one")
     return leave(trainer, metrics)
