@@ -35,7 +35,6 @@ from alignkit.artifacts import (
     FileSeal,
     check_file,
     differences,
-    disk_full,
     disk_full_named,
     existing,
     fsync,
@@ -104,8 +103,9 @@ def save_checkpoint(
             write(temporary)
             final = directory / f"{PREFIX}{step}"
             seal(temporary, final, fingerprint)
-    except DiskFull:
-        error = disk_full(directory)
+    except DiskFull as full:
+        # The directory as the person knows it, not the one that the checkpoint was begun in.
+        error = DiskFull(full.message.replace(str(temporary), str(directory)), hint=full.hint)
         shutil.rmtree(temporary, ignore_errors=True)
         last = _steps(directory)
         kept = f"; the last good checkpoint is {PREFIX}{last[-1]}" if last else ""
@@ -321,8 +321,9 @@ class SealedCheckpoints(_Trainer):
     _log: Path | None = None
     _watch: Watch | None = None
     _gathered_random_states: list[Any]
-    # Asks the model something and raises where it has no finite answer; None asks nothing.
-    check_answer: Callable[[], None] | None = None
+    # Asks the model something and raises where it has no finite answer; None asks nothing. It is
+    # told after what, such as `step 12`.
+    check_answer: Callable[[str], None] | None = None
     optimizer: Any
     lr_scheduler: Any
 
@@ -428,11 +429,11 @@ class SealedCheckpoints(_Trainer):
         at, and the model is asked: weights of 1e30 are finite, and what it says with them is not.
         """
         self.check_finite()
-        step = self.state.global_step
-        check_tensors(self._trainable(), "the weight", step)
-        check_tensors(self.optimizer.state_dict(), "the optimizer's", step)
+        after = f"step {self.state.global_step}"
+        check_tensors(self._trainable(), "the weight", after)
+        check_tensors(self.optimizer.state_dict(), "the optimizer's", after)
         if self.check_answer is not None:
-            self.check_answer()
+            self.check_answer(after)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of a batch or a part of it; its loss is watched."""

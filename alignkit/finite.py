@@ -106,8 +106,11 @@ class Watch:
         return tuple(row for _, at, where in self._forwards if at == step for row in where)
 
 
-def check_tensors(tree: Any, what: str, step: int) -> None:
-    """Raise TrainingFailed unless every number of a tree of tensors is finite; waits once."""
+def check_tensors(tree: Any, what: str, after: str) -> None:
+    """Raise TrainingFailed unless every number of a tree of tensors is finite; waits once.
+
+    `after` says what they have just been through, such as `step 12`.
+    """
     named = {
         name: tensor.detach()
         for name, tensor in _tensors(tree)
@@ -122,16 +125,17 @@ def check_tensors(tree: Any, what: str, step: int) -> None:
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise TrainingFailed(
-            f"{what} {odd[0]}{more} {'are' if more else 'is'} not finite after step {step}",
+            f"{what} {odd[0]}{more} {'are' if more else 'is'} not finite after {after}",
             hint=LOWER,
         )
 
 
-def check_numbers(numbers: Mapping[str, Any], step: int, *, apart: Iterable[str] = ()) -> None:
+def check_numbers(numbers: Mapping[str, Any], step: int | None = None) -> None:
     """Raise TrainingFailed naming the first number that is not finite; nested ones count too."""
     for name, value in _numbers(numbers):
-        if name not in apart and not math.isfinite(value):
-            raise TrainingFailed(f"{name} is {value} at step {step}", hint=LOWER)
+        if not math.isfinite(value):
+            place = "" if step is None else f" at step {step}"
+            raise TrainingFailed(f"{name} is {value}{place}", hint=LOWER)
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:

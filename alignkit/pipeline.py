@@ -28,6 +28,7 @@ from alignkit.artifacts import (
     LOCK,
     MANIFEST,
     Manifest,
+    check_place,
     differences,
     disk_full_named,
     drop_work,
@@ -54,6 +55,7 @@ from alignkit.errors import (
     GateMissed,
     Interrupted,
     RecipeError,
+    TrainingFailed,
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
@@ -133,6 +135,8 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
     """
     quiet_libraries()
     check_launch()
+    for planned in stages:
+        _check_places(planned)
     to_run = [planned for planned in stages if planned.action != "reuse"]
     if to_run:
         check_kernels(plan.backbone.quantization)
@@ -156,6 +160,15 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
         raise ErrorList(problems)
 
 
+def _check_places(planned: PlannedStage) -> None:
+    """Nothing that is no directory lies where a stage works or leaves its result."""
+    if not launched().is_first:
+        return
+    check_place(planned.directory.parent)
+    for path in (planned.directory, partial_of(planned.directory)):
+        check_place(path)
+
+
 def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> Iterator[Outcome]:
     """Run or reuse the stages one after the other, yielding what became of each.
 
@@ -167,6 +180,7 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
             hint="Start its training stages one by one, such as torchrun -m alignkit sft …",
         )
     quiet_libraries()
+    check_place(plan.directory)
     with (
         _how_to_go_on(options),
         private_files(),
@@ -194,6 +208,7 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome 
         _help(planned, plan, options)
         return None
     output, partial = planned.directory, partial_of(planned.directory)
+    _check_places(planned)
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
     quiet_libraries()
@@ -330,12 +345,13 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
     with _kept_if_begun(partial), publishing(planned.directory) as partial:
         record = {"settings": planned.settings, "versions": versions()}
         write_durably(partial / RECORD, sealed_json(record))
-        metrics = stage_function(planned.stage.kind)(
-            planned.stage.config, _context(planned, partial, shared, options)
-        )
-        fields = _manifest_fields(planned, shared, options, metrics, started)
-        write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
-        manifest = write_manifest(partial, fields)
+        with _still_there(partial):
+            metrics = stage_function(planned.stage.kind)(
+                planned.stage.config, _context(planned, partial, shared, options)
+            )
+            fields = _manifest_fields(planned, shared, options, metrics, started)
+            write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
+            manifest = write_manifest(partial, fields)
     return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
 
 
@@ -345,12 +361,33 @@ def _kept_if_begun(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if not partial.is_dir():
+            raise
         left = {path.name for path in partial.iterdir()}
         if left <= {RECORD, LOCK}:
             (partial / RECORD).unlink(missing_ok=True)
         if not left - {RECORD}:
             partial.rmdir()
         raise
+
+
+@contextmanager
+def _still_there(partial: Path) -> Iterator[None]:
+    """What goes wrong inside because somebody deleted the directory is told as that."""
+    deleted = TrainingFailed(
+        f"{partial} was deleted or moved while the run wrote to it",
+        hint="Run the same command again; it starts over, or goes on if you put it back",
+    )
+    try:
+        yield
+    except AlignkitError:
+        raise
+    except Exception as error:  # of a library that writes there, so of any kind
+        if (partial / RECORD).is_file():
+            raise
+        raise deleted from error
+    if not (partial / RECORD).is_file():
+        raise deleted
 
 
 def _context(

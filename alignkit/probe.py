@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import ModelError, TrainingFailed
+from alignkit.finite import LOWER
 from alignkit.heads import ScalarHead
 
 FILE = "probe.json"
@@ -40,9 +41,14 @@ def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead |
     (directory / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def check_answer(backbone: Any, adapter: str, head: ScalarHead | None) -> None:
-    """Raise TrainingFailed unless the model as this adapter says finite numbers."""
-    _finite_answer(backbone, adapter, probe_ids(backbone), head)
+def check_answer(
+    backbone: Any, adapter: str, head: ScalarHead | None = None, *, after: str = "training"
+) -> None:
+    """Raise TrainingFailed unless the model as this adapter says finite numbers.
+
+    `after` says what the weights have just been through, such as `step 12`.
+    """
+    _finite_answer(backbone, adapter, probe_ids(backbone), head, after)
 
 
 def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
@@ -103,15 +109,13 @@ def _answer(
 
 
 def _finite_answer(
-    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
+    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None, after: str = "training"
 ) -> tuple[Tensor, float | None]:
     logits, score = _answer(backbone, adapter, ids, head)
-    if not bool(logits.isfinite().all()) or not math.isfinite(score or 0.0):
-        raise TrainingFailed(
-            "what the model says with the trained weights is not finite: "
-            f"{'its logits' if not bool(logits.isfinite().all()) else 'its score'} overflow",
-            hint="lower learning_rate, or raise warmup_steps",
-        )
+    speaks = bool(logits.isfinite().all())
+    if not speaks or not math.isfinite(score or 0.0):
+        what = "score is" if speaks else "logits are"
+        raise TrainingFailed(f"the model's {what} not finite after {after}", hint=LOWER)
     return logits, score
 
 

@@ -479,7 +479,8 @@ class OnlineConfig(StageConfig):
     """Reward stages or runs that score completions; gold is the embedded task's own scoring."""
     reward: Annotated[Texts, Calls()] = ()
     """Python functions `module:function` taking a prompt, a list of messages with role and content,
-    and a completion, a text, and returning a number."""
+    and a completion, a text, and returning a number; or lists of them as `prompts` and
+    `completions`, returning a list. Further parameters are columns of the prompts."""
     reward_url: Texts = ()
     """HTTP services that score completions: a POST of JSON, answered with scores."""
     reward_weights: Numbers | None = None

@@ -106,7 +106,7 @@ def check_iteration(row: Mapping[str, float], start: Start, config: OnlineConfig
         guard(row, start, config)
 
 
-def check_rollout(rollout: Rollout, step: int) -> None:
+def check_rollout(rollout: Rollout) -> None:
     """Raise TrainingFailed naming the prompt of a completion whose numbers are not finite."""
     measured = {
         "its log-probability": rollout.logps.sum(1),
@@ -119,7 +119,7 @@ def check_rollout(rollout: Rollout, step: int) -> None:
         if not all(fine):
             sample = rollout.samples[fine.index(False)]
             raise TrainingFailed(
-                f"a completion was sampled, but {name} is not finite at step {step}",
+                f"a completion was sampled, but {name} is not finite",
                 where=sample.prompt.where,
                 hint=f"{LOWER}; the completion was {sample.text[:80]!r}",
             )

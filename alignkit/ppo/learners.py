@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.errors import TrainingFailed
+from alignkit.finite import LOWER
 from alignkit.logps import completion_logps
 from alignkit.ppo.objective import policy_terms
 from alignkit.ppo.ranks import all_sum, sum_gradients
@@ -126,7 +127,9 @@ class PolicyLearner:
 
     def _finish_step(self, sums: list[float], noted: Averages) -> float:
         loss, ratio, squares, clipped, approx_kl, count = sums
-        if not ratio / count <= self.config.max_ratio:  # a ratio that is NaN, too
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the policy's loss is {loss}", hint=LOWER)
+        if ratio / count > self.config.max_ratio:
             raise TrainingFailed(
                 f"the mean probability ratio is {ratio / count:.3g} "
                 f"(max_ratio {self.config.max_ratio:g})",

@@ -130,6 +130,7 @@ class OnlineTrainer:
         self.state = State(kl_coef=config.kl_coef)
         self.best: dict[str, Tensor] = {}
         self.told_equal_scores = self.told_foreign = self.told_idle_groups = False
+        self.told_finer = False
         self.trackers: OnlineTrackers | None = None
         self.seconds: dict[str, float] = {}
 
@@ -148,10 +149,13 @@ class OnlineTrainer:
         ):
             advance(self.state.iteration)
             while self.state.iteration < self.iterations and alarm is None:
-                with naming_last_checkpoint(self.context.checkpoints, self._fingerprint):
+                with (
+                    naming_last_checkpoint(self.context.checkpoints, self._fingerprint),
+                    self._naming_the_iteration(),
+                ):
                     row = self._iterate()
                     alarm = self._evaluate(row) if self._evaluation_is_due() else None
-                    check_numbers(row, self.state.iteration)
+                    check_numbers(row)
                 self._write(row)
                 advance(1)
                 stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
@@ -166,6 +170,16 @@ class OnlineTrainer:
             self.context.say(f"stopped at iteration {self.state.iteration}: {alarm}")
         return self._summary(alarm)
 
+    @contextmanager
+    def _naming_the_iteration(self) -> Iterator[None]:
+        """A failure inside says in which iteration it was."""
+        number = self.state.iteration + 1
+        try:
+            yield
+        except TrainingFailed as failure:
+            failure.message += f" (iteration {number} of {self.iterations})"
+            raise
+
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without evaluations, the last ones stay."""
         if self.best:
@@ -176,7 +190,7 @@ class OnlineTrainer:
         self.seconds = {}
         iteration = self.state.iteration
         rollout = self._collect_or_save(iteration)
-        check_rollout(rollout, iteration + 1)
+        check_rollout(rollout)
         kl = self._penalty(rollout)
         targets = self.advantages(rollout, kl, self.state.kl_coef)
         self._tell_equal_scores(rollout, targets)
@@ -189,7 +203,7 @@ class OnlineTrainer:
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
         # Weights of 1e30 are finite, and what is sampled with them is noise: so ask before it is.
-        check_answer(self.backbone, POLICY, None)
+        check_answer(self.backbone, POLICY, after="this update")
         self._tell_foreign_samples(rollout, row)
         self.state.kl_coef = next_kl_coef(
             self.state.kl_coef,
@@ -277,14 +291,14 @@ class OnlineTrainer:
             whose = "all completions" if alike else "the completions of each prompt"
             self.context.say(
                 f"{whose} of iteration {self.state.iteration + 1} got the same score: "
-                f"there is nothing in it to learn from the reward; {FINER}"
+                f"there is nothing in it to learn from the reward{self._finer()}"
             )
         if 2 * idle >= groups and self.k > 1 and not self.told_idle_groups:
             self.told_idle_groups = True
             self.context.say(
                 f"{idle} of {groups} prompts of iteration {self.state.iteration + 1} got the same "
-                f"score for all {self.k} completions, so nothing is learned from these; {FINER}, "
-                "or raise rloo_k"
+                f"score for all {self.k} completions, so nothing is learned from these: raise "
+                f"rloo_k{self._finer()}"
             )
 
     def _tell_foreign_samples(self, rollout: Rollout, row: Mapping[str, float]) -> None:
@@ -386,8 +400,13 @@ class OnlineTrainer:
             if is_flat(scores) and len(scores) > 1:
                 self.context.say(
                     f"reward {source.label} gave all {len(scores)} completions of the starting "
-                    f"policy the same score, {float(scores[0]):g}: {FINER}"
+                    f"policy the same score, {float(scores[0]):g}{self._finer()}"
                 )
+
+    def _finer(self) -> str:
+        """What to do about equal scores, the first time it is asked."""
+        told, self.told_finer = self.told_finer, True
+        return "" if told else f"; {FINER}"
 
     def _value_scale(self) -> Scale:
         """A value head that starts as a reward head speaks in the units of the normalised score."""
@@ -431,7 +450,7 @@ class OnlineTrainer:
         assert self.validation is not None
         with self._timed("evaluation"):
             look = self.validation.look(self.config.kl_coef)
-        check_numbers(look.metrics, self.state.iteration)
+        check_numbers(look.metrics)
         row |= look.metrics
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
         return self._record(look)
@@ -498,7 +517,7 @@ class OnlineTrainer:
 
         What the policy says was asked at the end of the iteration.
         """
-        done = self.state.iteration
+        done = f"iteration {self.state.iteration}"
         check_tensors(self.backbone.parameters_of(POLICY), "the weight", done)
         for name, part in self._stateful().items():
             check_tensors(part.state_dict(), f"the {name}'s", done)
@@ -592,7 +611,7 @@ class OnlineTrainer:
         if spread.flat_rewards == self.state.iteration:
             self.context.say(
                 "the rewards told no two completions of any iteration apart: what was learned is "
-                f"to stop in time and to stay near the reference; {FINER}"
+                f"to stop in time and to stay near the reference{self._finer()}"
             )
         elif last - first < CHANCE * error:
             self.context.say(

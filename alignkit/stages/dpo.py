@@ -114,7 +114,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         weights = inputs["weights"].to(pair.chosen.device)
         losses = combined_losses(pair, weights, self.config, self.settings)
         if not self.is_measuring:
-            # A loss of the whole batch is the same number for each pair: there their log-probs tell.
+            # A loss of the whole batch is one number for all pairs: there, log-probs tell.
             apart = losses if self.can_split else pair.chosen + pair.rejected
             self.note_rows(apart, inputs["where"])
             self._note(pair)

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +268,7 @@ def prepare(trainer: Any, backbone: Backbone, adapter: str, head: ScalarHead | N
     What is saved must have been asked something, and have answered.
     """
     backbone.activate(adapter)
-    trainer.check_answer = partial(check_answer, backbone, adapter, head)
+    trainer.check_answer = lambda after: check_answer(backbone, adapter, head, after=after)
     quiet_callbacks(trainer)
 
 
@@ -353,9 +352,8 @@ def finish(
 
     Raises TrainingFailed where a metric, a weight or an answer is not finite; nothing is saved.
     """
-    step = metrics.get("steps", metrics.get("iterations", 0))
-    check_numbers(metrics, step)
-    check_tensors(backbone.parameters_of(adapter), "the weight", step)
+    check_numbers(metrics)
+    check_tensors(backbone.parameters_of(adapter), "the weight", "training")
     check_answer(backbone, adapter, head)
     backbone.save_adapter(adapter, context.directory / "adapter", head=head)
     backbone.clear()
