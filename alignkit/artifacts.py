@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,9 @@ LOCK = ".lock"
 WORK_ONLY = ("checkpoints", LOCK)
 MAX_MANIFEST = 16 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
+IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
 MAKE_ROOM = "Free some space and run the same command again"
+RAISE_LIMIT = "Raise the limit on the size of files (ulimit -f) and run the same command again"
 PACKAGES = ("alignkit", "torch", "transformers", "trl", "peft", "bitsandbytes", "safetensors")
 
 # The only environment variables that are ever recorded.
@@ -123,7 +126,7 @@ def publish(partial: Path, final: Path) -> None:
     try:
         partial.rename(final)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.EXDEV):
+        if error.errno not in IN_THE_WAY:
             raise
         raise RecipeError(
             f"{final} is in the way: {error.strerror}",
@@ -303,6 +306,22 @@ def make_directory(path: Path) -> None:
             ) from None
 
 
+def check_place(directory: Path) -> None:
+    """Raise RecipeError unless `directory` is one, or can be made: asked before work is done."""
+    for path in (directory, *directory.parents):
+        if not os.path.lexists(path):
+            continue
+        if not path.is_dir():
+            raise RecipeError(
+                f"{path} is a file, not a directory", hint="Name a directory for the results"
+            )
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise RecipeError(
+                f"{path} cannot be written to", hint="Name a place that can be written"
+            )
+        return
+
+
 @contextmanager
 def private_files() -> Iterator[None]:
     """Files and directories made inside are for their owner alone, whoever makes them."""
@@ -319,11 +338,15 @@ def disk_full_named(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise file_too_large(directory) from None
         if error.errno not in FULL:
             raise
         raise disk_full(directory) from None
     except Exception as error:
         # safetensors reports its own class with the system's words in it.
+        if "os error 27" in str(error):
+            raise file_too_large(directory) from None
         if "os error 28" not in str(error) and "os error 122" not in str(error):
             raise
         raise disk_full(directory) from None
@@ -333,6 +356,15 @@ def disk_full(directory: Path) -> DiskFull:
     """The error to raise where there is no space left."""
     free = shutil.disk_usage(existing(directory)).free
     return DiskFull(f"disk full at {directory}: {readable(free)} free", hint=MAKE_ROOM)
+
+
+def file_too_large(directory: Path) -> DiskFull:
+    """The error to raise where a file may not grow as large as it has to."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    allowed = "" if limit == resource.RLIM_INFINITY else f" of {readable(limit)}"
+    return DiskFull(
+        f"a file at {directory} would be larger than the limit{allowed} on files", hint=RAISE_LIMIT
+    )
 
 
 def existing(path: Path) -> Path:

@@ -13,7 +13,7 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,6 @@ from alignkit.artifacts import (
     FileSeal,
     check_file,
     differences,
-    disk_full,
     disk_full_named,
     existing,
     fsync,
@@ -47,7 +46,15 @@ from alignkit.artifacts import (
     sealed_json,
     write_durably,
 )
-from alignkit.errors import AlignkitError, DiskFull, Interrupted, ModelError, RecipeError
+from alignkit.errors import (
+    AlignkitError,
+    DiskFull,
+    Interrupted,
+    ModelError,
+    RecipeError,
+    TrainingFailed,
+)
+from alignkit.finite import Watch, check_tensors
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -96,8 +103,9 @@ def save_checkpoint(
             write(temporary)
             final = directory / f"{PREFIX}{step}"
             seal(temporary, final, fingerprint)
-    except DiskFull:
-        error = disk_full(directory)
+    except DiskFull as full:
+        # The directory as the person knows it, not the one that the checkpoint was begun in.
+        error = DiskFull(full.message.replace(str(temporary), str(directory)), hint=full.hint)
         shutil.rmtree(temporary, ignore_errors=True)
         last = _steps(directory)
         kept = f"; the last good checkpoint is {PREFIX}{last[-1]}" if last else ""
@@ -161,6 +169,19 @@ def newest_valid(
             say(f"going on from {path.name} although it is from another run: {'; '.join(changes)}")
         return path
     return None
+
+
+@contextmanager
+def naming_last_checkpoint(directory: Path, fingerprint: Mapping[str, Any]) -> Iterator[None]:
+    """A failure inside says which checkpoint is left, and how to go on from it."""
+    try:
+        yield
+    except TrainingFailed as failure:
+        found = newest_valid(directory, fingerprint, resume_anyway=True)
+        kept = f"{found.name} is intact" if found else "no checkpoint was due before it"
+        again = "; with a changed setting, --resume-anyway goes on from there" if found else ""
+        failure.hint = f"{failure.hint or 'look at metrics.jsonl'} ({kept}{again})"
+        raise
 
 
 def check_sealed(path: Path) -> dict[str, Any]:
@@ -298,7 +319,11 @@ class SealedCheckpoints(_Trainer):
     _fingerprint: Mapping[str, Any] = {}
     _stop: StopRequest = StopRequest()
     _log: Path | None = None
+    _watch: Watch | None = None
     _gathered_random_states: list[Any]
+    # Asks the model something and raises where it has no finite answer; None asks nothing. It is
+    # told after what, such as `step 12`.
+    check_answer: Callable[[str], None] | None = None
     optimizer: Any
     lr_scheduler: Any
 
@@ -327,8 +352,12 @@ class SealedCheckpoints(_Trainer):
         flow = _SealedFlow(self)
         self.add_callback(flow)
         try:
-            with stop_requests(say) as self._stop:
+            with (
+                naming_last_checkpoint(directory, self._fingerprint),
+                stop_requests(say) as self._stop,
+            ):
                 outcome = self.train(resume_from_checkpoint=str(found) if found else None)
+                self.check_whole()
         finally:
             self.remove_callback(flow)
         if self._stop.signal_number is not None:
@@ -370,7 +399,56 @@ class SealedCheckpoints(_Trainer):
         self.log({"total_flos": self.state.total_flos, "train_loss": mean})
         return TrainOutput(self.state.global_step, mean, {"train_loss": mean})
 
-    # One of the next two is called once, between the last backward of a step and the optimizer.
+    # --- numbers that are not finite -----------------------------------------------------------
+
+    @property
+    def watch(self) -> Watch:
+        """Where the numbers of this run first stopped being finite."""
+        if self._watch is None:
+            self._watch = Watch(self.args.device)
+        return self._watch
+
+    def note_rows(self, values: Tensor, where: Sequence[str]) -> None:
+        """Have the rows of a forward watched: one value (rows,) each, and their places."""
+        if self.model.training:
+            self.watch.rows(values, where, self.state.global_step + 1)
+        else:
+            what = "the evaluation loss of a row"
+            self.watch.rows(values, where, self.state.global_step, what)
+
+    def check_finite(self) -> None:
+        """Raise TrainingFailed naming step and row where a number was not finite."""
+        found = self.watch.read()
+        if found is not None:
+            raise found.failure()
+
+    def check_whole(self) -> None:
+        """Raise TrainingFailed unless this state can be gone on from or be a result.
+
+        The last update has been followed by no forward yet, so the weights themselves are looked
+        at, and the model is asked: weights of 1e30 are finite, and what it says with them is not.
+        """
+        self.check_finite()
+        after = f"step {self.state.global_step}"
+        check_tensors(self._trainable(), "the weight", after)
+        check_tensors(self.optimizer.state_dict(), "the optimizer's", after)
+        if self.check_answer is not None:
+            self.check_answer(after)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of a batch or a part of it; its loss is watched."""
+        loss = super().training_step(*args, **kwargs)
+        self.watch.loss(loss, self.state.global_step + 1)
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        if due or self.watch.is_full:
+            self.check_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    # One of the next two is called once, between the last backward of a step and the optimizer;
+    # the second is called always.
 
     def _clip_grad_norm(self, model: Any) -> Any:
         self._average_gradients()
@@ -379,7 +457,13 @@ class SealedCheckpoints(_Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if grad_norm is None:
             self._average_gradients()
-        return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        if self.accelerator.scaler is None:  # which skips steps whose scaled gradients overflow
+            norm_seen = torch.as_tensor(norm, device=self.args.device)
+            self.watch.gradient(norm_seen, self.state.global_step + 1)
+        if self.args.device.type == "cpu":  # where looking costs no wait, no bad step is taken
+            self.check_finite()
+        return norm
 
     def _average_gradients(self) -> None:
         """The mean over all processes: our losses call the model, not the wrapper that does it."""
@@ -394,12 +478,15 @@ class SealedCheckpoints(_Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without moving the random states that training draws from."""
         with preserved_random_state():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        self.check_finite()
+        return metrics
 
     # --- writing -------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         del model, trial
+        self.check_whole()
         self.store_flos()
         self._note_callback_states()
         if self.args.world_size > 1:
@@ -528,6 +615,7 @@ class SealedCheckpoints(_Trainer):
     def _finalize_training(
         self, trial: Any, num_train_samples: Any, start_time: Any
     ) -> TrainOutput:
+        self.check_finite()  # before the mean over the run is logged, which names no row
         # Trainer divides by the steps of this call, our loss is that of the whole run.
         here = self.state.global_step - self._initial_global_step
         total = self._total_loss_scalar + self._tr_loss.item()

@@ -29,6 +29,7 @@ from alignkit.artifacts import (
     MANIFEST,
     RECORD,
     Manifest,
+    check_place,
     differences,
     disk_full_named,
     drop_work,
@@ -56,6 +57,7 @@ from alignkit.errors import (
     GateMissed,
     Interrupted,
     RecipeError,
+    TrainingFailed,
     did_you_mean,
 )
 from alignkit.estimate import refuse_what_cannot_fit
@@ -63,13 +65,14 @@ from alignkit.launch import check_launch, launched
 from alignkit.model_check import check_adapter, check_kernels, check_model
 from alignkit.model_files import EMBEDDED
 from alignkit.model_fit import check_fit, check_targets
-from alignkit.passthrough import check_passthrough
+from alignkit.passthrough import check_passthrough, place_of
 from alignkit.plan import Plan, PlannedStage, read_record
-from alignkit.recipe import GATE, Source
+from alignkit.recipe import GATE, OnlineConfig, Source, TrainingConfig
 from alignkit.rendering import dated, rendering_date
 from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
 from alignkit.stages.context import StageContext
+from alignkit.trackers import check_trackers
 
 if TYPE_CHECKING:
     from alignkit.backbone import Backbone
@@ -139,18 +142,11 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
     """
     quiet_libraries()
     check_launch()
+    for planned in stages:
+        _check_places(planned)
     to_run = [planned for planned in stages if planned.action != "reuse"]
-    if to_run:
-        check_kernels(plan.backbone.quantization)
-        for line in check_model(plan.model, plan.backbone.chat_template):
-            say(line)
-        if plan.backbone.lora_target_modules != ("all-linear",):
-            check_targets(plan.backbone.lora_target_modules, check_fit(plan.model).layers)
-    for adapter in _adapters(to_run, plan):
-        verify_part(adapter)
-        check_adapter(adapter, plan.model)
-    for planned in to_run:
-        refuse_what_cannot_fit(planned, plan)
+    _check_models(to_run, plan, say)
+    _check_reports(to_run, plan)
     check_passthrough([planned.stage for planned in to_run], plan.recipe.document)
     encoder = _encoder(plan) if to_run else None
     if encoder is not None:
@@ -166,6 +162,30 @@ def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda 
         raise ErrorList(problems)
 
 
+def _check_models(to_run: Sequence[PlannedStage], plan: Plan, say: Say) -> None:
+    """Refuse a base or an adapter that cannot be loaded here, before anything is loaded."""
+    if to_run:
+        check_kernels(plan.backbone.quantization)
+        for line in check_model(plan.model, plan.backbone.chat_template):
+            say(line)
+        if plan.backbone.lora_target_modules != ("all-linear",):
+            check_targets(plan.backbone.lora_target_modules, check_fit(plan.model).layers)
+    for adapter in _adapters(to_run, plan):
+        verify_part(adapter)
+        check_adapter(adapter, plan.model)
+    for planned in to_run:
+        refuse_what_cannot_fit(planned, plan)
+
+
+def _check_places(planned: PlannedStage) -> None:
+    """Nothing that is no directory lies where a stage works or leaves its result."""
+    if not launched().is_first:
+        return
+    check_place(planned.directory.parent)
+    for path in (planned.directory, partial_of(planned.directory)):
+        check_place(path)
+
+
 def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> Iterator[Outcome]:
     """Run or reuse the stages one after the other, yielding what became of each.
 
@@ -177,6 +197,7 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
             hint="Start its training stages one by one, such as torchrun -m alignkit sft …",
         )
     quiet_libraries()
+    check_place(plan.directory)
     with (
         _how_to_go_on(options),
         private_files(),
@@ -206,6 +227,7 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome 
         _help(planned, plan, options)
         return None
     output, partial = planned.directory, partial_of(planned.directory)
+    _check_places(planned)
     if output.is_mount():
         raise RecipeError(f"{output} is a mount point", hint="Name a directory inside it")
     quiet_libraries()
@@ -362,14 +384,15 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
             "template_date": day.isoformat(),
         }
         write_durably(partial / RECORD, sealed_json(record))
-        with dated(day):
-            metrics = stage_function(planned.stage.kind)(
-                planned.stage.config, _context(planned, partial, shared, options)
-            )
-        fields = _manifest_fields(planned, shared, options, metrics, started)
-        fields["template_date"] = day.isoformat()
-        write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
-        manifest = write_manifest(partial, fields)
+        with _still_there(partial):
+            with dated(day):
+                metrics = stage_function(planned.stage.kind)(
+                    planned.stage.config, _context(planned, partial, shared, options)
+                )
+            fields = _manifest_fields(planned, shared, options, metrics, started)
+            fields["template_date"] = day.isoformat()
+            write_pages(partial, without_secrets(plain_value({**fields, "versions": versions()})))
+            manifest = write_manifest(partial, fields)
     return Outcome(planned.name, planned.stage.kind, planned.directory, False, manifest)
 
 
@@ -379,12 +402,33 @@ def _kept_if_begun(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if not partial.is_dir():
+            raise
         left = {path.name for path in partial.iterdir()}
         if left <= {RECORD, LOCK}:
             (partial / RECORD).unlink(missing_ok=True)
         if not left - {RECORD}:
             partial.rmdir()
         raise
+
+
+@contextmanager
+def _still_there(partial: Path) -> Iterator[None]:
+    """What goes wrong inside because somebody deleted the directory is told as that."""
+    deleted = TrainingFailed(
+        f"{partial} was deleted or moved while the run wrote to it",
+        hint="Run the same command again; it starts over, or goes on if you put it back",
+    )
+    try:
+        yield
+    except AlignkitError:
+        raise
+    except Exception as error:  # of a library that writes there, so of any kind
+        if (partial / RECORD).is_file():
+            raise
+        raise deleted from error
+    if not (partial / RECORD).is_file():
+        raise deleted
 
 
 def _context(
@@ -500,6 +544,22 @@ def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
 
 
 # --- checks ------------------------------------------------------------------------------------
+
+
+def _check_reports(stages: Sequence[PlannedStage], plan: Plan) -> None:
+    """Refuse a tracker that there is not, or that is not installed. Raises an ErrorList."""
+    problems: list[AlignkitError] = []
+    for planned in stages:
+        config = planned.stage.config
+        if isinstance(config, TrainingConfig | OnlineConfig):
+            document = plan.recipe.document
+            place = document.where((*place_of(planned.name, document), "report_to"))
+            try:
+                check_trackers(config.report_to, place)
+            except RecipeError as error:
+                problems.append(error)
+    if problems:
+        raise ErrorList(problems)
 
 
 def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:

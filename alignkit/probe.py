@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from alignkit.errors import ModelError, TrainingFailed
+from alignkit.finite import LOWER
 from alignkit.heads import ScalarHead
 
 FILE = "probe.json"
@@ -41,15 +42,12 @@ class Probe(BaseModel):
 
 
 def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
-    """Ask the model as this adapter and keep the answer beside it."""
+    """Ask the model as this adapter and keep the answer beside it.
+
+    Raises TrainingFailed where the answer is not finite: no comparison would ever tell it apart.
+    """
     ids = probe_ids(backbone)
-    logits, score = _answer(backbone, adapter, ids, head)
-    if not (logits.isfinite().all() and math.isfinite(score or 0.0)):
-        raise TrainingFailed(
-            "what the trained model says to a fixed sentence is not a finite number",
-            where=str(directory),
-            hint="Its weights are spoiled: take an earlier checkpoint, or a lower learning_rate",
-        )
+    logits, score = _finite_answer(backbone, adapter, ids, head)
     content = {
         "ids": ids,
         "logits": [round(value, 6) for value in logits.tolist()],
@@ -57,6 +55,16 @@ def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead |
         **identity(backbone),
     }
     (directory / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def check_answer(
+    backbone: Any, adapter: str, head: ScalarHead | None = None, *, after: str = "training"
+) -> None:
+    """Raise TrainingFailed unless the model as this adapter says finite numbers.
+
+    `after` says what the weights have just been through, such as `step 12`.
+    """
+    _finite_answer(backbone, adapter, probe_ids(backbone), head, after)
 
 
 def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
@@ -118,6 +126,17 @@ def _answer(
         states = backbone.base.base_model(input_ids=rows, use_cache=False).last_hidden_state
         logits = backbone.base.get_output_embeddings()(states[:, -1])[0, :32].float().cpu()
         score = float(head(states[:, -1])) if head is not None else None
+    return logits, score
+
+
+def _finite_answer(
+    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
+) -> tuple[Tensor, float | None]:
+    logits, score = _answer(backbone, adapter, ids, head)
+    speaks = bool(logits.isfinite().all())
+    if not speaks or not math.isfinite(score or 0.0):
+        what = "score is" if speaks else "logits are"
+        raise TrainingFailed(f"the model's {what} not finite after training", hint=LOWER)
     return logits, score
 
 

@@ -479,7 +479,8 @@ class OnlineConfig(StageConfig):
     """Reward stages or runs that score completions; gold is the embedded task's own scoring."""
     reward: Annotated[Texts, Calls()] = ()
     """Python functions `module:function` taking a prompt, a list of messages with role and content,
-    and a completion, a text, and returning a number."""
+    and a completion, a text, and returning a number; or lists of them as `prompts` and
+    `completions`, returning a list. Further parameters are columns of the prompts."""
     reward_url: Texts = ()
     """HTTP services that score completions: a POST of JSON, answered with scores."""
     reward_weights: Numbers | None = None
@@ -564,6 +565,8 @@ class OnlineConfig(StageConfig):
     """Checkpoints kept; an older one goes only after a newer one is sealed."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: about 30 % slower, far less memory."""
+    report_to: Annotated[Texts, Cosmetic()] = ("none",)
+    """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
 
     @property
     def iterations(self) -> int:

@@ -274,6 +274,7 @@ def online_trial(planned: PlannedStage, rehearsal: Rehearsal) -> Trial:
             "normalize_rewards": False,
             "warmup_steps": 0,
             "save_steps": 1 << 30,
+            "report_to": ("none",),
             "gate": {},
             **({"value_warmup": 0} if hasattr(config, "value_warmup") else {}),
         }

@@ -15,6 +15,7 @@ from alignkit.artifacts import (
     without_secrets,
     write_durably,
 )
+from alignkit.errors import TrainingFailed
 from alignkit.pipeline import Outcome
 from alignkit.plan import Plan
 from alignkit.report import ReportData, write_report
@@ -27,8 +28,11 @@ TEXTS = ("rows", "samples", "frontier")
 def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = False) -> None:
     """Write the summary and the report of the stages that are finished, replacing older ones.
 
-    `redact` hides prompts and replies in the report.
+    `redact` hides prompts and replies in the report. Raises TrainingFailed where the run's
+    directory is gone.
     """
+    if not plan.directory.is_dir():
+        raise TrainingFailed(f"{plan.directory} was deleted or moved while the run wrote to it")
     content = without_secrets(plain_value(_summary(plan, outcomes)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     with private_files(), disk_full_named(plan.directory):

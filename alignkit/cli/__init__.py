@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from alignkit import __version__
-from alignkit.errors import AlignkitError, did_you_mean
+from alignkit.errors import AlignkitError, RecipeError, did_you_mean
 
 # name -> (module, attribute, one line for the overview). The line is repeated here so that the
 # overview needs no import of the module.
@@ -136,6 +136,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
+        _check_names(given)
         with _noting_interrupts() as interrupts:
             # Without click's own handling, `ctx.exit(n)` comes back as a value.
             code = cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
@@ -166,6 +167,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _check_names(given: list[str]) -> None:
+    """Refuse what no file of ours could name: a directory that is gone, text that is not UTF-8."""
+    if not given or {"-h", "--help", "--version"} & set(given):
+        return
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise RecipeError(
+            "the working directory was deleted", hint="Change to a directory that is there"
+        ) from None
+    for name in (*given, here):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            raise RecipeError(
+                f"{shown} is not UTF-8", hint="Rename it, or write it in UTF-8"
+            ) from None
+
+
 def _told(error: Exception, *, interrupted: bool) -> int:
     """Say what nobody foresaw; the exit code."""
     if interrupted:
@@ -173,6 +194,10 @@ def _told(error: Exception, *, interrupted: bool) -> int:
         return 130
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         click.echo(f"disk full at {error.filename or os.getcwd()}. Free some space", err=True)
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        place = error.filename or os.getcwd()
+        click.echo(f"a file at {place} is larger than the limit. Raise it (ulimit -f)", err=True)
         return 1
     from alignkit.cli.crash import tell_crash
 

@@ -52,6 +52,12 @@ def _sync_directory(directory: Path) -> None:
 def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("disk full; nothing was written", where=str(target))
+    if error.errno == errno.EFBIG:
+        return DiskFull(
+            "larger than the limit on files; nothing was written",
+            where=str(target),
+            hint="Raise the limit (ulimit -f) and run the same command again",
+        )
     if error.errno == errno.ENOENT:
         return DataError("the folder does not exist", where=str(target.parent))
     return DataError(f"cannot be written: {error.strerror or error}", where=str(target))

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from alignkit.errors import TrainingFailed
+from alignkit.finite import LOWER
+from alignkit.ppo.rollout import Rollout
 from alignkit.recipe import OnlineConfig
 
+FINER = (
+    "give a reward that tells good completions from bad ones (one that is 0 until all is right "
+    "needs prompts the policy sometimes gets right), or raise temperature"
+)
 EOS_FLOOR = 0.3  # share of the starting EOS rate below which the policy has forgotten to stop
 USUAL_EOS = 0.5  # a policy that stopped less often than this never had the habit
 FULL_LENGTH = 0.95  # of response_length: completions that long were cut, not finished
@@ -27,16 +36,99 @@ class Start:
     eos_rate: float
 
 
+@dataclass
+class Spread:
+    """How far the reward told completions apart, iteration by iteration.
+
+    `means` and `deviations` are those of an iteration's scores, the penalty for a missing stop
+    included. `flat` counts iterations in which all scores were equal, `flat_rewards` those in which
+    the rewards were, whatever the penalty, and `idle_groups` prompts whose completions all scored
+    alike, of `groups`.
+    """
+
+    means: list[float] = field(default_factory=list)
+    deviations: list[float] = field(default_factory=list)
+    flat: int = 0
+    flat_rewards: int = 0
+    groups: int = 0
+    idle_groups: int = 0
+
+    @property
+    def idle_share(self) -> float:
+        """Share of prompts whose completions all scored alike."""
+        return self.idle_groups / self.groups if self.groups else 0.0
+
+    def add(self, scores: Tensor, raw: Tensor, k: int) -> int:
+        """Count an iteration in: scores (completions,), rewards (sources, completions), `k` to a
+        prompt. How many of its prompts have completions that all scored alike (0 where k is 1)."""
+        self.means.append(float(scores.mean()))
+        self.deviations.append(float(scores.std(unbiased=False)))
+        self.flat += is_flat(scores)
+        self.flat_rewards += all(is_flat(source) for source in raw)
+        if k == 1:
+            return 0
+        groups = scores.view(-1, k)
+        idle = int((groups == groups[:, :1]).all(1).sum())
+        self.groups += len(groups)
+        self.idle_groups += idle
+        return idle
+
+    def rise(self, completions: int) -> tuple[float, float, float]:
+        """Mean score of the first and of the last quarter of iterations, and the standard error of
+        their difference, where an iteration has so many completions."""
+        part = max(1, len(self.means) // 4)
+        first, last = (sum(means) / part for means in (self.means[:part], self.means[-part:]))
+        squares = (*self.deviations[:part], *self.deviations[-part:])
+        variance = sum(deviation**2 for deviation in squares) / completions / part**2
+        return first, last, math.sqrt(variance)
+
+
+def is_flat(scores: Tensor) -> bool:
+    """Whether all of these scores are the same."""
+    return bool((scores == scores.flatten()[0]).all())
+
+
+def check_spread(spread: Spread, k: int) -> None:
+    """Raise TrainingFailed where no score of the whole run told any two completions apart."""
+    iterations = len(spread.means)
+    if iterations and (spread.flat == iterations or (k > 1 and spread.idle_share == 1.0)):
+        whose = "two completions" if spread.flat == iterations else "completions of one prompt"
+        raise TrainingFailed(
+            f"nothing was learned: in none of {iterations} iterations did the score tell {whose} "
+            "apart",
+            hint=FINER,
+        )
+
+
 def check_iteration(row: Mapping[str, float], start: Start, config: OnlineConfig) -> None:
     """Raise TrainingFailed when an iteration's numbers say that training has gone wrong."""
-    for guard in (_kl_within_limit, _kl_is_a_number, _still_stops, _length_holds):
+    for guard in (_numbers_are_finite, _kl_within_limit, _still_stops, _length_holds):
         guard(row, start, config)
 
 
-def _kl_is_a_number(row: Mapping[str, float], _start: Start, _config: OnlineConfig) -> None:
-    for name in ("objective/kl", "objective/scores"):
-        if not math.isfinite(row[name]):
-            raise TrainingFailed(f"{name} is {row[name]}", hint="lower learning_rate")
+def check_rollout(rollout: Rollout) -> None:
+    """Raise TrainingFailed naming the prompt of a completion whose numbers are not finite."""
+    measured = {
+        "its log-probability": rollout.logps.sum(1),
+        "its log-probability under the reference": rollout.ref_logps.sum(1),
+        "its value": rollout.values.sum(1),
+        "its score": rollout.scores,
+    }
+    finite = torch.stack([numbers.isfinite().cpu() for numbers in measured.values()]).tolist()
+    for name, fine in zip(measured, finite, strict=True):
+        if not all(fine):
+            sample = rollout.samples[fine.index(False)]
+            raise TrainingFailed(
+                f"a completion was sampled, but {name} is not finite",
+                where=sample.prompt.where,
+                hint=f"{LOWER}; the completion was {sample.text[:80]!r}",
+            )
+
+
+def _numbers_are_finite(row: Mapping[str, float], _start: Start, _config: OnlineConfig) -> None:
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise TrainingFailed(f"{name} is {value}", hint=LOWER)
 
 
 def _kl_within_limit(row: Mapping[str, float], _start: Start, config: OnlineConfig) -> None:

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.errors import TrainingFailed
+from alignkit.finite import LOWER
 from alignkit.logps import completion_logps
 from alignkit.ppo.objective import policy_terms
 from alignkit.ppo.ranks import all_sum, sum_gradients
@@ -126,6 +127,8 @@ class PolicyLearner:
 
     def _finish_step(self, sums: list[float], noted: Averages) -> float:
         loss, ratio, squares, clipped, approx_kl, count = sums
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the policy's loss is {loss}", hint=LOWER)
         if ratio / count > self.config.max_ratio:
             raise TrainingFailed(
                 f"the mean probability ratio is {ratio / count:.3g} "
@@ -195,7 +198,7 @@ def step(
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise TrainingFailed(
-            f"the loss is {loss:.3g} and its gradient's length {norm:.3g}",
+            f"the loss is {loss:.3g} and the norm of its gradient {norm:.3g}",
             hint="lower learning_rate; on fp16 use dtype bfloat16 or float32",
         )
     optimizer.step()

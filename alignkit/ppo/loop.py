@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from alignkit.backbone import POLICY, Backbone
 from alignkit.checkpoints import (
     load_tree,
+    naming_last_checkpoint,
     newest_valid,
     random_state,
     restore_random_state,
@@ -30,6 +31,7 @@ from alignkit.checkpoints import (
     stop_requests,
 )
 from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.finite import check_numbers, check_tensors
 from alignkit.generation import Completion
 from alignkit.heads import Scale
 from alignkit.ppo.advantages import (
@@ -41,7 +43,18 @@ from alignkit.ppo.advantages import (
     next_kl_coef,
     penalize_missing_stop,
 )
-from alignkit.ppo.guards import Evaluation, Start, chance, check_iteration, reward_hacking
+from alignkit.ppo.guards import (
+    FINER,
+    Evaluation,
+    Spread,
+    Start,
+    chance,
+    check_iteration,
+    check_rollout,
+    check_spread,
+    is_flat,
+    reward_hacking,
+)
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
 from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
@@ -55,11 +68,14 @@ from alignkit.ppo.rollout import (
 )
 from alignkit.ppo.validation import Look, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
+from alignkit.probe import check_answer
 from alignkit.recipe import OnlineConfig
 from alignkit.stages.context import StageContext
+from alignkit.trackers import OnlineTrackers
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
 ITSELF = "the training reward itself"
+CHANCE = 2  # standard errors within which a score has not risen
 STANDARD_ERRORS = 5  # beyond which a difference is no chance
 CAPTURE_TOLERANCE = 5e-5  # nats; half of what the first update of an iteration allows
 
@@ -82,6 +98,7 @@ class State:
     iteration: int = 0
     kl_coef: float = 0.0
     start: Start = field(default_factory=lambda: Start(0.0, 0.0))
+    spread: Spread = field(default_factory=Spread)
     best_objective: float = float("-inf")
     best_iteration: int = 0
     captures_logps: bool = True
@@ -112,13 +129,18 @@ class OnlineTrainer:
         self.policy = PolicyLearner(backbone, config, context.seed, self.iterations)
         self.state = State(kl_coef=config.kl_coef)
         self.best: dict[str, Tensor] = {}
-        self.told_equal_scores = self.told_foreign = False
+        self.told_equal_scores = self.told_foreign = self.told_idle_groups = False
+        self.told_finer = False
+        self.trackers: OnlineTrackers | None = None
         self.seconds: dict[str, float] = {}
 
     # --- the run -------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or to the alarm; the policy is then the best one seen before it."""
+        if rank() == 0:
+            self.trackers = OnlineTrackers(self.config, self.context)
+            self.trackers.begin(self.backbone.model)
         self._resume_or_start()
         alarm: str | None = None
         with (
@@ -127,9 +149,13 @@ class OnlineTrainer:
         ):
             advance(self.state.iteration)
             while self.state.iteration < self.iterations and alarm is None:
-                with self._naming_the_last_checkpoint():
+                with (
+                    naming_last_checkpoint(self.context.checkpoints, self._fingerprint),
+                    self._naming_the_iteration(),
+                ):
                     row = self._iterate()
                     alarm = self._evaluate(row) if self._evaluation_is_due() else None
+                    check_numbers(row)
                 self._write(row)
                 advance(1)
                 stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
@@ -137,20 +163,21 @@ class OnlineTrainer:
                     self._save()
                 if stopping and self.state.iteration < self.iterations:
                     raise stop.interrupted(f"checkpoint-{self.state.iteration} is saved")
+        if self.trackers is not None:
+            self.trackers.end()
+        check_spread(self.state.spread, self.k)
         if alarm is not None:
             self.context.say(f"stopped at iteration {self.state.iteration}: {alarm}")
         return self._summary(alarm)
 
     @contextmanager
-    def _naming_the_last_checkpoint(self) -> Iterator[None]:
-        """A guard that stops the run says what was kept, and how to go on from it."""
+    def _naming_the_iteration(self) -> Iterator[None]:
+        """A failure inside says in which iteration it was."""
+        number = self.state.iteration + 1
         try:
             yield
         except TrainingFailed as failure:
-            sealed = newest_valid(self.context.checkpoints, self._fingerprint, resume_anyway=True)
-            kept = f"{sealed.name} is intact" if sealed else "no checkpoint was due before it"
-            again = "; with a changed setting, --resume-anyway goes on from there" if sealed else ""
-            failure.hint = f"{failure.hint or 'look at metrics.jsonl'} ({kept}{again})"
+            failure.message += f" (iteration {number} of {self.iterations})"
             raise
 
     def restore_best(self) -> None:
@@ -163,6 +190,7 @@ class OnlineTrainer:
         self.seconds = {}
         iteration = self.state.iteration
         rollout = self._collect_or_save(iteration)
+        check_rollout(rollout)
         kl = self._penalty(rollout)
         targets = self.advantages(rollout, kl, self.state.kl_coef)
         self._tell_equal_scores(rollout, targets)
@@ -174,6 +202,8 @@ class OnlineTrainer:
                 row |= self.policy.update(rollout, targets.advantages, iteration)
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
+        # Weights of 1e30 are finite, and what is sampled with them is noise: so ask before it is.
+        check_answer(self.backbone, POLICY, after="this update")
         self._tell_foreign_samples(rollout, row)
         self.state.kl_coef = next_kl_coef(
             self.state.kl_coef,
@@ -247,15 +277,28 @@ class OnlineTrainer:
         )
 
     def _tell_equal_scores(self, rollout: Rollout, targets: Targets) -> None:
-        """Once: where a reward tells no completions apart, nobody learns from it."""
-        alike = float(all_rows(rollout.scores).std(unbiased=False)) == 0
-        useless = alike or float(all_sum(targets.advantages.abs().sum())) == 0
-        if useless and not self.told_equal_scores:
-            self.told_equal_scores = True
+        """Once each: where a reward tells no completions apart, nobody learns from it."""
+        scores = all_rows(rollout.scores)
+        raw = torch.stack([all_rows(source) for source in rollout.raw_scores])
+        idle = self.state.spread.add(scores, raw, self.k)
+        alike = is_flat(scores)
+        groups = len(scores) // self.k
+        useless = (self.k > 1 and idle == groups) or not float(
+            all_sum(targets.advantages.abs().sum())
+        )
+        if (alike or useless) and not self.told_equal_scores:
+            self.told_equal_scores = self.told_idle_groups = True
             whose = "all completions" if alike else "the completions of each prompt"
             self.context.say(
                 f"{whose} of iteration {self.state.iteration + 1} got the same score: "
-                "there is nothing in it to learn from the reward"
+                f"there is nothing in it to learn from the reward{self._finer()}"
+            )
+        if 2 * idle >= groups and self.k > 1 and not self.told_idle_groups:
+            self.told_idle_groups = True
+            self.context.say(
+                f"{idle} of {groups} prompts of iteration {self.state.iteration + 1} got the same "
+                f"score for all {self.k} completions, so nothing is learned from these: raise "
+                f"rloo_k{self._finer()}"
             )
 
     def _tell_foreign_samples(self, rollout: Rollout, row: Mapping[str, float]) -> None:
@@ -330,7 +373,9 @@ class OnlineTrainer:
             prompts, seed=seed, temperature=self.config.temperature
         )
         if self.config.normalize_rewards:
-            self.rewards.fix_scales(self.rewards.raw(samples))
+            raw = self.rewards.raw(samples)
+            self._tell_equal_rewards(raw)
+            self.rewards.fix_scales(raw)
         if self.critic is not None:
             self.critic.head.scale = self._value_scale()
         self.state.start = Start(
@@ -348,6 +393,20 @@ class OnlineTrainer:
             self._record(look)
             if rank() == 0:
                 self._append({"step": 0, **look.metrics})
+
+    def _tell_equal_rewards(self, raw: Tensor) -> None:
+        """A reward that gives everything the same score teaches nothing; `raw` is of the start."""
+        for source, scores in zip(self.rewards.sources, raw, strict=True):
+            if is_flat(scores) and len(scores) > 1:
+                self.context.say(
+                    f"reward {source.label} gave all {len(scores)} completions of the starting "
+                    f"policy the same score, {float(scores[0]):g}{self._finer()}"
+                )
+
+    def _finer(self) -> str:
+        """What to do about equal scores, the first time it is asked."""
+        told, self.told_finer = self.told_finer, True
+        return "" if told else f"; {FINER}"
 
     def _value_scale(self) -> Scale:
         """A value head that starts as a reward head speaks in the units of the normalised score."""
@@ -391,6 +450,7 @@ class OnlineTrainer:
         assert self.validation is not None
         with self._timed("evaluation"):
             look = self.validation.look(self.config.kl_coef)
+        check_numbers(look.metrics)
         row |= look.metrics
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
         return self._record(look)
@@ -434,11 +494,14 @@ class OnlineTrainer:
         plain = {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
         with self.context.metrics_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
+        if self.trackers is not None:
+            self.trackers.log(int(row["step"]), plain)
 
     def _checkpoint_is_due(self) -> bool:
         return self.state.iteration % self.config.save_steps == 0
 
     def _save(self) -> None:
+        self._check_whole()
         if rank() == 0:
             save_checkpoint(
                 self.context.checkpoints,
@@ -448,6 +511,18 @@ class OnlineTrainer:
                 keep=self.config.save_total_limit,
             )
         wait_for_all()
+
+    def _check_whole(self) -> None:
+        """Raise TrainingFailed unless all that is saved is finite: one cannot go on from the rest.
+
+        What the policy says was asked at the end of the iteration.
+        """
+        done = f"iteration {self.state.iteration}"
+        check_tensors(self.backbone.parameters_of(POLICY), "the weight", done)
+        for name, part in self._stateful().items():
+            check_tensors(part.state_dict(), f"the {name}'s", done)
+        if self.critic is not None:
+            check_tensors(self.critic.adapter_weights(), "the value's weight", done)
 
     def _write_all(self, directory: Path) -> None:
         save_tree(directory / "policy.safetensors", copies(self.backbone.parameters_of(POLICY)))
@@ -490,6 +565,7 @@ class OnlineTrainer:
         tree = load_tree(checkpoint / "state.safetensors")
         saved = tree["state"]
         saved["start"] = Start(**saved["start"])
+        saved["spread"] = Spread(**saved.get("spread", {}))
         saved["history"] = [Evaluation(**seen) for seen in saved["history"]]
         self.state = State(**saved)
         self.sampler.captures_logps = self.state.captures_logps
@@ -511,6 +587,7 @@ class OnlineTrainer:
             "kl_coef": self.state.kl_coef,
             "score_scales": [asdict(scale) for scale in self.rewards.scales],
         }
+        metrics |= self._what_was_learned()
         if self.validation is not None:
             metrics |= {
                 "best_iteration": self.state.best_iteration,
@@ -520,6 +597,30 @@ class OnlineTrainer:
         if alarm is not None:
             metrics["alarm"] = alarm
         return metrics
+
+    def _what_was_learned(self) -> dict[str, Any]:
+        """How the score moved, said with what to change where it did not."""
+        spread, config = self.state.spread, self.config
+        if not spread.means:
+            return {}
+        first, last, error = spread.rise(config.rollout_batch_size)
+        self.context.say(
+            f"mean score {first:.3g} in the first iterations, {last:.3g} in the last "
+            f"(standard error of the difference {error:.2g})"
+        )
+        if spread.flat_rewards == self.state.iteration:
+            self.context.say(
+                "the rewards told no two completions of any iteration apart: what was learned is "
+                f"to stop in time and to stay near the reference{self._finer()}"
+            )
+        elif last - first < CHANCE * error:
+            self.context.say(
+                f"the score rose by no more than chance in {self.state.iteration} iterations: "
+                f"raise learning_rate ({config.learning_rate:g}) or total_episodes "
+                f"({config.total_episodes}), or lower kl_coef ({config.kl_coef:g})"
+            )
+        found = {"score_first": first, "score_last": last, "score_error": error}
+        return found | ({"idle_groups": spread.idle_share} if self.k > 1 else {})
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from alignkit.data.chat import Encoder
@@ -71,7 +72,7 @@ def fit_prompts(
         context.say(f"{found}: dropped, the first at {long[0].where}")
         return [prompt for prompt in prompts if len(prompt.ids) <= room]
     context.say(f"{found}: cut from the left")
-    return [PracticePrompt(p.where, p.messages, p.ids[-room:]) for p in prompts]
+    return [replace(prompt, ids=prompt.ids[-room:]) for prompt in prompts]
 
 
 def stop_ids(config: OnlineConfig, encoder: Encoder) -> list[int]:
@@ -93,4 +94,4 @@ def _rendered(record: Any, encoder: Encoder) -> PracticePrompt:
     except DataError as error:
         raise error.at(place(record)) from None
     turns = tuple(turn.model_dump(exclude={"train", "extra"}) for turn in record.prompt)
-    return PracticePrompt(place(record), turns, tuple(ids))
+    return PracticePrompt(place(record), turns, tuple(ids), record.extra)

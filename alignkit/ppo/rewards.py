@@ -14,16 +14,18 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alignkit.backbone import REWARD, Backbone
-from alignkit.errors import DataError, RecipeError, TrainingFailed
+from alignkit.errors import DataError, RecipeError, TrainingFailed, did_you_mean
 from alignkit.heads import Scale
 from alignkit.logps import Group
 from alignkit.ppo.http import check_address, post_json
@@ -33,16 +35,25 @@ from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
 
 JUDGE = "judge"  # the adapter of the alarm's judge
-SIGNATURE = 'def score(prompt: list of {"role", "content"}, completion: str) -> float'
+SIGNATURE = (
+    'def score(prompt: list of {"role", "content"}, completion: str) -> float, '
+    "or def score(prompts, completions) -> list of floats; further parameters are columns of the "
+    "prompts"
+)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
 class PracticePrompt:
-    """A prompt to practise on: its messages, its token ids, and where it came from."""
+    """A prompt to practise on: its messages, its token ids, and where it came from.
+
+    `columns` are what else its row held, for Python functions that ask for it by name.
+    """
 
     where: str
     messages: tuple[Mapping[str, Any], ...]
     ids: tuple[int, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -113,20 +124,86 @@ class ModelReward:
         return scores.tolist(), torch.cat(before)
 
 
+@dataclass(frozen=True)
+class Call:
+    """How a function wants to be called: once for each completion, or with lists of all.
+
+    `columns` are the names of its further parameters that have no default, `known` of all of
+    them; `takes_all` says that it takes every column there is.
+    """
+
+    with_lists: bool = False
+    columns: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    takes_all: bool = False
+    takes_prompts: bool = True
+
+    def given(self, prompt: PracticePrompt) -> dict[str, Any]:
+        """Columns of a prompt's row that the function takes."""
+        if self.takes_all:
+            return dict(prompt.columns)
+        return {name: prompt.columns[name] for name in self.known if name in prompt.columns}
+
+
 class FunctionReward:
-    """A Python function of (prompt: list of {role, content}, completion: str)."""
+    """A Python function of a prompt (list of {role, content}) and a completion (text), or of lists.
+
+    Where its parameters are called `prompts` and `completions`, as TRL calls them, it gets all of
+    them and gives a list. Further parameters are columns of the prompts' rows, by name.
+    """
 
     def __init__(self, label: str) -> None:
         self.label, self.directory = label, os.getcwd()
         self.function = load_function(label)
+        self.call = call_of(label, self.function)
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
+        if self.call.with_lists:
+            return self._scores_of_all(samples)
         return [self._score(sample) for sample in samples]
 
+    def check_columns(self, prompts: Sequence[PracticePrompt]) -> None:
+        """Raise DataError naming the first row without a column that the function asks for."""
+        for prompt in prompts:
+            for name in self.call.columns:
+                if name not in prompt.columns:
+                    raise DataError(
+                        f"reward {self.label} asks for {name!r}, which this row does not have"
+                        f"{did_you_mean(name, prompt.columns)}",
+                        where=prompt.where,
+                        hint=f"Its other columns: {', '.join(prompt.columns) or 'none'}; "
+                        f"expected {SIGNATURE}",
+                    )
+
     def _score(self, sample: Sample) -> float:
+        turns = [dict(turn) for turn in sample.prompt.messages]
+        columns = self.call.given(sample.prompt)
+        return self._number(self._asked(sample, turns, sample.text, **columns), sample)
+
+    def _scores_of_all(self, samples: Sequence[Sample]) -> list[float]:
+        """One call for all samples; a column that one of their rows lacks is None there."""
+        columns = [self.call.given(sample.prompt) for sample in samples]
+        lists: dict[str, list[Any]] = {
+            name: [row.get(name) for row in columns] for name in dict.fromkeys(chain(*columns))
+        }
+        if self.call.takes_prompts:
+            lists["prompts"] = [[dict(turn) for turn in s.prompt.messages] for s in samples]
+        given = self._asked(samples[0], completions=[s.text for s in samples], **lists)
+        sized = isinstance(given, Sequence | Tensor | np.ndarray) and not isinstance(given, str)
+        if not sized or len(given) != len(samples):
+            shown = " ".join(reprlib.repr(given).split())
+            raise TrainingFailed(
+                f"reward {self.label} gave {shown} ({type(given).__name__}), which is not one "
+                f"number for each of {len(samples)} completions",
+                where=samples[0].prompt.where,
+                hint=f"expected {SIGNATURE}",
+            )
+        return [self._number(score, sample) for score, sample in zip(given, samples, strict=True)]
+
+    def _asked(self, sample: Sample, *values: Any, **named: Any) -> Any:
         try:
             with _foreign_code(self.directory):
-                given = self.function([dict(turn) for turn in sample.prompt.messages], sample.text)
+                return self.function(*values, **named)
         except (Exception, SystemExit) as error:
             # Foreign code raises what it likes; the run stops with the prompt that did it.
             raise TrainingFailed(
@@ -134,7 +211,6 @@ class FunctionReward:
                 where=sample.prompt.where,
                 hint=f"the completion was {sample.text[:80]!r}",
             ) from error
-        return self._number(given, sample)
 
     def _number(self, given: Any, sample: Sample) -> float:
         """What the function gave, as a float: numbers and one-element arrays are, text is not."""
@@ -374,7 +450,7 @@ def load_function(name: str) -> Callable[..., Any]:
             f"reward {name!r}: {module_name} has no function {function_name!r}",
             hint=f"It has: {known[:200] or 'none'}",
         )
-    _check_signature(name, function)
+    call_of(name, function)
     return function
 
 
@@ -388,19 +464,31 @@ def _import(name: str, module_name: str) -> ModuleType:
         ) from error
 
 
-def _check_signature(name: str, function: Callable[..., Any]) -> None:
-    """Raises RecipeError where a call with a prompt and a completion has no place for them."""
+def call_of(name: str, function: Callable[..., Any]) -> Call:
+    """How to call a function. Raises RecipeError where prompt and completion have no place."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C do not tell
-        return
+        return Call()
+    named = [p for p in signature.parameters.values() if p.kind not in VARIADIC]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    with_lists = "completions" in signature.parameters
+    lists = ("prompts", "completions")
+    further = [p for p in named if p.name not in lists] if with_lists else named[2:]
+    takes_prompts = takes_all or "prompts" in signature.parameters
+    columns = tuple(p.name for p in further if p.default is p.empty)
     try:
-        signature.bind([], "")
+        if with_lists:
+            shown = lists if takes_prompts else lists[1:]
+            signature.bind(**dict.fromkeys((*shown, *columns)))
+        else:
+            signature.bind([], "", **dict.fromkeys(columns))
     except TypeError as error:
         raise RecipeError(
             f"reward {name!r} takes {signature}, not a prompt and a completion ({error})",
             hint=f"expected {SIGNATURE}",
         ) from None
+    return Call(with_lists, columns, tuple(p.name for p in further), takes_all, takes_prompts)
 
 
 @contextmanager

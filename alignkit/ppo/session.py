@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -12,13 +12,28 @@ from alignkit.data.chat import Encoder
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
-from alignkit.ppo.rewards import Rewards, open_judge, open_rewards
+from alignkit.ppo.rewards import (
+    FunctionReward,
+    PracticePrompt,
+    Reward,
+    Rewards,
+    load_function,
+    open_judge,
+    open_rewards,
+)
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe import OnlineConfig, is_function
 from alignkit.stages.context import StageContext
-from alignkit.stages.training import finish, moved_share, share_changed, snapshot, start_adapter
+from alignkit.stages.training import (
+    finish,
+    moved_share,
+    share_changed,
+    snapshot,
+    start_adapter,
+    weight_change,
+)
 
 NewCritic = Callable[[Backbone, Rewards, int], ValueLearner]
 
@@ -32,6 +47,9 @@ def practise(
     completions_per_prompt: int = 1,
 ) -> dict[str, Any]:
     """Set the roles up, run the loop, and leave the best policy in the stage's directory."""
+    for name in (*config.reward, config.alarm_judge or ""):
+        if is_function(name):
+            load_function(name)  # what is wrong with it is told before a model is loaded
     join_ranks()
     check_ranks(config, completions_per_prompt)
     backbone = context.backbone
@@ -47,6 +65,8 @@ def practise(
     if held_out:
         judge = open_judge(config, context, backbone, encoder.end_token_id, held_out)
         validation = Validation(sampler, rewards, held_out, config, context.seed, judge)
+        check_columns([judge] if judge else [], held_out)
+    check_columns(rewards.sources, [*prompts, *held_out])
     done = config.iterations * config.rollout_batch_size
     if done != config.total_episodes:
         context.say(
@@ -72,9 +92,17 @@ def practise(
     moved_share(before, backbone.parameters_of(POLICY))  # raises when nothing was learned
     trainer.restore_best()
     metrics["moved_share"] = share_changed(before, backbone.parameters_of(POLICY))
+    metrics["weight_change"] = weight_change(backbone.model, POLICY, before)
     if trainer.best and not trainer.state.best_iteration:
         context.say("no evaluation beat the start: the policy that is left is the starting one")
     return leave(trainer, metrics)
+
+
+def check_columns(rewards: Sequence[Reward], prompts: Sequence[PracticePrompt]) -> None:
+    """Refuse a Python function that asks for what the prompts' rows do not hold, by its line."""
+    for reward in rewards:
+        if isinstance(reward, FunctionReward):
+            reward.check_columns(prompts)
 
 
 def start_reference(backbone: Backbone, config: OnlineConfig) -> str | None:

@@ -57,7 +57,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     trainer = _trainer(config, context, train, held_out)
     _check_start(trainer, train[: config.per_device_eval_batch_size], config, continued)
     with trainer.cached_reference(train), without_dropout(backbone.model):
-        metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+        metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
         if held_out:
             metrics |= trainer.evaluate()
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
@@ -112,10 +112,13 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         del model, return_outputs
         pair = self.pair_logps(inputs)
         weights = inputs["weights"].to(pair.chosen.device)
-        loss = combined_loss(pair, weights, self.config, self.settings)
+        losses = combined_losses(pair, weights, self.config, self.settings)
         if not self.is_measuring:
+            # A loss of the whole batch is one number for all pairs: there, log-probs tell.
+            apart = losses if self.can_split else pair.chosen + pair.rejected
+            self.note_rows(apart, inputs["where"])
             self._note(pair)
-        return loss * self.share
+        return losses.mean() * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
         """Log-probs under policy and reference; the reference is live unless the batch has it."""
@@ -183,20 +186,21 @@ def squared_log_ratio(pair: PairLogps) -> Tensor:
     return ratios**2 / 2
 
 
-def combined_loss(
+def combined_losses(
     pair: PairLogps, weights: Tensor, config: DpoConfig, settings: PairSettings
 ) -> Tensor:
-    """Weighted sum of the losses in `loss_type`, each a weighted mean over pairs; a scalar."""
+    """Weighted sum of the losses in `loss_type`, one for each pair, (pairs,)."""
     shares = config.loss_weights or [1.0] * len(config.loss_type)
-    total = pair.chosen.new_zeros(())
+    total = torch.zeros_like(pair.chosen)
     for name, share in zip(config.loss_type, shares, strict=True):
-        total = total + share * (PAIR_LOSSES[name](pair, settings) * weights).mean()
+        total = total + share * (PAIR_LOSSES[name](pair, settings) * weights)
     return total
 
 
 def collate(rows: Sequence[Mapping[str, Any]], usual_weight: float = 1.0) -> dict[str, Any]:
     """Rows to groups of two completions; `weights` is (pairs,), those of `usual_weight` are 1."""
     return {
+        "where": [row["where"] for row in rows],
         "weights": torch.tensor([row["weight"] / usual_weight for row in rows]),
         "groups": [Group(row["prompt"], (row["chosen"], row["rejected"])) for row in rows],
     }
@@ -267,7 +271,7 @@ def _trainer(
             eval_dataset=held_out.dataset if held_out else None,
             processing_class=backbone.tokenizer,
             data_collator=collator(train),
-            callbacks=callbacks(context, "dpo"),
+            callbacks=callbacks(config, context, "dpo"),
         )
     trainer.sizes = train.sizes
     trainer.attach(backbone, config, Encoder(backbone.tokenizer).pad_token_id)

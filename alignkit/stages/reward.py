@@ -56,7 +56,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     start_adapter(backbone, REWARD, config, context)
     model = RewardModel(backbone, new_head(backbone, context.seed))
     trainer = _trainer(config, context, model, train, held_out)
-    metrics = fit(trainer, trainables(backbone, model), context)
+    metrics = fit(trainer, trainables(backbone, model), context, REWARD)
     trainer.restore_best()
     if held_out:
         metrics |= held_out_quality(model, held_out, config)
@@ -171,10 +171,13 @@ class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
         rows = inputs["rows"]
         scores = model([group_of(row) for row in rows])
         parts = scores.split([len(row.completions) for row in rows])
-        losses = [
-            ranking_loss(part, row, self.config)[0] for part, row in zip(parts, rows, strict=True)
-        ]
-        return torch.stack(losses).sum() / self.whole_weight
+        losses = torch.stack(
+            [ranking_loss(part, row, self.config)[0] for part, row in zip(parts, rows, strict=True)]
+        )
+        if self.is_measuring:
+            return losses.sum() / sum(weight_of(row, self.config) for row in rows)
+        self.note_rows(losses, [row.where for row in rows])
+        return losses.sum() / self.whole_weight
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Accuracy and calibration on the held-out rankings."""
@@ -324,7 +327,7 @@ def _trainer(
     held_out: TokenRows[RankingRow],
 ) -> RankingTrainer:
     arguments = trainer_arguments(TrainingArguments, config, context)
-    hooks = callbacks(context, "reward")
+    hooks = callbacks(config, context, "reward")
     if config.early_stopping_patience and held_out:
         file = context.checkpoints / "best.safetensors"
         hooks.append(Best(str(file), config.early_stopping_patience))
@@ -339,7 +342,7 @@ def _trainer(
     )
     trainer.config = config
     trainer.sizes = train.sizes
-    prepare(trainer, context.backbone, REWARD)
+    prepare(trainer, context.backbone, REWARD, model.head)
     for parameter in model.head.parameters():
         parameter.requires_grad_(True)
     return trainer

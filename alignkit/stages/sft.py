@@ -63,7 +63,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     )
     start_adapter(backbone, POLICY, config, context)
     trainer = _trainer(config, context, train, held_out)
-    metrics = fit(trainer, backbone.parameters_of(POLICY), context)
+    metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
     if held_out:
         metrics |= trainer.evaluate()
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
@@ -121,6 +121,7 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
         if num_items_in_batch is None:
             loss = loss * self.share
         if not self.is_measuring:
+            self.note_rows(logps.sums, inputs["where"])
             store = self._metrics["train" if self.model.training else "eval"]
             store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -137,6 +138,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         labels[i, : len(ids)] = torch.where(trained, ids, -100)
     return {
         "labels": labels,
+        "where": [row["where"] for row in rows],
         "ids": [row["ids"] for row in rows],
         "masks": [row["trained"] for row in rows],
     }
@@ -156,7 +158,7 @@ def _trainer(
             eval_dataset=held_out.dataset if held_out else None,
             processing_class=backbone.tokenizer,
             data_collator=collate,
-            callbacks=callbacks(context, "sft"),
+            callbacks=callbacks(config, context, "sft"),
         )
     trainer.sizes = train.lengths
     trainer.pad = Encoder(backbone.tokenizer).pad_token_id

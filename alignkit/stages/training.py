@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from alignkit.backbone import Backbone
+from alignkit.checkpoints import preserved_random_state
 from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.finite import check_numbers, check_tensors
 from alignkit.heads import ScalarHead
+from alignkit.probe import check_answer
 from alignkit.recipe import OnlineConfig, TrainingConfig
 from alignkit.stages.context import StageContext
+from alignkit.trackers import Trackers
 
 # Fields of TrainingConfig that the trainers underneath know by the same name.
 SHARED_ARGUMENTS = (
@@ -43,6 +49,12 @@ SHARED_ARGUMENTS = (
     "save_total_limit",
     "gradient_checkpointing",
 )
+
+# Rows whose loss is measured before and after training: a few batches, which costs as much as one
+# step or two.
+SAMPLED_BATCHES = 2
+MOST_SAMPLED = 32
+LOSS_MOVED = 0.01  # the share of the starting loss below which a run has learned next to nothing
 
 
 def start_adapter(
@@ -73,7 +85,7 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
         "use_cpu": not cuda,
         "bf16": cuda and dtype == torch.bfloat16,
         "fp16": cuda and dtype == torch.float16,
-        "report_to": list(config.report_to),
+        "report_to": [],  # see Reported
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "save_strategy": "steps",
@@ -98,7 +110,7 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
 
 
 class MetricsLog(TrainerCallback):
-    """Writes one JSON object a logged step, and stops at a loss that is not a number."""
+    """Writes one JSON object a logged step, and stops at a number that is not finite."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -107,15 +119,38 @@ class MetricsLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Append the step's numbers."""
-        del args, control
-        row = {"step": state.global_step, **_plain(logs or {})}
+        del control
+        numbers = _plain(logs or {})
+        # Scaled fp16 gradients overflow now and then; such a step is skipped, and logged without.
+        skipped = args.fp16 and not math.isfinite(numbers.get("grad_norm", 0.0))
+        if skipped:
+            del numbers["grad_norm"]
+        check_numbers(numbers, state.global_step)
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-        if not math.isfinite(row.get("loss", 0.0) or 0.0):
-            raise TrainingFailed(
-                f"the loss is {row['loss']} at step {state.global_step}",
-                hint="lower the learning rate; the last checkpoint is from before",
-            )
+            stream.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+
+
+class Reported(TrainerCallback):
+    """Passes what happens on to the trackers of `report_to`."""
+
+    def __init__(self, trackers: Trackers) -> None:
+        self.trackers = trackers
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:
+        """The trainer is made."""
+        self.trackers.tell("on_init_end", args, state, control, **about)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **about: Any) -> None:
+        """Training begins."""
+        self.trackers.tell("on_train_begin", args, state, control, **about)
+
+    def on_log(self, args: Any, state: Any, control: Any, **about: Any) -> None:
+        """Numbers of a step or of an evaluation."""
+        self.trackers.tell("on_log", args, state, control, **about)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:
+        """Training is over."""
+        self.trackers.tell("on_train_end", args, state, control, **about)
 
 
 class Progress(TrainerCallback):
@@ -204,9 +239,36 @@ def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter])
     return share
 
 
-def prepare(trainer: Any, backbone: Backbone, adapter: str) -> None:
-    """Only this adapter requires gradients, and nothing prints: stdout is for results."""
+def weight_change(model: nn.Module, adapter: str, before: Mapping[str, Tensor]) -> float:
+    """How far an adapter has moved what the model computes: |s (BA - B0 A0)| / |W|.
+
+    Frobenius norms over all layers with this adapter; W is the base's weight that s BA adds to,
+    and `before` holds A0 and B0 by the names of the model's parameters.
+    """
+    moved = base = 0.0
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+            a, b = (getattr(layer, part)[adapter].weight.detach() for part in ("lora_A", "lora_B"))
+            start_a, start_b = (
+                before[f"{name}.{part}.{adapter}.weight"] for part in ("lora_A", "lora_B")
+            )
+            # With L = [B, -B0] and R = [A; A0] it is |LR|² = tr(LᵀL RRᵀ): no matrix of W's size.
+            left = torch.cat([b, -start_b], dim=1).double()
+            right = torch.cat([a, start_a], dim=0).double()
+            squared = ((left.T @ left) * (right @ right.T)).sum()
+            moved += layer.scaling[adapter] ** 2 * max(float(squared), 0.0)
+            weight = dequantize_module_weight(layer.base_layer)  # type: ignore[no-untyped-call]
+            base += float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) ** 2
+    return math.sqrt(moved / base) if base else 0.0
+
+
+def prepare(trainer: Any, backbone: Backbone, adapter: str, head: ScalarHead | None = None) -> None:
+    """Only this adapter requires gradients, and nothing prints: stdout is for results.
+
+    What is saved must have been asked something, and have answered.
+    """
     backbone.activate(adapter)
+    trainer.check_answer = lambda after: check_answer(backbone, adapter, head, after=after)
     quiet_callbacks(trainer)
 
 
@@ -230,10 +292,13 @@ def undisturbed(backbone: Backbone, adapter: str) -> Iterator[None]:
 
 
 def fit(
-    trainer: Any, trainables: Mapping[str, nn.Parameter], context: StageContext
+    trainer: Any,
+    trainables: Mapping[str, nn.Parameter],
+    context: StageContext,
+    adapter: str,
 ) -> dict[str, Any]:
     """Train, from the newest valid checkpoint when there is one; what moved and how it ended."""
-    before = snapshot(trainables)
+    before, loss_before = snapshot(trainables), sample_loss(trainer)
     outcome = trainer.train_sealed(
         context.fingerprint,
         say=context.say,
@@ -243,9 +308,37 @@ def fit(
     return {
         "steps": trainer.state.global_step,
         "train_loss": round(float(outcome.training_loss), 6),
+        "loss_before": round(loss_before, 6),
+        "loss_after": round(sample_loss(trainer), 6),
         "seconds": round(float(outcome.metrics.get("train_runtime", 0.0)), 2),
         "moved_share": moved_share(before, trainables),
+        "weight_change": weight_change(context.backbone.model, adapter, before),
     }
+
+
+def sample_loss(trainer: Any) -> float:
+    """The mean loss on a few rows spread over the training data, without dropout.
+
+    The same rows before and after: what the loss of single steps hides, since each is of another
+    batch. Draws no random number that training would draw, and leaves no gradient.
+    """
+    rows, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+    count = min(len(rows), SAMPLED_BATCHES * size, MOST_SAMPLED)
+    chosen = [rows[number * len(rows) // count] for number in range(count)]
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    total = 0.0
+    trainer.model.eval()
+    trainer.is_measuring = True
+    try:
+        with preserved_random_state(), torch.no_grad():
+            for part in batches(chosen, size):
+                inputs = trainer._prepare_inputs(trainer.data_collator(part))
+                total += float(trainer.compute_loss(trainer.model, inputs)) * len(part)
+    finally:
+        trainer.is_measuring = False
+        for module, mode in modes:
+            module.training = mode
+    return total / count
 
 
 def finish(
@@ -255,11 +348,39 @@ def finish(
     metrics: dict[str, Any],
     head: ScalarHead | None = None,
 ) -> dict[str, Any]:
-    """Save the adapter as the stage's result, forget it on the backbone, and pass the metrics."""
+    """Save the adapter as the stage's result, forget it on the backbone, and pass the metrics.
+
+    Raises TrainingFailed where a metric, a weight or an answer is not finite; nothing is saved.
+    """
+    check_numbers(metrics)
+    check_tensors(backbone.parameters_of(adapter), "the weight", "training")
+    check_answer(backbone, adapter, head)
     backbone.save_adapter(adapter, context.directory / "adapter", head=head)
     backbone.clear()
-    context.say(f"{metrics['moved_share']:.1%} of the trainable weights moved")
+    for line in outcome_lines(metrics):
+        context.say(line)
     return metrics
+
+
+def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What training did, and where it did nothing, what to change."""
+    moved = (
+        f"the weights moved by {metrics['weight_change']:.2g} of the base's size "
+        f"({metrics['moved_share']:.1%} of the trainable ones changed)"
+    )
+    if "loss_before" not in metrics:
+        return [moved]
+    before, after = metrics["loss_before"], metrics["loss_after"]
+    told = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
+    little = LOSS_MOVED * abs(before)
+    if after > before + little:
+        told.append("the loss rose: lower learning_rate, or raise warmup_steps")
+    elif after > before - little:
+        told.append(
+            f"the loss hardly moved in {metrics['steps']} steps: raise learning_rate, or the "
+            "number of steps by max_steps or num_train_epochs"
+        )
+    return told
 
 
 def quiet_callbacks(trainer: Any) -> None:
@@ -270,9 +391,11 @@ def quiet_callbacks(trainer: Any) -> None:
     trainer.remove_callback(ProgressCallback)
 
 
-def callbacks(context: StageContext, label: str) -> list[TrainerCallback]:
+def callbacks(config: TrainingConfig, context: StageContext, label: str) -> list[TrainerCallback]:
     """The callbacks every trained stage has."""
-    return [MetricsLog(context.metrics_file), Progress(context, label), GradientsAlive()]
+    hooks = [MetricsLog(context.metrics_file), Progress(context, label), GradientsAlive()]
+    trackers = Trackers(config.report_to, context.directory, context.say)
+    return [*hooks, Reported(trackers)] if trackers.callbacks else hooks
 
 
 @contextmanager

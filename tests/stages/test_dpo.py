@@ -163,7 +163,7 @@ def test_a_weighted_pair_counts_as_often_as_its_weight_says() -> None:
     values = [torch.tensor(v) for v in ([-1.0, -9.0], [-2.0, -3.0], [-1.5, -8.0], [-2.0, -3.5])]
     pair = PairLogps(*values, torch.tensor([2, 2]), torch.tensor([2, 2]))
     config, settings = DpoConfig(data=("x",)), PairSettings()
-    both = dpo.combined_loss(pair, torch.tensor([2.0, 0.0]), config, settings)
+    both = dpo.combined_losses(pair, torch.tensor([2.0, 0.0]), config, settings).mean()
     alone = dpo.PAIR_LOSSES["sigmoid"](pair, settings)[0]
     assert both.item() == pytest.approx(alone.item())
 
