@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: dict[str, int] = {
     "alignkit": 0,
     "alignkit.errors": 0,
+    "alignkit.other_words": 0,
     "alignkit.resources": 0,
     "alignkit.losses": 1,
     "alignkit.layout": 1,
