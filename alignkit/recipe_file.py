@@ -25,6 +25,7 @@ from alignkit.recipe import (
     StageConfig,
     output_of,
 )
+from alignkit.what_is import as_data, as_recipe, guessed
 from alignkit.yaml_source import (
     Document,
     KeyPath,
@@ -51,6 +52,8 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises an ErrorList of all its problems. Data files must exist; what is in them, and whether
     the trainers take the arguments under `trainer:`, is checked when the run is planned.
     """
+    if path.suffix != ".json" and (mistaken := as_recipe(str(path))):
+        raise RecipeError(mistaken[0], where=str(path), hint=mistaken[1])
     return recipe_of(read_yaml(path), path.parent, settings)
 
 
@@ -261,11 +264,12 @@ def _check_source(
         )
     path = resolve(directory, value)
     # os.path takes a name that is too long for any file for an absent one; Path raises.
-    if os.path.isfile(path):
-        return None
-    if os.path.isdir(path):
-        return f"{shortened(value)} is a directory", "Name a file in it"
-    return f"no file {shortened(value)}{_nearest(path, value, earlier)}", None
+    name = str(path) if os.path.exists(path) else value
+    nearest = "" if os.path.exists(path) else _nearest(path, value, earlier)
+    mistaken = as_data(name)
+    if mistaken and not (guessed(name) and nearest):
+        return f"{shortened(value)}: {mistaken[0]}", mistaken[1]
+    return None if os.path.isfile(path) else (f"no file {shortened(value)}{nearest}", None)
 
 
 def _check_reference(

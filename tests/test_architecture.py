@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
     "alignkit": 0,
     "alignkit.errors": 0,
     "alignkit.other_words": 0,
+    "alignkit.what_is": 0,
     "alignkit.resources": 0,
     "alignkit.losses": 1,
     "alignkit.layout": 1,
