@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
+from alignkit.foreign import refuse_foreign
 from alignkit.other_words import Word, meaning, normal, value_meant
 from alignkit.recipe import (
     CONFIGS,
@@ -65,6 +66,7 @@ def recipe_of(document: Document, directory: Path, settings: Sequence[str] = ())
             f"a recipe is a mapping with name and stages, this one is {kind}",
             where=document.where(()),
         )
+    refuse_foreign(document.value, document.file, document.where(()))
     _lay_over(document, settings)
     value = dict(document.value)
     entries = value.pop("stages", None)

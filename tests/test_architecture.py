@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "alignkit.artifacts": 2,
     "alignkit.recipe": 2,
     "alignkit.recipe_file": 2,
+    "alignkit.foreign": 2,
     "alignkit.model_files": 1,
     "alignkit.data": 2,
     "alignkit.tiny": 2,
