@@ -24,6 +24,7 @@ from typing import Any
 
 from alignkit.content_hash import content_hash, content_hashes
 from alignkit.errors import ModelError, did_you_mean
+from alignkit.what_is import as_model
 
 EMBEDDED = {"tiny": Path(__file__).parent / "tiny" / "model"}
 MAX_HEADER = 100 * 1024 * 1024
@@ -116,6 +117,8 @@ def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFil
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # unlike Path's, false for a name too long for any file
         return _from_directory(path.resolve(), revision, passed)
+    if mistaken := as_model(name):
+        raise ModelError(mistaken[0], where=name, hint=mistaken[1])
     if _looks_like_path(name):
         raise ModelError(
             f"no model at {name}{_nearest_path(path)}",
@@ -308,6 +311,8 @@ def _checked(files: ModelFiles) -> ModelFiles:
     """Refuse what cannot be loaded safely or at all, naming the file."""
     path = files.path
     if not (path / CONFIG).is_file():
+        if mistaken := as_model(str(path)):
+            raise ModelError(mistaken[0], where=str(path), hint=mistaken[1])
         raise ModelError("no config.json: not a model's directory", where=str(path))
     model_file_list(path)
     stored_tensors(path)

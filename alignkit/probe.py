@@ -130,13 +130,13 @@ def _answer(
 
 
 def _finite_answer(
-    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
+    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None, after: str = "training"
 ) -> tuple[Tensor, float | None]:
     logits, score = _answer(backbone, adapter, ids, head)
     speaks = bool(logits.isfinite().all())
     if not speaks or not math.isfinite(score or 0.0):
         what = "score is" if speaks else "logits are"
-        raise TrainingFailed(f"the model's {what} not finite after training", hint=LOWER)
+        raise TrainingFailed(f"the model's {what} not finite after {after}", hint=LOWER)
     return logits, score
 
 

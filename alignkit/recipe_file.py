@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
+from alignkit.foreign import refuse_foreign
+from alignkit.other_words import Word, meaning, normal, value_meant
 from alignkit.recipe import (
     CONFIGS,
     EMBEDDED,
@@ -24,6 +26,7 @@ from alignkit.recipe import (
     StageConfig,
     output_of,
 )
+from alignkit.what_is import as_data, as_recipe, guessed
 from alignkit.yaml_source import (
     Document,
     KeyPath,
@@ -35,37 +38,6 @@ from alignkit.yaml_source import (
 
 C = TypeVar("C", bound=BaseModel)
 SETTING = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
-
-# What people coming from other tools write, and our word for it.
-OTHER_WORDS: dict[str, str] = {
-    "base_model": "model_name_or_path",
-    "cutoff_len": "max_length",
-    "max_seq_length": "max_length",
-    "sequence_len": "max_length",
-    "micro_batch_size": "per_device_train_batch_size",
-    "batch_size": "per_device_train_batch_size",
-    "num_epochs": "num_train_epochs",
-    "epochs": "num_train_epochs",
-    "lr": "learning_rate",
-    "pref_beta": "beta",
-    "rl_beta": "beta",
-    "dpo_beta": "beta",
-    "pref_loss": "loss_type",
-    "dpo_loss_type": "loss_type",
-    "dpo_label_smoothing": "label_smoothing",
-    "lora_rank": "lora_r",
-    "lora_target": "lora_target_modules",
-    "quantization_bit": "quantization",
-    "load_in_4bit": "quantization",
-    "ppo_epochs": "num_ppo_epochs",
-    "ppo_target": "kl_target",
-    "init_kl_coef": "kl_coef",
-    "eps_clip": "cliprange",
-    "dataset": "data",
-    "train_file": "data",
-    "from": "policy",
-    "reward_model_path": "reward_model",
-}
 
 # Keys that a recipe never has, and why.
 REFUSED: dict[str, str] = {
@@ -81,6 +53,8 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises an ErrorList of all its problems. Data files must exist; what is in them, and whether
     the trainers take the arguments under `trainer:`, is checked when the run is planned.
     """
+    if path.suffix != ".json" and (mistaken := as_recipe(str(path))):
+        raise RecipeError(mistaken[0], where=str(path), hint=mistaken[1])
     return recipe_of(read_yaml(path), path.parent, settings)
 
 
@@ -92,6 +66,7 @@ def recipe_of(document: Document, directory: Path, settings: Sequence[str] = ())
             f"a recipe is a mapping with name and stages, this one is {kind}",
             where=document.where(()),
         )
+    refuse_foreign(document.value, document.file, document.where(()))
     _lay_over(document, settings)
     value = dict(document.value)
     entries = value.pop("stages", None)
@@ -291,11 +266,12 @@ def _check_source(
         )
     path = resolve(directory, value)
     # os.path takes a name that is too long for any file for an absent one; Path raises.
-    if os.path.isfile(path):
-        return None
-    if os.path.isdir(path):
-        return f"{shortened(value)} is a directory", "Name a file in it"
-    return f"no file {shortened(value)}{_nearest(path, value, earlier)}", None
+    name = str(path) if os.path.exists(path) else value
+    nearest = "" if os.path.exists(path) else _nearest(path, value, earlier)
+    mistaken = as_data(name)
+    if mistaken and not (guessed(name) and nearest):
+        return f"{shortened(value)}: {mistaken[0]}", mistaken[1]
+    return None if os.path.isfile(path) else (f"no file {shortened(value)}{nearest}", None)
 
 
 def _check_reference(
@@ -386,21 +362,50 @@ def _note(
     place = (*path, *location)
     name = ".".join(str(part) for part in location if isinstance(part, str))
     if detail["type"] == "extra_forbidden":
-        fields = [*_fields_at(model, location[:-1]), *known]
-        message, hint = _unknown(str(location[-1]), fields)
-        document.problem(place, message, hint=hint, key=True)
+        fields = [*_fields_at(model, location[:-1]), *(known if len(location) == 1 else ())]
+        document.problem(place, _unknown(str(location[-1]), fields), key=True)
     elif detail["type"] == "missing":
         document.problem(place, f"{name!r} is missing", hint=_help(model, location))
     else:
         document.problem(place, _wrong(name, detail))
 
 
-def _unknown(key: str, fields: Sequence[str]) -> tuple[str, str | None]:
+def _unknown(key: str, fields: Sequence[str]) -> str:
+    """What to say of a key that is none of these fields: our word for it, or where it belongs."""
     if key in REFUSED:
-        return f"{key!r} is no recipe key: {REFUSED[key]}", None
-    ours = OTHER_WORDS.get(key)
-    suggestion = f"; did you mean {ours!r}?" if ours in fields else did_you_mean(key, fields)
-    return f"unknown key {shortened(key)}{suggestion}", None
+        return f"{key!r} is no recipe key: {REFUSED[key]}"
+    said = f"unknown key {shortened(key)}"
+    word = Word((normal(key),)) if normal(key) in fields else meaning(key)
+    ours = word.here(fields) if word else None
+    if word and ours:
+        return f"{said}; alignkit calls it {_in_words(ours, word)}"
+    if word and not word.ours:
+        return f"{said}, and none is needed: {word.note}"
+    close = did_you_mean(key, fields)
+    if close:
+        return said + close
+    if place := _place_of(normal(key)):
+        return f"{said}; it is a setting of {place}"
+    for name in word.ours if word else ():
+        if word and (place := _place_of(name)):
+            return f"{said}; alignkit calls it {_in_words(name, word)}, a setting of {place}"
+    return said
+
+
+def _in_words(setting: str, word: Word) -> str:
+    """`'quantization: nf4'`, and what is different about it."""
+    shown = f"{setting}: {word.value}" if word.value else setting
+    return f"{shown!r} ({word.note})" if word.note else repr(shown)
+
+
+def _place_of(name: str) -> str:
+    """Where a recipe holds a setting: under backbone, in stages of some kinds, at its top."""
+    if name in BackboneConfig.model_fields:
+        return "the backbone"
+    kinds = [kind for kind, config in CONFIGS.items() if name in config.model_fields]
+    if len(kinds) == len(CONFIGS) or name == "backbone":
+        return "the recipe, at its top" if name in RecipeHead.model_fields else "stages"
+    return "stages" if len(kinds) > 4 else f"{' and '.join(kinds)} stages" if kinds else ""
 
 
 def _fields_at(model: type[BaseModel], location: KeyPath) -> list[str]:
@@ -422,7 +427,10 @@ def _wrong(name: str, detail: Any) -> str:
         return str(detail["msg"])
     expected = EXPECTED.get(kind)
     message = expected.format(**context) if expected else detail["msg"].lower()
-    return f"{name!r} must be {message}, not {_given(value)}"
+    ours = value_meant(name.rpartition(".")[2], value) if kind == "literal_error" else None
+    named = ours is not None and repr(ours) in str(context.get("expected"))
+    meant = f"; alignkit calls it {ours!r}" if named else ""
+    return f"{name!r} must be {message}, not {_given(value)}{meant}"
 
 
 def _given(value: Any) -> str:

@@ -19,6 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: dict[str, int] = {
     "alignkit": 0,
     "alignkit.errors": 0,
+    "alignkit.other_words": 0,
+    "alignkit.what_is": 0,
     "alignkit.resources": 0,
     "alignkit.content_hash": 0,
     "alignkit.losses": 1,
@@ -46,6 +48,7 @@ LAYERS: dict[str, int] = {
     "alignkit.artifacts": 2,
     "alignkit.recipe": 2,
     "alignkit.recipe_file": 2,
+    "alignkit.foreign": 2,
     "alignkit.model_files": 1,
     "alignkit.data": 2,
     "alignkit.tiny": 2,

@@ -83,7 +83,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("no name", "stages: [{sft: {data: rows.jsonl}}]\n", "'name' is missing"),
     ("unknown kind", STAGE.format("dop: {}"), "unknown stage 'dop'; did you mean 'dpo'?"),
     ("two kinds", STAGE.format("{dpo: {}, sft: {}}"), "a stage is one kind with its settings"),
-    ("other tool's word", STAGE.format("dpo: {cutoff_len: 5}"), "did you mean 'max_length'?"),
+    ("other tool's word", STAGE.format("dpo: {cutoff_len: 5}"), "alignkit calls it 'max_length'"),
     (
         "remote code",
         "name: x\nbackbone: {trust_remote_code: true}\nstages: [{sft: {data: rows.jsonl}}]\n",
@@ -129,7 +129,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
     ),
     ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
-    ("directory", STAGE.format("dpo: {data: .}"), "'.' is a directory"),
+    ("directory", STAGE.format("dpo: {data: .}"), "'.': is a directory, not a file"),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
     (
         "settings together",
@@ -140,7 +140,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     (
         "backbone",
         "name: x\nbackbone: {lora_rank: 8}\nstages: [{sft: {data: rows.jsonl}}]\n",
-        "r.yaml:2:12: unknown key 'lora_rank'; did you mean 'lora_r'?",
+        "r.yaml:2:12: unknown key 'lora_rank'; alignkit calls it 'lora_r'",
     ),
 ]
 

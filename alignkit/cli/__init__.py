@@ -46,7 +46,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported on use; unknown names get a suggestion."""
+    """A group whose commands are imported on use."""
 
     def __init__(
         self, *args: Any, lazy: Mapping[str, tuple[str, str, str]] | None = None, **kwargs: Any
@@ -64,15 +64,6 @@ class LazyGroup(click.Group):
         module, attribute, _ = self.lazy[name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError:
-            known = self.list_commands(ctx)
-            ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], known)}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, line) for name, (_, _, line) in self.lazy.items()]
@@ -141,8 +132,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             # Without click's own handling, `ctx.exit(n)` comes back as a value.
             code = cli.main(args=hyphenate(given), prog_name="alignkit", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        from alignkit.cli.words import answered
+
+        told = answered(error, hyphenate(given))
+        told.show()
+        sys.exit(told.exit_code)
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)

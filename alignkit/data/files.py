@@ -22,6 +22,7 @@ from alignkit.data.json_array import ArrayReader
 from alignkit.data.json_text import decode, type_name
 from alignkit.data.problems import Problem, RowError
 from alignkit.errors import DataError, did_you_mean
+from alignkit.what_is import as_data, guessed
 
 MAX_LINE = 16 << 20
 MAX_RATIO = 200  # text compresses to no less than a hundredth; more is a bomb
@@ -57,6 +58,7 @@ def watched(advance: Callable[[int], None]) -> Iterator[None]:
 def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
     """The rows of a file in any container we know; DataError when it cannot be opened."""
     name = str(path)
+    refuse_other_things(name)
     container = container_of(name)
     try:
         watch = _WATCH.get()
@@ -67,14 +69,19 @@ def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
                 yield row
     except FileNotFoundError:
         raise DataError("no such file" + _nearest_file(name), where=name) from None
-    except IsADirectoryError:
-        raise DataError("is a directory, not a file", where=name) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         report(
             Problem(name, None, None, "compression", f"broken gzip data: {error}", "copy it again")
         )
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=name) from None
+
+
+def refuse_other_things(name: str) -> None:
+    """Say what a name stands for that is no file of rows: a hub id, a model, a recipe, a run."""
+    mistaken = as_data(name)
+    if mistaken and not (guessed(name) and _nearest_file(name)):
+        raise DataError(mistaken[0], where=name, hint=mistaken[1])
 
 
 def container_of(name: str) -> str:

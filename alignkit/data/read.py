@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from alignkit.data.columns import Columns, resolve
+from alignkit.data.due import wrong_kind
 from alignkit.data.files import Report, Row, read_rows
 from alignkit.data.formats import FORMATS, Format, detect, format_named
 from alignkit.data.formats.shape import Fields, missing
@@ -231,7 +232,8 @@ def read_records(
 
     for row, records in scan(path, bad, format=format, columns=columns, reading=reading):
         for record in records:
-            _expect_kind(record, kinds, f"{path}:{row.line}")
+            if kinds is not None and record.kind not in kinds:
+                raise wrong_kind(record.kind, kinds, str(path), row.line)
             if not rules or all(
                 [_passes(finding, path, row, bad) for finding in row_findings(record, row, reading)]
             ):
@@ -264,15 +266,6 @@ def _passes(finding: Any, path: str | Path, row: Row, bad: Report) -> bool:
 
 def _ignore(problem: Problem) -> None:
     """Warnings nobody asked for."""
-
-
-def _expect_kind(record: Record, kinds: Collection[str] | None, where: str) -> None:
-    if kinds is not None and record.kind not in kinds:
-        raise DataError(
-            f"a {record.kind} record where {' or '.join(sorted(kinds))} is due",
-            where=where,
-            hint="Fix: give the right file, or: alignkit data convert",
-        )
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,13 @@ class GradientsAlive(TrainerCallback):
             return
         self.checked = True
         dead = dead_gradients(model)
+        if dead and teaches_nothing(model):
+            raise TrainingFailed(
+                f"every gradient is exactly zero at step {state.global_step + 1}: nothing in this "
+                "batch can be learned",
+                hint="Most often the two sides of its pairs are the same tokens, because the chat "
+                "template leaves out what tells them apart",
+            )
         if dead:
             raise TrainingFailed(
                 f"{len(dead)} adapter weights have no gradient at step {state.global_step + 1}, "
@@ -216,6 +223,19 @@ def dead_gradients(model: nn.Module) -> list[str]:
         and "lora_B" in name
         and (parameter.grad is None or not bool(parameter.grad.any()))
     ]
+
+
+def teaches_nothing(model: nn.Module) -> bool:
+    """Whether every B got a gradient and all of them are zero: the graph is whole, the loss flat.
+
+    A cut graph leaves no gradient at all, and broken kernels spare some layers.
+    """
+    gradients = [
+        parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_B" in name
+    ]
+    return bool(gradients) and all(g is not None and not bool(g.any()) for g in gradients)
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from alignkit.backbone import POLICY
 from alignkit.errors import TrainingFailed
-from alignkit.stages.training import moved_share, snapshot, undisturbed
+from alignkit.model_files import EMBEDDED
+from alignkit.stages.training import (
+    dead_gradients,
+    moved_share,
+    snapshot,
+    teaches_nothing,
+    undisturbed,
+)
+from tests.command import alignkit
 from tests.stages.conftest import Workshop
 
 
@@ -39,3 +49,34 @@ def test_what_a_trainer_does_to_the_model_is_undone(workshop: Workshop) -> None:
     for name, weight in backbone.parameters_of(POLICY).items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_sides_that_the_template_makes_equal_are_the_cause_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Not the machine's kernels: every gradient is there, and is zero."""
+    monkeypatch.chdir(tmp_path)
+    template = (EMBEDDED["tiny"] / "chat_template.jinja").read_text()
+    Path("t.jinja").write_text(template.replace("message['content']", "message['content']|upper"))
+    Path("p.jsonl").write_text('{"prompt": "Hi?", "chosen": "yes", "rejected": "YES"}\n')
+    said = alignkit(
+        capsys, kind, "--data", "p.jsonl", "--output", "o", "--chat-template", "t.jinja",
+        "--max-steps", 1, "--quantization", "none",
+    )  # fmt: skip
+    assert said.code == 1
+    assert "every gradient is exactly zero at step 1: nothing in this batch can be" in said.err
+    assert "the two sides of its pairs are the same tokens" in said.err
+    assert "doctor" not in said.err
+
+
+def test_a_cut_graph_is_told_from_a_flat_loss() -> None:
+    model = nn.Module()
+    model.lora_B = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(2)])
+    model.lora_B[0].grad = torch.zeros(2)
+    assert not teaches_nothing(model)  # the second has none
+    model.lora_B[1].grad = torch.ones(2)
+    assert not teaches_nothing(model)
+    model.lora_B[1].grad = torch.zeros(2)
+    assert teaches_nothing(model)
+    assert dead_gradients(model) == ["lora_B.0", "lora_B.1"]
