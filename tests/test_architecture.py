@@ -34,6 +34,7 @@ LAYERS: dict[str, int] = {
     "alignkit.last_layer": 1,
     "alignkit.charts": 1,
     "alignkit.template_check": 1,
+    "alignkit.run_template": 1,
     "alignkit.function_source": 1,
     "alignkit.yaml_source": 1,
     "alignkit.heads": 2,

@@ -80,13 +80,25 @@ class Encoder:
         """Ids of a whole conversation and the tokens to train.
 
         `completion`: every assistant turn up to its stop token, except those marked
-        `train: false`. `all`: every token.
+        `train: false` and one that opens the conversation. `all`: every token. A plain text is
+        trained whole, without the template.
         """
         messages = demonstration.messages
+        if demonstration.plain:
+            return self.encode_text(messages[0].content)
         if train_on == "all":
             ids = self._until_stop(self._tokenize(self._render(messages, False)))
             return Tokens(ids, [True] * len(ids))
         return self._encode_turns(messages)
+
+    def encode_text(self, text: str) -> Tokens:
+        """Ids of a text without a template: all trained, EOS at the end, no start token trained."""
+        eos, start = int(self.tokenizer.eos_token_id), self.tokenizer.bos_token_id
+        found = list(self.tokenizer(text)["input_ids"])
+        if found[-1:] != [eos]:
+            found.append(eos)
+        ids = list(map(self._shared.setdefault, found, found))
+        return Tokens(ids, [position > 0 or ids[0] != start for position in range(len(ids))])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion, special tokens left out."""
@@ -96,8 +108,8 @@ class Encoder:
         ids: list[int] = []
         trained: list[bool] = []
         for end, message in enumerate(messages):
-            if message.role != "assistant" or message.train is False:
-                continue
+            if message.role != "assistant" or message.train is False or end == 0:
+                continue  # an answer to nothing is context: no template renders an empty prompt
             prompt = self.prompt_ids(messages[:end])
             if prompt[: len(ids)] != ids:
                 # The template renders an earlier turn differently later on (it may drop reasoning):

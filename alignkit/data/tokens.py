@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from alignkit.data.chat import Encoder
 
 FEW_TRAINED = 0.01
+# Kinds of problems that one record shows to a template and its tokenizer.
+TOKEN_KINDS = ("template", "overlong", "no-target")
 
 
 @dataclass
@@ -47,17 +49,29 @@ class TokenInspector:
     seen: Seen = field(default_factory=Seen)
 
     @classmethod
-    def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
-        """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
+    def load(
+        cls,
+        model: str,
+        *,
+        max_length: int,
+        train_on: str = "completion",
+        chat_template: str | None = None,
+    ) -> TokenInspector:
+        """The inspector for a model's name, directory or run; only its tokenizer is loaded.
+
+        `chat_template`: a file used in place of the model's own, or of the run's.
+        """
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
-        from alignkit.template_check import check_templates
+        from alignkit.run_template import template_for
+        from alignkit.template_check import check_templates, templates_of
 
         files = find_model(model)  # a wrong name is told before seconds go into imports
         from transformers import AutoTokenizer
         from transformers.utils import logging as noise
 
-        check_templates(files.path, None)
+        template = template_for(files, chat_template)
+        check_templates(files.path, template)
         noise.set_verbosity_error()  # it warns of every long text; we count them
         try:
             tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
@@ -65,6 +79,8 @@ class TokenInspector:
             raise ModelError(
                 f"the tokenizer cannot be loaded: {error}", where=str(files.path)
             ) from None
+        if template is not None:
+            ((tokenizer.chat_template, _),) = templates_of(files.path, template)
         return cls(Encoder(tokenizer), max_length, train_on)
 
     def inspect(self, record: Record) -> Iterator[Finding]:
