@@ -52,6 +52,7 @@ from alignkit.model_fit import (
 from alignkit.probe import replay_probe, write_probe
 from alignkit.quantized_base import keep_base, kept_place, whole_base
 from alignkit.recipe import BackboneConfig
+from alignkit.run_template import template_for
 from alignkit.template_check import check_templates
 from alignkit.tokenizer_check import checked_tokenizer
 
@@ -82,7 +83,7 @@ class Backbone:
     def load(cls, config: BackboneConfig) -> Backbone:
         """Load and quantize the base once. Raises ModelError when it cannot be used."""
         files = find_model(config.model_name_or_path, config.revision)
-        tokenizer = load_tokenizer(files, config.chat_template)
+        tokenizer = load_tokenizer(files, template_for(files, config.chat_template))
         base = _load_base(files, config)
         _check_vocabulary(base, tokenizer)
         guard_cpu_quantization(base)

@@ -44,6 +44,7 @@ from alignkit.recipe import (
     output_of,
 )
 from alignkit.recipe_file import resolve
+from alignkit.run_template import template_for
 from alignkit.stages import STAGES
 
 Action = Literal["run", "resume", "reuse"]
@@ -233,6 +234,7 @@ def make_plan(recipe: Recipe, directory: Path) -> Plan:
     """Resolve every stage of a recipe run in `directory`. Reads files, writes nothing."""
     backbone = resolved_backbone(recipe)
     model = find_model(backbone.model_name_or_path, backbone.revision)
+    backbone = _with_template(backbone, model)
     directory = directory.resolve()
     planner = _Planner(recipe, directory, backbone, model)
     stages = tuple(planner.plan(stage) for stage in recipe.stages)
@@ -243,6 +245,7 @@ def plan_stage(recipe: Recipe, output: Path) -> Plan:
     """Resolve the only stage of a recipe, in exactly this directory."""
     backbone = resolved_backbone(recipe)
     model = find_model(backbone.model_name_or_path, backbone.revision)
+    backbone = _with_template(backbone, model)
     output = output.resolve()
     planner = _Planner(recipe, output.parent, backbone, model, only=output)
     return Plan(recipe, output.parent, backbone, model, (planner.plan(recipe.stages[0]),))
@@ -284,6 +287,12 @@ def resolved_backbone(recipe: Recipe) -> BackboneConfig:
             )
         changes["chat_template"] = str(template)
     return backbone.model_copy(update=changes)
+
+
+def _with_template(backbone: BackboneConfig, model: ModelFiles) -> BackboneConfig:
+    """The settings with the template of the run that training starts from."""
+    template = template_for(model, backbone.chat_template)
+    return backbone.model_copy(update={"chat_template": template})
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ def _same_ground(stored: Probe, here: dict[str, Any], directory: Path) -> None:
             f"was trained with another chat template ({stored.template_sha256[:12]}, "
             f"here {here['template_sha256'][:12]})",
             where=str(directory),
-            hint="give the same chat_template",
+            hint="leave chat_template out: the one beside the adapter is used then",
         )
 
 

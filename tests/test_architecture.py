@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "alignkit.template_check": 1,
     "alignkit.template_worker": 1,
     "alignkit.rendering": 1,
+    "alignkit.run_template": 1,
     "alignkit.function_source": 1,
     "alignkit.yaml_source": 1,
     "alignkit.heads": 2,

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from alignkit import __version__
-from alignkit.errors import AlignkitError, RecipeError, did_you_mean
+from alignkit.errors import AlignkitError, RecipeError
 
 # name -> (module, attribute, one line for the overview). The line is repeated here so that the
 # overview needs no import of the module.

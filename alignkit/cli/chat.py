@@ -29,6 +29,11 @@ import click
 @click.option(
     "--quantization", type=click.Choice(["nf4", "int8", "none"]), default="nf4", show_default=True
 )
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="A Jinja chat template. Default: the one beside a run's adapter, else the model's own.",
+)
 @click.option("--seed", type=int, default=17, show_default=True)
 def chat(
     model: str,
@@ -40,6 +45,7 @@ def chat(
     top_p: float,
     max_new_tokens: int,
     quantization: str,
+    chat_template: str | None,
     seed: int,
 ) -> None:
     """Talk to MODEL: a hub id, a directory, or a finished run.
@@ -69,7 +75,11 @@ def chat(
         speakers = {
             name: speaker_of(
                 BackboneConfig.model_validate(
-                    {"model_name_or_path": name, "quantization": quantization}
+                    {
+                        "model_name_or_path": name,
+                        "quantization": quantization,
+                        "chat_template": chat_template,
+                    }
                 ),
                 drawing,
             )

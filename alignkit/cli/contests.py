@@ -28,6 +28,7 @@ def hold(
     work: Path,
     limit: int | None,
     quantization: str,
+    chat_template: str | None,
     **sampling: Any,
 ) -> tuple[Path, Options]:
     """Let the policies answer and the judges decide; the judgements' file, and whom to report."""
@@ -54,7 +55,11 @@ def hold(
     names = [entrant.name for entrant in entrants]
     baseline = options.baseline or options.b or names[0]
     pick(dict.fromkeys(names), baseline, what="baseline")
-    backbones = Backbones(BackboneConfig.model_validate({"quantization": quantization}))
+    backbones = Backbones(
+        BackboneConfig.model_validate(
+            {"quantization": quantization, "chat_template": chat_template}
+        )
+    )
     jury: list[Judge] = [
         judge_named(spec, settings=settings, backbones=backbones) for spec in judges
     ]

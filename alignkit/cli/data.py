@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -39,6 +40,46 @@ def reading_options(command: F) -> F:
         help="Read the column OLD as NEW; dots reach into objects.",
     )  # fmt: skip
     return format_option(map_option(command))
+
+
+def token_options(command: F) -> F:
+    """The options of commands that can look at rows as a model would."""
+    options = [
+        click.option(
+            "--model", metavar="MODEL",
+            help="Also render and tokenize with this model's template.",
+        ),
+        click.option(
+            "--chat-template", metavar="FILE",
+            help="With --model: a Jinja chat template in place of the model's own.",
+        ),
+        click.option(
+            "--max-length", default=1024, show_default=True,
+            help="With --model: tokens a row may have.",
+        ),
+        click.option(
+            "--train-on", type=click.Choice(["completion", "all"]), default="completion",
+            show_default=True, help="With --model: what counts as trained.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _inspector(model: str | None, chat_template: str | None, max_length: int, train_on: str) -> Any:
+    """What looks at rows as the model would; null without one."""
+    from alignkit.errors import RecipeError
+
+    if model is None:
+        if chat_template is not None:
+            raise RecipeError("--chat-template needs a tokenizer", hint="Fix: add --model MODEL")
+        return None
+    from alignkit.data.tokens import TokenInspector
+
+    return TokenInspector.load(
+        model, max_length=max_length, train_on=train_on, chat_template=chat_template
+    )
 
 
 def files_argument(command: F) -> F:
@@ -85,19 +126,7 @@ def reading(files: Iterable[str], label: str) -> Iterator[None]:
     metavar="FILE",
     help="A file kept for testing: its prompts must not stand in FILE.",
 )
-@click.option(
-    "--model", metavar="MODEL", help="Also render and tokenize with this model's template."
-)
-@click.option(
-    "--max-length", default=1024, show_default=True, help="With --model: tokens a row may have."
-)
-@click.option(
-    "--train-on",
-    type=click.Choice(["completion", "all"]),
-    default="completion",
-    show_default=True,
-    help="With --model: what counts as trained.",
-)
+@token_options
 @click.option(
     "--allow", multiple=True, metavar="KIND", help="Count this kind of problem as a note."
 )
@@ -110,6 +139,7 @@ def check(
     columns: Columns | None,
     held_out: Sequence[str],
     model: str | None,
+    chat_template: str | None,
     max_length: int,
     train_on: str,
     allow: Sequence[str],
@@ -123,11 +153,7 @@ def check(
     """
     from alignkit.data.check import check_files
 
-    inspectors: list[Any] = []
-    if model is not None:
-        from alignkit.data.tokens import TokenInspector
-
-        inspectors = [TokenInspector.load(model, max_length=max_length, train_on=train_on)]
+    inspector = _inspector(model, chat_template, max_length, train_on)
     with reading([*files, *held_out], "checking"):
         reports = check_files(
             files,
@@ -136,7 +162,7 @@ def check(
             columns=columns,
             near=not no_near,
             allowed=allow,
-            inspectors=inspectors,
+            inspectors=[inspector] if inspector else [],
         )
     if as_json:
         click.echo(json.dumps({"files": [report.as_json() for report in reports]}))
@@ -334,6 +360,7 @@ def pairs(
 @data.command()
 @click.argument("file")
 @reading_options
+@token_options
 @click.option("--repair", "repairs", multiple=True, metavar="NAME", help="Also do this repair.")
 @click.option(
     "--drop",
@@ -360,6 +387,10 @@ def clean(
     file: str,
     format_: str | None,
     columns: Columns | None,
+    model: str | None,
+    chat_template: str | None,
+    max_length: int,
+    train_on: str,
     repairs: Sequence[str],
     drops: Sequence[str],
     no_default: bool,
@@ -374,7 +405,7 @@ def clean(
     """Repair FILE into a new file, with a log of every change.
 
     By default: Unicode form C, control characters, exact duplicates, rows with an empty or
-    identical side. By name only: whitespace, mojibake, near-duplicates, pii, pii-names.
+    identical side. By name only: template, whitespace, mojibake, near-duplicates, pii, pii-names.
     """
     from alignkit.data import clean as cleaning
 
@@ -388,6 +419,8 @@ def clean(
         patterns=[cleaning.Pattern.parse(pattern) for pattern in patterns],
         not_in=not_in,
     )
+    plan.check(tokenizer=model is not None)  # a wrong name is told before a tokenizer is loaded
+    plan = replace(plan, inspector=_inspector(model, chat_template, max_length, train_on))
     with reading([file], "cleaning"):
         done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
     say(f"{output}: {cleaning.counts_line(done)}")

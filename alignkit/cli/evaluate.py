@@ -77,6 +77,11 @@ def contest_options(command: Any) -> Any:
             "--quantization", type=click.Choice(("nf4", "int8", "none")), default="nf4",
             show_default=True,
         ),
+        click.option(
+            "--chat-template", metavar="FILE",
+            help="A Jinja chat template for all models. Default: the one beside a run's adapter, "
+            "else the model's own.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -177,6 +182,7 @@ MAKING = (
     "batch_size",
     "limit",
     "quantization",
+    "chat_template",
 )
 
 

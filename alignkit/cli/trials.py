@@ -20,6 +20,11 @@ quantized = click.option(
     default="nf4",
     show_default=True,
 )
+templated = click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="A Jinja chat template. Default: the one beside a run's adapter, else the model's own.",
+)
 batched = click.option("--batch-size", type=int, default=16, show_default=True)
 
 
@@ -30,6 +35,7 @@ batched = click.option("--batch-size", type=int, default=16, show_default=True)
 @click.option("--limit", type=int, help="The first N rows of each file only.")
 @click.option("--fail-under", type=float, metavar="X", help="Exit 1 unless the lower end >= X.")
 @quantized
+@templated
 @batched
 @as_output
 @as_json_option
@@ -40,6 +46,7 @@ def reward(
     limit: int | None,
     fail_under: float | None,
     quantization: str,
+    chat_template: str | None,
     batch_size: int,
     output: Path | None,
     as_json: bool,
@@ -50,7 +57,7 @@ def reward(
 
     styled, plain = _split_by_style(data)
     rankings = [r for path in plain for r in load_rankings(path).records[:limit]]
-    judge = _reward_judge(run, quantization, batch_size)
+    judge = _reward_judge(run, quantization, chat_template, batch_size)
     from alignkit.judges.scores import scored_rankings, store_temperature
 
     report = reward_report(scored_rankings(judge, rankings))
@@ -64,14 +71,16 @@ def reward(
         raise GateMissed(f"the accuracy's lower bound is {low}, below {fail_under:g}")
 
 
-def _reward_judge(run: Path, quantization: str, batch_size: int) -> Any:
+def _reward_judge(run: Path, quantization: str, chat_template: str | None, batch_size: int) -> Any:
     from alignkit.judges.contest import Backbones
     from alignkit.judges.scores import reward_judge
     from alignkit.pipeline import quiet_libraries
     from alignkit.recipe import BackboneConfig
 
     quiet_libraries()
-    config = BackboneConfig.model_validate({"quantization": quantization})
+    config = BackboneConfig.model_validate(
+        {"quantization": quantization, "chat_template": chat_template}
+    )
     return reward_judge(str(run), backbones=Backbones(config), batch_size=batch_size)
 
 
@@ -136,6 +145,7 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
 )
 @click.option("--limit", type=int, help="The first N rows of each file only.")
 @quantized
+@templated
 @batched
 @as_output
 @as_json_option
@@ -145,6 +155,7 @@ def perplexity(
     reference: str | None,
     limit: int | None,
     quantization: str,
+    chat_template: str | None,
     batch_size: int,
     output: Path | None,
     as_json: bool,
@@ -158,11 +169,15 @@ def perplexity(
     from alignkit.pipeline import quiet_libraries
 
     quiet_libraries()
-    logps, tokens = completion_log_probabilities(model, shown, quantization, batch_size)
+    logps, tokens = completion_log_probabilities(
+        model, shown, quantization, batch_size, chat_template
+    )
     report = perplexity_report(logps, tokens)
     report["reference"] = None
     if reference is not None:
-        theirs, _ = completion_log_probabilities(reference, shown, quantization, batch_size)
+        theirs, _ = completion_log_probabilities(
+            reference, shown, quantization, batch_size, chat_template
+        )
         report["reference"] = {"model": reference, **log_ratio_report(logps, theirs, tokens)}
     publish(report, output, as_json, perplexity_lines(report))
 

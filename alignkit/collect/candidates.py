@@ -8,7 +8,14 @@ from typing import Any
 
 from alignkit.collect.items import Pool, pool_of
 from alignkit.data.read import read_records
-from alignkit.data.records import Candidate, Candidates, Preference, Ranking, Record
+from alignkit.data.records import (
+    Candidate,
+    Candidates,
+    Preference,
+    Ranking,
+    Record,
+    template_keys,
+)
 from alignkit.errors import DataError
 
 
@@ -60,6 +67,7 @@ def _from_ranking(record: Any) -> Candidates:
         prompt=ranking.prompt,
         candidates=ranking.candidates,
         source=ranking.source,
+        **template_keys(ranking),
     )
 
 
@@ -71,6 +79,7 @@ def _from_preference(record: Any) -> Candidates:
         prompt=preference.prompt,
         candidates=[Candidate(cid=cid, messages=messages) for cid, messages in sides.items()],
         source=preference.source,
+        **template_keys(preference),
     )
 
 

@@ -6,6 +6,7 @@ found at the end by sorting them, so memory stays flat on files of any size.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +38,19 @@ RARE_SCRIPT = 0.01
 
 
 def spoken(messages: Sequence[Message]) -> Hashable:
-    """What a conversation says, white space at the ends of its turns aside."""
+    """What a conversation says and calls, white space at the ends of its turns aside."""
     if len(messages) == 1:
-        return (messages[0].role, messages[0].content.strip())
-    return tuple((message.role, message.content.strip()) for message in messages)
+        return _spoken(messages[0])
+    return tuple([_spoken(message) for message in messages])
+
+
+def _spoken(message: Message) -> Hashable:
+    """Role and text, and where there is more what it calls and what was thought before."""
+    if message.tool_calls or message.reasoning_content or message.thinking:
+        called = json.dumps(message.tool_calls, sort_keys=True)
+        thought = (message.reasoning_content, message.thinking)
+        return (message.role, message.content.strip(), called, *thought)
+    return (message.role, message.content.strip())
 
 
 @dataclass

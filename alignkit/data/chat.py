@@ -174,10 +174,11 @@ class Encoder:
         `completion`: every assistant turn up to its stop token, except those marked
         `train: false`. `all`: every token. Each answer follows the prompt that sampling would see:
         templates that render earlier turns differently later on (they drop thoughts, say) need a
-        row of its own for each answer, others one for all.
+        row of its own for each answer, others one for all. A plain text is trained whole, without
+        the template.
         """
         messages, context = demonstration.messages, TemplateContext.of(demonstration)
-        if getattr(demonstration, "plain", False):
+        if demonstration.plain:
             return [self.encode_text(messages[0].content)]
         if train_on != "all":
             return self._encode_turns(messages, context)

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.across import spoken
+from alignkit.data.check import Inspector
 from alignkit.data.columns import Columns
 from alignkit.data.convert import AS_READ, by_row, canonical, remember, row_of
 from alignkit.data.files import Row, read_rows
-from alignkit.data.formats import format_named
+from alignkit.data.formats import Format, format_named
 from alignkit.data.near import NearIndex
 from alignkit.data.pii import FINDERS, Masker, name_finder
-from alignkit.data.problems import Problem
+from alignkit.data.problems import Finding, Problem, RowError
 from alignkit.data.read import Reading, prompt_of, scan
-from alignkit.data.records import KINDS, Record, to_json
-from alignkit.data.rules import findings, sides_of
+from alignkit.data.records import KINDS, Record, template_keys, to_json
+from alignkit.data.rules import RULE_KINDS, findings, sides_of
 from alignkit.data.split import prompt_key
+from alignkit.data.templated import untemplated
+from alignkit.data.tokens import TOKEN_KINDS
 from alignkit.data.write import json_line, refuse_in_place, whole_file, write_rows
 from alignkit.errors import DataError, RecipeError, pick
 
@@ -96,6 +99,7 @@ TEXT_REPAIRS: dict[str, tuple[TextRepair, str]] = {
 }
 
 ROW_REPAIRS = {
+    "template": "texts that went through a chat template taken back to turns, its marks removed",
     "duplicates": "a row that says the same as an earlier one dropped",
     "near-duplicates": "a row whose prompt nearly equals an earlier one dropped",
 }
@@ -104,6 +108,21 @@ OTHER_REPAIRS = {
     "pii": "e-mail, phone, IP, card and IBAN numbers masked, alike within a row",
     "pii-names": "person names masked too (needs spaCy)",
 }
+
+# Kinds of problems that rows cannot be dropped for -> what to do instead.
+NOT_DROPPED = {
+    "duplicate": "--repair duplicates",
+    "near-duplicate": "--repair near-duplicates",
+    "leak": "--not-in FILE",
+    "near-leak": "--not-in FILE",
+    "contradiction": "alignkit data pairs --aggregate majority",
+    "mixed": "write all rows one way: alignkit data convert",
+    "length-outlier": "look at the lines that alignkit data check names",
+    "language-outlier": "look at the lines that alignkit data check names",
+}
+
+# What is wrong with a row before it is a record, and what was read unlike the rows before it.
+ROW_KINDS = ("malformed",)
 
 DEFAULT = ("unicode", "control", "duplicates")
 DEFAULT_DROPS = ("empty-side", "empty-prompt", "identical")
@@ -163,6 +182,7 @@ class Plan:
     fill: Mapping[str, str] = field(default_factory=dict)
     patterns: Sequence[Pattern] = ()
     not_in: Sequence[str] = ()
+    inspector: Inspector | None = None
 
     def text_repairs(self) -> dict[str, TextRepair]:
         """The text repairs by name, in the order they are applied."""
@@ -171,10 +191,26 @@ class Plan:
             chosen["fill"] = filler(self.fill)
         return chosen | {f"pattern {i}": p for i, p in enumerate(self.patterns, start=1)}
 
-    def check(self) -> None:
-        """Unknown names are errors with the nearest one."""
+    def check(self, *, tokenizer: bool = False) -> None:
+        """Unknown names are errors with the nearest one; `tokenizer`: whether there will be one."""
         for name in self.repairs:
             pick(known_repairs(), name, what="repair")
+        for name in self.drops:
+            self._check_drop(name, tokenizer or self.inspector is not None)
+
+    def _check_drop(self, name: str, tokenizer: bool) -> None:
+        """Refuse a kind that no row can be dropped for: nothing would happen, without a word."""
+        if name in NOT_DROPPED:
+            raise RecipeError(
+                f"--drop {name}: it takes more than one row to see",
+                hint=f"Fix: {NOT_DROPPED[name]}",
+            )
+        if name in TOKEN_KINDS and name not in RULE_KINDS and not tokenizer:
+            raise RecipeError(
+                f"--drop {name}: only a tokenizer and its chat template can tell",
+                hint=f"Fix: --drop {name} --model MODEL",
+            )
+        pick(dict.fromkeys((*RULE_KINDS, *TOKEN_KINDS, *ROW_KINDS)), name, what="problem to drop")
 
 
 @dataclass
@@ -217,10 +253,21 @@ def clean(
                 form = format_named(to) if to else reading.format
                 for group in by_row(chain([first], records), form):
                     done.written += len(group)
-                    yield row_of(group, form)
+                    yield _row_of(group, form, path)
 
         write_rows(output, rows())
     return done
+
+
+def _row_of(records: list[Record], form: Format, path: str | Path) -> dict[str, Any]:
+    """The row of what was cleaned, which its own format may no longer hold."""
+    try:
+        return row_of(records, form)
+    except RowError as error:
+        source = records[0].source
+        where = f"{path}: row {source.row}" if source else str(path)
+        hint = "Fix: --to messages, or another format: alignkit data formats"
+        raise DataError(error.message, where=where, hint=hint) from None
 
 
 @dataclass
@@ -283,7 +330,7 @@ class _Cleaner:
         self, record: Record, position: int, held_out: set[str], near: Mapping[int, int]
     ) -> str | None:
         """Why a record is dropped, null if it stays."""
-        for finding in findings(record):
+        for finding in self._findings(record):
             if finding.kind in self.plan.drops:
                 return finding.kind
         if self._wants("duplicates"):
@@ -296,6 +343,11 @@ class _Cleaner:
             return "held out"
         return None
 
+    def _findings(self, record: Record) -> Iterator[Finding]:
+        yield from findings(record)
+        if self.plan.inspector is not None:
+            yield from self.plan.inspector.inspect(record)
+
     def _repaired(self, record: Record) -> Record:
         """The record with every text repaired, and each change told."""
         repairs = self.plan.text_repairs()
@@ -305,7 +357,7 @@ class _Cleaner:
                 finders["NAME"] = _names()
             repairs["pii"] = Masker(finders).mask
         before = record.model_dump()
-        after = before
+        after = self._untemplated(before) if self._wants("template") else before
         for name, repair in repairs.items():
             changes: list[Change] = []
             after = _mapped(after, repair, (), changes)
@@ -326,6 +378,16 @@ class _Cleaner:
             self.tell(self.place | entry)
         return KINDS[record.kind].model_validate(after)
 
+    def _untemplated(self, before: dict[str, Any]) -> dict[str, Any]:
+        after = untemplated(before)
+        changed = [key for key in after if after[key] != before.get(key)]
+        for key in changed:
+            entry = {"path": (key,), "before": before[key], "after": after[key]}
+            self.tell(self.place | {"repair": "template"} | entry)
+        if changed:
+            count(self.done.changed, "template")
+        return after
+
 
 _NAME_FINDERS: list[Any] = []
 
@@ -344,7 +406,7 @@ def _records_in(path: str) -> Iterator[Record]:
 def _everything_said(record: Record) -> object:
     said = tuple((name, spoken(messages)) for name, messages in sides_of(record))
     rest = record.model_dump(include={"ranks", "label", "tie", "annotator"})
-    return hash((record.kind, said, canonical(rest)))
+    return hash((record.kind, said, canonical(rest | template_keys(record))))
 
 
 def _mapped(value: Any, repair: TextRepair, path: Steps, changes: list[Change]) -> Any:

@@ -21,6 +21,7 @@ from alignkit.data.columns import Columns
 from alignkit.data.files import Row, container_of
 from alignkit.data.formats import Format, format_named
 from alignkit.data.formats.shape import Fields
+from alignkit.data.formats.template_keys import write_template_keys
 from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.read import Reading, exact_value, records_of, scan
@@ -105,6 +106,7 @@ def _restored(written: Fields, as_read: Any, form: Format) -> Fields:
 def _plain_row(record: Record, form: Format) -> Fields:
     """What the writer says, with the unknown keys and an id that means something."""
     row = form.write(record)
+    row |= write_template_keys(record, form.places)
     for key, value in record.extra.items():
         if key != AS_READ and key not in row:
             row[key] = value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
 from typing import Any, Literal
 
-from alignkit.data.records import Candidate, Event, Message, Preference, Ranking
+from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
 from alignkit.errors import DataError
 
 Pairs = Literal["all", "adjacent", "best-worst", "best-vs-rest"]
@@ -37,6 +37,7 @@ def expand(ranking: Ranking, *, pairs: Pairs = "all", weight: Weight = "group") 
             weight=share,
             group=group,
             source=ranking.source,
+            **template_keys(ranking),
         )
         for better, worse in strict
     ]
@@ -107,6 +108,7 @@ def ranking_of(preference: Preference) -> Ranking:
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
         source=preference.source,
         extra=preference.extra | {k: v for k, v in kept.items() if v != usual[k]},
+        **template_keys(preference),
     )
 
 

@@ -17,7 +17,9 @@ from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
 from alignkit.data.files import Report, Row, read_rows
 from alignkit.data.formats import FORMATS, Format, detect, format_named
+from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.shape import Fields, missing
+from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
 from alignkit.data.json_text import decode_exactly, type_name
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
 from alignkit.data.problems import Finding, Problem, RowError, tally
@@ -26,10 +28,12 @@ from alignkit.data.records import (
     Candidates,
     Demonstration,
     Event,
+    Label,
     Preference,
     Prompt,
     Ranking,
     Record,
+    template_keys,
 )
 from alignkit.data.rules import findings
 from alignkit.errors import DataError, ErrorList, did_you_mean
@@ -138,6 +142,8 @@ def _record(
         kind = form.kind
         fields["source"] = source
         unknown = row.value.keys() - form.keys - form.also
+        if not KEYS.isdisjoint(unknown):
+            unknown -= _template_keys(fields, row, unknown, KINDS[kind])
         if unknown:
             fields["extra"] = _extra(row, unknown) | fields.get("extra", {})
             given = fields["extra"].get("id")
@@ -149,6 +155,25 @@ def _record(
         return KINDS[kind].model_validate(fields)
     except ValidationError as error:
         raise _explain(error, KINDS[kind]) from None
+
+
+def _template_keys(
+    fields: Fields, row: Row, unknown: Collection[str], kind: type[Record]
+) -> set[str]:
+    """Give the fields what templates read besides messages; the keys it was read from."""
+    found, taken = read_template_keys(row.value, unknown, kind)
+    fields.update(found)
+    side = ANSWERS.get(kind)
+    if side and fields[side] and fields[side][-1]["role"] == "assistant":
+        turn = dict(fields[side][-1])
+        thought = read_reasoning(row.value, set(unknown) - taken, turn)
+        fields[side] = [*fields[side][:-1], turn]
+        taken |= thought
+    return taken
+
+
+# Where the one answer of a record stands, of which a column may tell the reasoning.
+ANSWERS: dict[type[Record], str] = {Demonstration: "messages", Label: "completion"}
 
 
 def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
@@ -246,7 +271,7 @@ def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding
     sample = reading.format.sample if reading.format else None
     if sample is None or sample not in row.value:
         return
-    shape = "plain" if isinstance(row.value[sample], str) else "chat"
+    shape = "plain" if is_text(row.value[sample]) else "chat"
     if reading.first_shape is None:
         reading.first_shape = (shape, row.line)
     first, line = reading.first_shape
@@ -415,7 +440,7 @@ def prompt_of(record: Record) -> Prompt | None:
         messages = getattr(record, "prompt", None) or []
     if not isinstance(messages, list) or not messages:
         return None
-    return Prompt(id=record.id, prompt=messages, source=record.source)
+    return Prompt(id=record.id, prompt=messages, source=record.source, **template_keys(record))
 
 
 def stream_rankings(path: str | Path, **options: Any) -> Stream[Ranking]:

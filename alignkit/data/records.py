@@ -10,7 +10,14 @@ import json
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -41,6 +48,13 @@ class Message(_Strict):
     thinking: str | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("tool_calls", mode="after")
+    @classmethod
+    def _arguments_as_objects(
+        cls, calls: list[dict[str, Any]] | None
+    ) -> list[dict[str, Any]] | None:
+        return calls and [_with_arguments(call) for call in calls]
+
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {
@@ -51,6 +65,28 @@ class Message(_Strict):
 
 
 Messages = list[Message]
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as an object.
+
+    OpenAI writes them as JSON text, but templates write what they get as JSON: a text would reach
+    the model in quotes, with every quote of its own escaped.
+    """
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class Source(_Strict):
@@ -94,11 +130,35 @@ class Conversation(Record):
         }
 
 
+def template_keys(record: Record) -> dict[str, Any]:
+    """What the chat template is given beside the messages, for a record made from this one."""
+    if not isinstance(record, Conversation):
+        return {}
+    found = {key: getattr(record, key) for key in TEMPLATE_KEYS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 class Demonstration(Conversation):
-    """A conversation to imitate."""
+    """A conversation to imitate, or, where `plain`, one text to continue without any template."""
 
     kind: Literal["demonstration"] = "demonstration"
     messages: Annotated[Messages, Field(min_length=1)]
+    plain: bool = False
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Demonstration:
+        if self.plain and [message.role for message in self.messages] != ["assistant"]:
+            raise ValueError("a plain text is one assistant turn")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual: dict[str, Any] = dict.fromkeys(TEMPLATE_KEYS) | {"plain": False}
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key not in usual or value != usual[key]
+        }
 
 
 class Prompt(Conversation):

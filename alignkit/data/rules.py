@@ -10,9 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from alignkit.data.formats.shape import TRAINED_BY
+from alignkit.data.formats.template_keys import RESERVED, listed, unread
 from alignkit.data.problems import Finding
 from alignkit.data.records import (
     Candidates,
+    Conversation,
     Demonstration,
     Label,
     Message,
@@ -21,6 +24,7 @@ from alignkit.data.records import (
     Ranking,
     Record,
 )
+from alignkit.data.templated import end_of, header_in, mark_inside, may_be_templated
 
 Rule = Callable[[Any], Iterator[Finding]]
 
@@ -31,42 +35,67 @@ def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
     """Everything the rules find in one record; `raw`, its JSON, only saves time."""
     for rule in RULES.get(record.kind, ()):
         yield from rule(record)
+    if isinstance(record, Conversation) and (record.extra or record.chat_template_kwargs):
+        yield from _template_findings(record)
     if raw is None or not _is_plain(raw):
-        for field, text in texts_of(record):
-            yield from text_findings(field, text)
+        plain = isinstance(record, Demonstration) and record.plain
+        for field, message in _messages_of(record):
+            yield from text_findings(field, message.content)
+            yield from _written_findings(field, message, plain)
 
 
 _ESCAPED = re.compile(rb"\\[ubf]")
 
 
 def _is_plain(raw: bytes) -> bool:
-    """No placeholder, and nothing outside printable ASCII, tabs and line breaks in the JSON."""
+    """Nothing in the JSON that the rules for texts look for.
+
+    No placeholder, no mark of a template, no list or call as text, and nothing outside printable
+    ASCII, tabs and line breaks.
+    """
     return (
         raw.isascii()
+        and not may_be_templated(raw)
+        and b'"[' not in raw
+        and b'"arguments"' not in raw
         and b"\x7f" not in raw
         and (raw.count(b"{") == 1 or b"{{" not in raw)
         and (b"\\" not in raw or _ESCAPED.search(raw) is None)
     )
 
 
+# Characters that show nothing: soft hyphen, zero-width and direction marks, fillers, Braille blank.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff"
+)
+_VISIBLE = re.compile(rf"[^\s\x00-\x1f\x7f{INVISIBLE}]")
+_UNSEEN_ENDS = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
+
+
 def is_empty(messages: Sequence[Message]) -> bool:
-    """Whether no message says or calls anything."""
-    for message in messages:  # a loop, since this runs several times for every row
-        if (message.content and not message.content.isspace()) or message.tool_calls:
-            return False
-    return True
+    """Whether no message says or calls anything that can be seen."""
+    # A list, not a generator, since this runs several times for every row.
+    return not any([_VISIBLE.search(m.content) or m.tool_calls for m in messages])
 
 
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
-    """Whether two sides say the same, white space at the ends aside."""
+    """Whether two sides say the same, what cannot be seen at the ends of turns aside."""
     if len(left) != len(right):
         return False
     for a, b in zip(left, right, strict=True):
-        if a.content.strip() != b.content.strip() or a.role != b.role:
+        if a.role != b.role or _shown(a.content) != _shown(b.content):
             return False
-        if a.tool_calls != b.tool_calls:
+        if any([getattr(a, name) != getattr(b, name) for name in _SAID_BESIDE]):
             return False
     return True
+
+
+_SAID_BESIDE = ("tool_calls", "reasoning_content", "thinking")
+
+
+def _shown(text: str) -> str:
+    return text.strip() if text.isascii() else _UNSEEN_ENDS.sub("", text)
 
 
 # --- prompts and roles --------------------------------------------------------------------------
@@ -102,8 +131,10 @@ def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
         role: str = message.role
         if role == "system":
             wrong = "a system turn that is not the first" if position else ""
+        elif before is None and role == "assistant":
+            wrong = "begins with an assistant turn, which no user turn asked for"
         elif before in (None, "system") and role != "user":
-            wrong = f"begins with a {role} turn"
+            wrong = f"{'an' if role == 'assistant' else 'a'} {role} turn before any user turn"
         elif role == before and role in ("user", "assistant"):
             wrong = f"two {role} turns in a row"
         elif role == "tool" and before == "user":
@@ -126,7 +157,11 @@ def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
 
 
 def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
-    """An answer at the end that says something."""
+    """An answer at the end that says something, and something to train."""
+    if record.plain:
+        if is_empty(record.messages):
+            yield Finding("empty-side", "the text is empty", REMOVE.format("empty-side"), "text")
+        return
     last = record.messages[-1]
     if last.role != "assistant":
         yield Finding(
@@ -137,12 +172,73 @@ def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
         )
     elif is_empty([last]):
         yield Finding("empty-side", "the answer is empty", REMOVE.format("empty-side"), "messages")
-    if len(record.messages) > 1:
+    yield from _targets(record.messages)
+    if len(record.messages) == 1 and last.role == "assistant":
+        yield Finding(
+            "no-prompt",
+            "the answer has no prompt: some chat templates cannot show it alone",
+            'add the question, or train it without a template: {"text": …}',
+            "messages",
+            "warning",
+        )
+    elif len(record.messages) > 1:
         if is_empty(record.messages[:-1]):
             yield Finding(
                 "empty-prompt", '"prompt" is empty', REMOVE.format("empty-prompt"), "messages"
             )
         yield from _role_order(record.messages, "messages")
+
+
+def _targets(messages: Sequence[Message]) -> Iterator[Finding]:
+    """What the turns say about being trained: understood, of assistant turns, and not all no."""
+    answers = refused = 0
+    for position, message in enumerate(messages):
+        if message.role == "assistant":
+            answers += 1
+            refused += message.train is False
+            if message.extra and not TRAINED_BY.keys().isdisjoint(message.extra):
+                yield from _unknown_weights(message, f"messages[{position}]")
+        elif message.train:
+            yield Finding(
+                "turn-weight",
+                f"a {message.role} turn is marked to be trained; only assistant turns are",
+                "mark assistant turns, or train on every token: --train-on all",
+                f"messages[{position}]",
+                "warning",
+            )
+    if answers and answers == refused:
+        yield Finding(
+            "no-target",
+            "every assistant turn is marked not to be trained: nothing is left to learn",
+            "weigh a turn 1, or: alignkit data clean --drop no-target",
+            "messages",
+        )
+
+
+def _unknown_weights(message: Message, field: str) -> Iterator[Finding]:
+    for key in TRAINED_BY:
+        value = message.extra.get(key)
+        if value is not None:
+            yield Finding(
+                "turn-weight",
+                f'"{key}" is {value!r:.40}: a turn is trained whole or not at all',
+                "write 1 or 0, or: alignkit data clean --drop turn-weight",
+                f"{field}.{key}",
+            )
+
+
+def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
+    """A side is one answer: every token of it is a target, and nobody else may speak in it."""
+    if len(messages) == 1 and messages[0].role == "assistant":
+        return
+    others = [message.role for message in messages if message.role != "assistant"]
+    if others:
+        yield Finding(
+            "side-turns",
+            f"'{field}' holds a {others[0]} turn, whose words would be trained as the answer's",
+            "keep one answer to one prompt, or: alignkit data clean --drop side-turns",
+            field,
+        )
 
 
 def prompt_rules(record: Prompt) -> Iterator[Finding]:
@@ -171,6 +267,8 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
         empty.append("chosen")
     if is_empty(record.rejected):
         empty.append("rejected")
+    yield from _side(record.chosen, "chosen")
+    yield from _side(record.rejected, "rejected")
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
@@ -185,8 +283,9 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
     yield from _prompt(record.prompt)
     for position, candidate in enumerate(record.candidates):
+        field = f"candidates[{position}]"
+        yield from _side(candidate.messages, field)
         if is_empty(candidate.messages):
-            field = f"candidates[{position}]"
             yield Finding(
                 "empty-side",
                 f"candidate '{candidate.cid}' is empty",
@@ -226,6 +325,7 @@ def ranking_rules(record: Ranking) -> Iterator[Finding]:
 def label_rules(record: Label) -> Iterator[Finding]:
     """A completion that says something; a prompt is optional."""
     yield from _prompt(record.prompt, needed=False)
+    yield from _side(record.completion, "completion")
     if is_empty(record.completion):
         yield Finding(
             "empty-side", "'completion' is empty", REMOVE.format("empty-side"), "completion"
@@ -312,6 +412,93 @@ def _placeholders(field: str, text: str) -> Iterator[Finding]:
         )
 
 
+# --- texts that were something else -------------------------------------------------------------
+
+
+def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Finding]:
+    """Text with a chat template in it already, lists written as text, calls that are no JSON."""
+    text = message.content
+    fix = "alignkit data clean --repair template"
+    if mark := header_in(text):
+        yield Finding(
+            "templated",
+            f'"{field}" went through a chat template already: it holds {mark!r}',
+            f"{fix} --to messages" if plain else fix,
+            field,
+        )
+    elif not plain and (mark := end_of(text)):
+        yield Finding(
+            "templated",
+            f'"{field}" has {mark!r} at its {"end" if text.rstrip().endswith(mark) else "start"}, '
+            "which the chat template writes itself",
+            fix,
+            field,
+        )
+    elif mark := mark_inside(text):
+        yield Finding(
+            "template-mark",
+            f'"{field}" holds {mark!r}, which a tokenizer may read as a token of its own',
+            "split the text there, or leave it if it is meant",
+            field,
+            "warning",
+        )
+    if text[:1] == "[" and message.role in ("user", "assistant") and _is_list(text):
+        yield Finding(
+            "list-as-text",
+            f'"{field}" is a list written as text ({text[:20]}…)',
+            "read the column it belongs to: --format, --map; leave it if the text is meant",
+            field,
+            "warning",
+        )
+    for call in message.tool_calls or ():
+        yield from _call_findings(field, call)
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text spells a list of texts or objects, as tables write columns of lists."""
+    found = listed(text)
+    return bool(found) and all(isinstance(item, str | dict) for item in found)
+
+
+def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        yield Finding(
+            "tool-call",
+            "a tool call without a function's name, which templates ask for",
+            'write {"type": "function", "function": {"name": …, "arguments": {…}}}',
+            f"{field}.tool_calls",
+            "warning",
+        )
+    elif isinstance(function.get("arguments"), str):
+        yield Finding(
+            "tool-call",
+            f"the arguments of {function['name']!r:.40} are no JSON object",
+            "write an object, or its JSON text",
+            f"{field}.tool_calls",
+            "warning",
+        )
+
+
+def _template_findings(record: Conversation) -> Iterator[Finding]:
+    """Keys meant for the chat template that it cannot be given."""
+    for key in unread(record):
+        yield Finding(
+            "template-key",
+            f'"{key}" is not what a chat template reads, so it is left out',
+            "tools and documents are arrays of objects, chat_template_kwargs is an object",
+            key,
+            "warning",
+        )
+    for name in sorted(RESERVED & (record.chat_template_kwargs or {}).keys()):
+        yield Finding(
+            "template-key",
+            f'"chat_template_kwargs" sets {name!r}, which is no variable of a template',
+            "give it as a column of its own, or leave it out",
+            "chat_template_kwargs",
+        )
+
+
 def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
     """(field, messages) of every conversation in a record."""
     if isinstance(record, Demonstration):
@@ -332,12 +519,20 @@ def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
             yield f"candidates[{position}].messages", candidate.messages
 
 
-def texts_of(record: Record) -> Iterator[tuple[str, str]]:
-    """(field, text) of every message in a record; a single turn has the plain field's name."""
+def _messages_of(record: Record) -> Iterator[tuple[str, Message]]:
+    """(field, message) of every message in a record; a single turn has the plain field's name."""
     for field, messages in sides_of(record):
         for position, message in enumerate(messages):
-            yield (field if len(messages) == 1 else f"{field}[{position}]"), message.content
+            yield (field if len(messages) == 1 else f"{field}[{position}]"), message
 
+
+# Every kind of problem that a rule here can find.
+RULE_KINDS = (
+    "bom", "control", "empty-prompt", "empty-side", "ends-with-user", "identical", "list-as-text",
+    "mojibake", "no-prompt", "no-target", "nul", "placeholder", "prompt-end", "prompts-differ",
+    "role-order", "side-turns", "template-key", "template-mark", "templated", "tool-call",
+    "turn-weight", "unranked",
+)  # fmt: skip
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "demonstration": (demonstration_rules,),

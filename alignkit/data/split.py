@@ -10,18 +10,25 @@ from itertools import pairwise
 from typing import TypeVar
 
 from alignkit.data.read import prompt_of
-from alignkit.data.records import Preference, Ranking, Record
+from alignkit.data.records import Demonstration, Preference, Ranking, Record
 from alignkit.errors import RecipeError
 
 R = TypeVar("R", bound=Record)
 
 
 def prompt_key(record: Record) -> str:
-    """What two records share when they have the same prompt, white space at the ends aside."""
+    """What two records share when they have the same prompt, white space at the ends aside.
+
+    A plain text has no prompt and is all that it asks.
+    """
     prompt = prompt_of(record)
-    if prompt is None:
+    if prompt is not None:
+        asked = prompt.prompt
+    elif isinstance(record, Demonstration) and record.plain:
+        asked = record.messages
+    else:
         return f"no prompt: {record.id}"
-    text = "\x1e".join(f"{m.role}\x1f{m.content.strip()}" for m in prompt.prompt)
+    text = "\x1e".join(f"{m.role}\x1f{m.content.strip()}" for m in asked)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from alignkit.data.chat import Encoder
 
 FEW_TRAINED = 0.01
+# Kinds of problems that one record shows to a template and its tokenizer.
+TOKEN_KINDS = ("template", "overlong", "no-target")
 
 
 @dataclass
@@ -53,16 +55,30 @@ class TokenInspector:
         self.unread = UnreadKeys(self.encoder)
 
     @classmethod
-    def load(cls, model: str, *, max_length: int, train_on: str = "completion") -> TokenInspector:
-        """The inspector for a model's name, directory or run; only its tokenizer is loaded."""
+    def load(
+        cls,
+        model: str,
+        *,
+        max_length: int,
+        train_on: str = "completion",
+        chat_template: str | None = None,
+    ) -> TokenInspector:
+        """The inspector for a model's name, directory or run; only its tokenizer is loaded.
+
+        `chat_template`: a file used in place of the model's own, or of the run's.
+        """
         from alignkit.data.chat import Encoder
         from alignkit.model_files import find_model
-        from alignkit.template_check import check_templates
+        from alignkit.run_template import template_for
+        from alignkit.template_check import check_templates, templates_of
         from alignkit.tokenizer_check import checked_tokenizer
 
         files = find_model(model)  # a wrong name is told before seconds go into imports
-        check_templates(files.path, None)
+        template = template_for(files, chat_template)
+        check_templates(files.path, template)
         tokenizer = checked_tokenizer(files)
+        if template is not None:
+            ((tokenizer.chat_template, _),) = templates_of(files.path, template)
         return cls(Encoder(tokenizer), max_length, train_on)
 
     def inspect(self, record: Record) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ from alignkit.judges.both_orders import Duel, judged, prompt_names
 from alignkit.logps import Group, completion_logps
 from alignkit.model_files import ModelFiles, find_model
 from alignkit.recipe import BackboneConfig
+from alignkit.run_template import template_for
 
 BATCHES_A_PART = 4
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
@@ -85,16 +86,21 @@ class Backbones:
 
     def __init__(self, config: BackboneConfig) -> None:
         self.config = config
-        self.loaded: dict[Path, Backbone] = {}
+        self.loaded: dict[tuple[Path, str | None], Backbone] = {}
 
     def of(self, files: ModelFiles) -> Backbone:
-        if files.path not in self.loaded:
+        key = (files.path, self.template_of(files))
+        if key not in self.loaded:
             # Another base is another few gigabytes: only one stays.
             self.loaded.clear()
             base = {"model_name_or_path": files.name, "revision": files.revision}
-            config = self.config.model_copy(update=base)
-            self.loaded[files.path] = Backbone.load(config)
-        return self.loaded[files.path]
+            config = self.config.model_copy(update={**base, "chat_template": key[1]})
+            self.loaded[key] = Backbone.load(config)
+        return self.loaded[key]
+
+    def template_of(self, files: ModelFiles) -> str | None:
+        """The file of the template used in place of the base model's own."""
+        return template_for(files, self.config.chat_template)
 
 
 def completions(
@@ -251,6 +257,8 @@ def _key(
         "sampling": settings,
         "kept": Answer._fields,
     }
+    if template := backbones.template_of(policy.files):
+        told["template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

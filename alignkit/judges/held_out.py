@@ -19,12 +19,25 @@ from alignkit.stages.context import progress_bar
 
 @torch.no_grad()
 def completion_log_probabilities(
-    model: str, demonstrations: Sequence[Demonstration], quantization: str, batch_size: int
+    model: str,
+    demonstrations: Sequence[Demonstration],
+    quantization: str,
+    batch_size: int,
+    chat_template: str | None = None,
 ) -> tuple[list[float], list[int]]:
-    """Summed log-probability and tokens of each last assistant turn, its stop token included."""
+    """Summed log-probability and tokens of each last assistant turn, its stop token included.
+
+    Of a plain text all tokens count but the first, which nothing predicts.
+    """
     files = find_model(model)
-    config = {"model_name_or_path": model, "quantization": quantization}
-    backbone = Backbone.load(BackboneConfig.model_validate(config))
+    config = BackboneConfig.model_validate(
+        {
+            "model_name_or_path": model,
+            "quantization": quantization,
+            "chat_template": chat_template,
+        }
+    )
+    backbone = Backbone.load(config)
     encoder = Encoder(backbone.tokenizer)
     adapter = None
     if files.adapter is not None:
@@ -45,6 +58,9 @@ def completion_log_probabilities(
 
 
 def _group(demonstration: Demonstration, encoder: Encoder) -> Group:
+    if demonstration.plain:
+        ids = encoder.encode_text(demonstration.messages[0].content).ids
+        return Group(ids[:1], [ids[1:]])
     *prompt, last = demonstration.messages
     if last.role != "assistant" or not prompt:
         source = demonstration.source

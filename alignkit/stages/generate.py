@@ -15,7 +15,14 @@ from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts, read_records
-from alignkit.data.records import Candidate, Candidates, Message, Prompt, to_json
+from alignkit.data.records import (
+    Candidate,
+    Candidates,
+    Message,
+    Prompt,
+    template_keys,
+    to_json,
+)
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.generation import Completion, generate
@@ -141,6 +148,7 @@ def _item(
         prompt=prompt.prompt,
         source=prompt.source,
         extra=prompt.extra,
+        **template_keys(prompt),
         candidates=[
             Candidate(
                 cid=f"{Path(name).name}-{number}",

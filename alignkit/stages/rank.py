@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.artifacts import write_durably
 from alignkit.data.chat import Encoder
 from alignkit.data.read import read_records
-from alignkit.data.records import Candidates, Ranking, to_json
+from alignkit.data.records import Candidates, Ranking, template_keys, to_json
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.judges.gold import gold_score
@@ -70,6 +70,7 @@ def ranking_of(
             for candidate, score in zip(item.candidates, noisy, strict=True)
         },
         annotator=annotator,
+        **template_keys(item),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from alignkit.data.formats.shape import (
     Fields,
@@ -18,19 +17,24 @@ from alignkit.data.formats.shape import (
     is_number,
     keys,
     message_rows,
+    messages_in,
     missing,
     not_text,
     only_text,
+    openai_rows,
     optional_text,
+    shared,
+    shared_rows,
     sides_of,
     split_completion,
     split_sides,
     system_turn,
     text,
     text_or_rows,
+    trained_rows,
     turns,
-    unknown_role,
 )
+from alignkit.data.formats.template_keys import calls_as_openai, tools_of
 from alignkit.data.problems import RowError
 from alignkit.data.records import Demonstration, Label, Message, Preference, Prompt
 
@@ -43,22 +47,18 @@ def read_messages(row: Row) -> Fields:
 
 
 def write_messages(record: Demonstration) -> Fields:
-    """`messages`; which turns are trained is lost."""
-    return {"messages": message_rows(record.messages)}
+    """`messages`, with `train` on turns that say whether they are trained."""
+    return {"messages": trained_rows(record.messages, "train", bool)}
 
 
 def write_openai(record: Demonstration) -> Fields:
     """`messages` with OpenAI's `weight` for what is trained and what is not."""
-    rows = message_rows(record.messages)
-    for row, message in zip(rows, record.messages, strict=True):
-        if message.train is not None:
-            row["weight"] = int(message.train)
-    return {"messages": rows}
+    return {"messages": openai_rows(record.messages)}
 
 
 def read_text(row: Row) -> Fields:
-    """Bare text to imitate, whole."""
-    return {"messages": [assistant(text(row, "text"))]}
+    """Bare text to imitate, whole and without a template."""
+    return {"messages": [assistant(text(row, "text"))], "plain": True}
 
 
 def write_text(record: Demonstration) -> Fields:
@@ -119,12 +119,29 @@ def read_preference(row: Row) -> Fields:
     rejected = either(row["rejected"], "rejected", "assistant")
     if row.get("prompt") is not None:
         prompt = either(row["prompt"], "prompt", "user")
-        if isinstance(row["prompt"], str) and isinstance(row["chosen"], list) and len(chosen) > 1:
-            return fields | split_sides(chosen, rejected)
-        return fields | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
+        if not (_is_whole(chosen) and _is_whole(rejected)):
+            return fields | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        if not is_text(row["prompt"]):
+            chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+        return fields | split_sides(chosen, rejected)
+    if is_text(row["chosen"]) or is_text(row["rejected"]):
         return fields | {"prompt": [], "chosen": chosen, "rejected": rejected}
     return fields | split_sides(chosen, rejected)
+
+
+def is_text(value: object) -> bool:
+    """Whether a side is text, and no messages that a table wrote as text."""
+    return isinstance(value, str) and messages_in(value, "") is None
+
+
+def _is_whole(side: Sequence[Turn]) -> bool:
+    """Whether a side is a chat with its questions, not an answer."""
+    return len(side) > 1 and side[0]["role"] != "assistant" and side[-1]["role"] == "assistant"
+
+
+def _after(prompt: list[Turn], side: list[Turn]) -> list[Turn]:
+    """The whole chat: the prompt and the side, which may begin with the prompt."""
+    return side if side[: len(prompt)] == prompt else [*prompt, *side]
 
 
 def write_preference(record: Preference) -> Fields:
@@ -252,6 +269,10 @@ def read_openai_preference(row: Row) -> Fields:
         "rejected": turns(row["non_preferred_output"], "non_preferred_output"),
     }
     rest = {key: value for key, value in asked.items() if key != "messages"}
+    for key in ("tools", "functions"):
+        if "tools" not in fields and (tools := tools_of(rest.get(key))):
+            fields["tools"] = tools
+            del rest[key]
     return fields | ({"extra": {"input": rest}} if rest else {})
 
 
@@ -259,70 +280,26 @@ def write_openai_preference(record: Preference) -> Fields:
     """OpenAI's three columns; the tools travel inside `input`."""
     carried = record.extra.get("input")
     rest = carried if isinstance(carried, dict) else {}
+    tools = {"tools": record.tools} if record.tools is not None else {}
     return {
-        "input": {"messages": message_rows(record.prompt), **rest},
-        "preferred_output": message_rows(record.chosen),
-        "non_preferred_output": message_rows(record.rejected),
+        "input": {"messages": openai_rows(record.prompt), **tools, **rest},
+        "preferred_output": openai_rows(record.chosen),
+        "non_preferred_output": openai_rows(record.rejected),
     }
 
 
 # --- ShareGPT -----------------------------------------------------------------------------------
 
-FROM = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "function_call": "assistant",
-    "observation": "tool",
-    "user": "user",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "function_response": "tool",
-}
-TO = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
-
-
-def shared(item: Any, key: str) -> Turn:
-    """One ShareGPT turn {from, value}; a tag we would not write ourselves is kept."""
-    if type(item) is not dict:
-        raise expected(item, "a turn {from, value}", key)
-    if "from" not in item or "value" not in item:
-        if "role" in item:
-            return turns([item], key)[0]
-        raise missing(item, keys("from", "value")).within(key)
-    tag = item["from"]
-    role = FROM.get(tag) if isinstance(tag, str) else None
-    if role is None:
-        raise unknown_role(tag, FROM, f"{key}.from")
-    if type(item["value"]) is not str:
-        raise not_text(item["value"], f"{key}.value")
-    turn: Turn = {"role": role, "content": item["value"]}
-    extra = {name: item[name] for name in item if name not in ("from", "value")}
-    if TO[role] != tag:
-        extra["from"] = tag
-    if extra:
-        turn["extra"] = extra
-    return turn
-
 
 def shared_turns(row: Row) -> list[Turn]:
     """The conversation of a ShareGPT row, its `system` column first."""
     value = row["conversations"]
+    if type(value) is str:
+        value = messages_in(value, "conversations") or value
     if type(value) is not list:
         raise expected(value, "an array of turns", "conversations")
     conversation = [shared(item, f"conversations[{i}]") for i, item in enumerate(value)]
     return system_turn(optional_text(row, "system")) + conversation
-
-
-def shared_rows(messages: Sequence[Message]) -> list[Turn]:
-    """Messages as ShareGPT turns."""
-    rows = []
-    for message in messages:
-        extra = dict(message.extra)
-        tag = extra.pop("from", TO[message.role])
-        rows.append({"from": tag, "value": message.content, **extra})
-    return rows
 
 
 def read_sharegpt(row: Row) -> Fields:
@@ -337,21 +314,32 @@ def write_sharegpt(record: Demonstration) -> Fields:
 
 def read_sharegpt_preference(row: Row) -> Fields:
     """`conversations` up to the question, and two answers."""
-    return {
-        "prompt": shared_turns(row),
-        "chosen": [shared(row["chosen"], "chosen")],
-        "rejected": [shared(row["rejected"], "rejected")],
-    }
+    prompt = shared_turns(row)
+    chosen, rejected = _shared_side(row, "chosen"), _shared_side(row, "rejected")
+    if _is_whole(chosen) and _is_whole(rejected):
+        return split_sides(_after(prompt, chosen), _after(prompt, rejected))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _shared_side(row: Row, key: str) -> list[Turn]:
+    """A side of a ShareGPT preference: one turn, several, or the answer's text."""
+    value = row[key]
+    if type(value) is str:
+        value = messages_in(value, key) or value
+    if type(value) is str:
+        return [assistant(value)]
+    if type(value) is list:
+        return [shared(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    return [shared(value, key)]
 
 
 def write_sharegpt_preference(record: Preference) -> Fields:
     """`conversations`, `chosen`, `rejected`."""
-    only_text(record.chosen, "chosen")
-    only_text(record.rejected, "rejected")
+    chosen, rejected = shared_rows(record.chosen), shared_rows(record.rejected)
     return {
         "conversations": shared_rows(record.prompt),
-        "chosen": shared_rows(record.chosen)[0],
-        "rejected": shared_rows(record.rejected)[0],
+        "chosen": chosen[0] if len(chosen) == 1 else chosen,
+        "rejected": rejected[0] if len(rejected) == 1 else rejected,
     }
 
 
@@ -389,30 +377,17 @@ def _parts(messages: Sequence[Message]) -> list[Turn]:
     rows = []
     for row, message in zip(message_rows(messages), messages, strict=True):
         row["content"] = [{"type": "text", "value": message.content}]
+        if row.get("tool_calls"):
+            row["tool_calls"] = calls_as_openai(row["tool_calls"])
         trained = message.role == "assistant" if message.train is None else message.train
         row.setdefault("loss_weight", float(trained))
         rows.append(row)
     return rows
 
 
-def _weighed(value: Any, key: str) -> list[Turn]:
-    """v1 messages; a loss_weight of 0 or 1 on a turn says whether it is trained."""
-    conversation = turns(value, key)
-    for turn in conversation:
-        extra = turn.get("extra", {})
-        default = float(turn["role"] == "assistant")
-        if extra.get("loss_weight") in (0.0, 1.0):
-            weight = extra.pop("loss_weight")
-            if weight != default:
-                turn["train"] = bool(weight)
-        if not extra:
-            turn.pop("extra", None)
-    return conversation
-
-
 def read_v1(row: Row) -> Fields:
     """LLaMA-Factory v1 `messages` with parts."""
-    return {"messages": _weighed(row["messages"], "messages")}
+    return {"messages": turns(row["messages"], "messages")}
 
 
 def write_v1(record: Demonstration) -> Fields:
@@ -423,8 +398,8 @@ def write_v1(record: Demonstration) -> Fields:
 def read_v1_preference(row: Row) -> Fields:
     """`chosen_messages` and `rejected_messages`, two conversations that begin alike."""
     return split_sides(
-        _weighed(row["chosen_messages"], "chosen_messages"),
-        _weighed(row["rejected_messages"], "rejected_messages"),
+        turns(row["chosen_messages"], "chosen_messages"),
+        turns(row["rejected_messages"], "rejected_messages"),
     )
 
 
@@ -535,7 +510,7 @@ CONVERSATIONS = [
            when=_has_parts, about="LLaMA-Factory v1: typed parts, loss_weight"),
     Format("openai-preference", "preference",
            keys("input", "preferred_output", "non_preferred_output"), read_openai_preference,
-           write_openai_preference, about="OpenAI preference fine-tuning"),
+           write_openai_preference, places=keys("tools"), about="OpenAI preference fine-tuning"),
 ]  # fmt: skip
 
 PLAIN = [

@@ -11,16 +11,22 @@ from alignkit.data.formats.shape import (
     Row,
     Turn,
     assistant,
+    either,
     expected,
     keys,
+    message_rows,
     missing,
     only_text,
     optional_text,
+    split_completion,
     system_turn,
     text,
+    text_or_rows,
     texts,
+    turns,
     user,
 )
+from alignkit.data.formats.template_keys import calls_of
 from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Demonstration, Message, Preference
 
@@ -120,6 +126,94 @@ def write_alpaca_outputs(record: Preference) -> Fields:
     return asking(record.prompt) | {"output": sides}
 
 
+# --- ms-swift -----------------------------------------------------------------------------------
+
+
+def _queried(row: Row) -> list[Turn]:
+    """System, history, then the query."""
+    return [
+        *system_turn(optional_text(row, "system")),
+        *_history(row),
+        *either(row["query"], "query", "user"),
+    ]
+
+
+def _querying(prompt: list[Message]) -> Fields:
+    row = asking(prompt)
+    row.pop("input")
+    return {"query": row.pop("instruction"), **row}
+
+
+def read_query(row: Row) -> Fields:
+    """query, response, and perhaps system and history."""
+    return demonstration_of(_queried(row), either(row["response"], "response", "assistant"))
+
+
+def write_query(record: Demonstration) -> Fields:
+    """query, response, system and history."""
+    prompt, completion = split_messages(record)
+    return _querying(prompt) | {"response": only_text(completion, "messages")}
+
+
+def read_query_preference(row: Row) -> Fields:
+    """query, response and rejected_response."""
+    return {
+        "prompt": _queried(row),
+        "chosen": either(row["response"], "response", "assistant"),
+        "rejected": either(row["rejected_response"], "rejected_response", "assistant"),
+    }
+
+
+def write_query_preference(record: Preference) -> Fields:
+    """query, response, rejected_response, system and history."""
+    return _querying(record.prompt) | {
+        "response": only_text(record.chosen, "chosen"),
+        "rejected_response": only_text(record.rejected, "rejected"),
+    }
+
+
+def read_rejected_response(row: Row) -> Fields:
+    """Messages that end in the chosen answer, and the rejected one beside them."""
+    prompt, chosen = split_completion(turns(row["messages"], "messages"), "messages")
+    rejected = either(row["rejected_response"], "rejected_response", "assistant")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def write_rejected_response(record: Preference) -> Fields:
+    """messages and rejected_response."""
+    return {
+        "messages": message_rows([*record.prompt, *record.chosen]),
+        "rejected_response": text_or_rows(record.rejected, "assistant"),
+    }
+
+
+# --- function calling ---------------------------------------------------------------------------
+
+
+def read_calls(row: Row) -> Fields:
+    """A query, and the calls that answer it, often as JSON text."""
+    calls = calls_of(row["answers"])
+    if not calls:
+        raise expected(row["answers"], "an array of calls {name, arguments}", "answers")
+    turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    return {"messages": [*either(row["query"], "query", "user"), turn]}
+
+
+def write_calls(record: Demonstration) -> Fields:
+    """query and answers, a call as {name, arguments}."""
+    prompt, completion = split_messages(record)
+    calls = completion[0].tool_calls if len(completion) == 1 else None
+    if not calls or completion[0].content:
+        raise RowError(
+            "shape", "xlam needs an answer that is tool calls alone", "choose another format"
+        )
+    named = [call.get("function") for call in calls]
+    return {"query": only_text(prompt, "messages"), "answers": named}
+
+
+# --- Self-Instruct ------------------------------------------------------------------------------
+
+
 def read_self_instruct(row: Row) -> Fields:
     """An instruction with one instance {input, output}."""
     instances = row["instances"]
@@ -195,6 +289,16 @@ FORMATS = [
            read_eval_output, write_eval_output, about="AlpacaEval model outputs"),
     Format("alpaca", "demonstration", keys("instruction", "output"), read_alpaca, write_alpaca,
            also=ALSO, about="instruction, input, output"),
+    Format("xlam", "demonstration", keys("query", "answers"), read_calls, write_calls,
+           when=lambda row: "tools" in row, about="xLAM: query, tools and the calls that answer"),
+    Format("swift-preference", "preference", keys("query", "response", "rejected_response"),
+           read_query_preference, write_query_preference, also=keys("system", "history"),
+           sample="query", about="ms-swift: query, response, rejected_response"),
+    Format("swift", "demonstration", keys("query", "response"), read_query, write_query,
+           also=keys("system", "history"), sample="query", about="ms-swift: query and response"),
+    Format("swift-messages", "preference", keys("messages", "rejected_response"),
+           read_rejected_response, write_rejected_response,
+           about="ms-swift: messages and rejected_response"),
     Format("self-instruct", "demonstration", keys("instruction", "instances"), read_self_instruct,
            write_self_instruct, about="Self-Instruct tasks with one instance"),
     Format("self-instruct-predictions", "candidates", keys("prompt", "response", "target"),

@@ -6,10 +6,20 @@ them in one place), a writer turns a record into a row. Both raise RowError and 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from alignkit.data.formats.template_keys import (
+    REASONING,
+    call_text,
+    calls_as_openai,
+    calls_of,
+    listed,
+    spoken_calls,
+)
 from alignkit.data.json_text import type_name
 from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Record
@@ -28,6 +38,8 @@ class Format:
 
     `sample` names a field that may be text or messages; a file must not mix the two. `merge` makes
     one row of the rows written for the records that one row gave (several annotators, say).
+    `places` are what templates read (tools, say) that the writer puts where it belongs; the others
+    become columns of their own.
     """
 
     name: str
@@ -40,6 +52,7 @@ class Format:
     sample: str | None = None
     about: str = ""
     merge: Callable[[Sequence[Fields]], Fields] | None = field(default=None, repr=False)
+    places: frozenset[str] = frozenset()
 
     def fits(self, row: Row) -> bool:
         """Whether the row looks like this format."""
@@ -120,15 +133,21 @@ def _with_article(value: object) -> str:
 
 def objects(row: Row, key: str) -> list[dict[str, Any]]:
     """The list of objects under `key`."""
-    value = row[key]
+    value = _listed(row[key])
     if type(value) is not list or any(type(item) is not dict for item in value):
-        raise expected(value, "an array of objects", key)
+        raise expected(row[key], "an array of objects", key)
     return value
+
+
+def _listed(value: Any) -> Any:
+    """The list that the text of a cell spells; anything else as it is."""
+    found = listed(value) if type(value) is str else None
+    return value if found is None else found
 
 
 def texts(row: Row, key: str) -> list[str]:
     """The list of texts under `key`."""
-    value = row[key]
+    value = _listed(row[key])
     if type(value) is not list:
         raise expected(value, "an array of texts", key)
     for position, item in enumerate(value):
@@ -178,6 +197,9 @@ ROLES = {
     "tool": "tool",
     "developer": "system",
     "function": "tool",
+    "tool_call": "assistant",
+    "tool_response": "tool",
+    "ipython": "tool",
 }
 
 _PLAIN = frozenset(("role", "content"))
@@ -201,6 +223,8 @@ def system_turn(content: str) -> list[Turn]:
 
 def turns(value: Any, key: str) -> list[Turn]:
     """Messages `{role, content}` as our messages; unknown roles and wrong types are errors."""
+    if type(value) is str:
+        value = messages_in(value, key) or value
     if type(value) is not list:
         raise expected(value, "an array of messages", key)
     return [
@@ -215,6 +239,32 @@ def turns(value: Any, key: str) -> list[Turn]:
 
 
 _OURS = ("user", "assistant", "system", "tool")
+# How a list of messages begins when a table wrote it as text: by Python, NumPy or JSON.
+_WRITTEN = re.compile(
+    r"""\s*(?:(?:np\.|numpy\.)?array\(\s*)?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:"""
+)
+
+
+def messages_in(text: str, key: str) -> list[Any] | None:
+    """The messages that a cell spells as text; null when it is a text like any other.
+
+    Raises RowError for a list of messages that cannot be read back, as NumPy prints it.
+    """
+    if _WRITTEN.match(text) is None:
+        return None
+    found = listed(text)
+    if found is None:
+        raise RowError(
+            "list-as-text",
+            f'"{key}" holds messages as printed text that cannot be read back',
+            "write the column as JSON: json.dumps(messages) in Python",
+            field=key,
+        )
+    return found if all(_is_message(item) for item in found) else None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and ("role" in item or {"from", "value"} <= item.keys())
 
 
 def _turn(item: Any, key: str) -> Turn:
@@ -222,24 +272,104 @@ def _turn(item: Any, key: str) -> Turn:
     if type(item) is not dict:
         raise expected(item, "a message {role, content}", key)
     if "role" not in item:
+        if {"from", "value"} <= item.keys():
+            return shared(item, key)
         raise missing(item, _PLAIN).within(key)
     known = ROLES.get(item["role"]) if isinstance(item["role"], str) else None
     if known is None:
         raise unknown_role(item["role"], ROLES, f"{key}.role")
     turn: Turn = {"role": known, "content": _content(item, key)}
     extra = {name: item[name] for name in item.keys() - _PLAIN}
-    for name in _TOOL_FIELDS:
-        if extra.get(name) is not None:
-            turn[name] = extra.pop(name)
-    if extra.get("weight") in (0, 1):
-        turn["train"] = bool(extra.pop("weight"))
-    elif isinstance(extra.get("train"), bool):
-        turn["train"] = extra.pop("train")
+    _further(turn, extra)
+    if item["role"] in CALLING:
+        _speaks_calls(turn)
     if known != item["role"]:
         extra["role"] = item["role"]
     if extra:
         turn["extra"] = extra
     return turn
+
+
+CALLING = ("function_call", "tool_call")
+
+
+def _speaks_calls(turn: Turn) -> bool:
+    """Make tool calls of a turn that is nothing but their JSON; whether it was."""
+    calls = None if "tool_calls" in turn else spoken_calls(turn["content"])
+    if calls is not None:
+        turn["tool_calls"], turn["content"] = calls, ""
+    return calls is not None
+
+
+def _further(turn: Turn, extra: Fields) -> None:
+    """Move what a template can read, and whether the turn is trained, out of `extra`."""
+    for name, usual in ALIASES.items():
+        if name in extra and usual not in extra and (value := _alias(name, extra[name])):
+            del extra[name]
+            extra[usual] = value
+    for name in _TOOL_FIELDS:
+        value = extra.get(name)
+        if name == "tool_calls" and value is not None:
+            value = calls_of(value) or value
+        if value is not None and (type(value) is str or name not in REASONING):
+            turn[name] = value
+            del extra[name]
+    if not TRAINED_BY.keys().isdisjoint(extra):
+        _weigh(turn, extra)
+
+
+# Older and other names -> the name that templates know.
+ALIASES = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
+
+
+def _alias(name: str, value: Any) -> Any:
+    if name == "function_call":
+        return calls_of(value) if isinstance(value, dict | str) and value else None
+    return value if isinstance(value, str) else None
+
+
+# --- which turns are trained --------------------------------------------------------------------
+
+# Keys of a turn that say whether it is trained -> what it is called when it is.
+TRAINED_BY = {
+    "weight": True,
+    "loss_weight": True,
+    "loss_scale": True,
+    "loss": True,
+    "train": True,
+    "training": True,
+    "trainable": True,
+    "train_turn": True,
+    "train_on_turn": True,
+    "masked": False,
+}
+
+
+def _weigh(turn: Turn, extra: Fields) -> None:
+    """Set `train` by the keys in `extra` that say so and are understood; any no is a no.
+
+    Nothing but assistant turns is ever trained, so that a no says nothing about others.
+    """
+    said = []
+    for key, trained in TRAINED_BY.items():
+        verdict = yes_or_no(extra[key]) if key in extra else None
+        if verdict is not None:
+            del extra[key]
+            said.append(verdict is trained)
+    if said and (turn["role"] == "assistant" or all(said)):
+        turn["train"] = all(said)
+
+
+def yes_or_no(value: Any) -> bool | None:
+    """Whether a weight is one or zero, in a table's spelling too; null for anything else."""
+    if isinstance(value, str):
+        return _WEIGHTS.get(value.strip().lower())
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+_WEIGHTS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 def unknown_role(role: object, roles: Mapping[str, str], key: str) -> RowError:
@@ -253,31 +383,116 @@ def unknown_role(role: object, roles: Mapping[str, str], key: str) -> RowError:
     )
 
 
+# --- contents -----------------------------------------------------------------------------------
+
+
 def _content(item: Row, key: str) -> str:
     content = item.get("content")
     if type(content) is str:
         return content
-    if content is None and item.get("tool_calls"):
+    if content is None and any(item.get(name) for name in SPEAK_WITHOUT_CONTENT):
         return ""
     if type(content) is list:
-        return "".join(_part(part, f"{key}.content[{i}]") for i, part in enumerate(content))
+        said = (_part(part, f"{key}.content[{i}]") for i, part in enumerate(content))
+        return "".join(said)
     if "content" not in item:
         raise missing(item, _PLAIN).within(key)
+    if type(content) is dict and ROLES.get(item["role"]) == "tool":
+        return json.dumps(content, ensure_ascii=False)  # what a tool returned, as models read it
     raise not_text(content, f"{key}.content")
+
+
+SPEAK_WITHOUT_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking", "refusal")
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def _part(part: Any, key: str) -> str:
     """The text of a content part: OpenAI's {type: text, text}, LLaMA-Factory's {type, value}."""
-    if type(part) is dict and part.get("type") == "text":
+    if type(part) is dict and part.get("type") in TEXT_PARTS:
         for name in ("text", "value"):
             if type(part.get(name)) is str:
                 return str(part[name])
     raise RowError("type", f'"{key}" is no text part', "keep text only", field=key)
 
 
+# --- ShareGPT -----------------------------------------------------------------------------------
+
+FROM = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "user": "user",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "tool": "tool",
+    "function_response": "tool",
+    "tool_call": "assistant",
+    "tool_response": "tool",
+}
+TO = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
+
+def shared(item: Any, key: str) -> Turn:
+    """One ShareGPT turn {from, value}; a tag we would not write ourselves is kept."""
+    if type(item) is not dict:
+        raise expected(item, "a turn {from, value}", key)
+    if "from" not in item or "value" not in item:
+        if "role" in item:
+            return turns([item], key)[0]
+        raise missing(item, keys("from", "value")).within(key)
+    tag = item["from"]
+    role = FROM.get(tag) if isinstance(tag, str) else None
+    if role is None:
+        raise unknown_role(tag, FROM, f"{key}.from")
+    value = item["value"]
+    if value is None and any(item.get(name) for name in SPEAK_WITHOUT_CONTENT):
+        value = ""
+    if type(value) is not str:
+        raise not_text(value, f"{key}.value")
+    turn: Turn = {"role": role, "content": value}
+    extra = {name: item[name] for name in item if name not in ("from", "value")}
+    if extra:
+        _further(turn, extra)
+    calls = tag in CALLING and _speaks_calls(turn)
+    if tag != ("function_call" if calls else TO[role]):
+        extra["from"] = tag
+    if extra:
+        turn["extra"] = extra
+    return turn
+
+
+def shared_rows(messages: Sequence[Message]) -> list[Turn]:
+    """Messages as ShareGPT turns, `weight` where one says that it is trained or is not."""
+    return [_shared_row(message) for message in messages]
+
+
+def _shared_row(message: Message) -> Turn:
+    extra = dict(message.extra)
+    tag, value = extra.pop("from", TO[message.role]), message.content
+    kept = _tool_fields(message)
+    spoken = call_text(message.tool_calls) if message.tool_calls and not value else None
+    if spoken is not None and (tag in CALLING or "from" not in message.extra):
+        # LLaMA-Factory's way, which has no place for a call's id.
+        tag, value = (tag if tag in CALLING else "function_call"), spoken
+        del kept["tool_calls"]
+    row = {"from": tag, "value": value, **kept, **extra}
+    return row if message.train is None else row | {"weight": int(message.train)}
+
+
+# --- sides --------------------------------------------------------------------------------------
+
+
 def either(value: Any, key: str, role: str) -> list[Turn]:
-    """Text as one turn of `role`, or messages as they are."""
-    return [{"role": role, "content": value}] if type(value) is str else turns(value, key)
+    """Text as one turn of `role`, or messages as they are, also where a table wrote them as text.
+
+    A mixture of both in one column is told by whoever sees more than one row.
+    """
+    if type(value) is not str:
+        return turns(value, key)
+    found = messages_in(value, key) if "{" in value[:40] else None
+    return [{"role": role, "content": value}] if found is None else turns(found, key)
 
 
 def split_completion(conversation: list[Turn], key: str) -> tuple[list[Turn], list[Turn]]:
@@ -339,16 +554,34 @@ def message_row(message: Message) -> Turn:
     """A message as {role, content} with its tool fields and what it carried."""
     extra = dict(message.extra)
     row: Turn = {"role": extra.pop("role", message.role), "content": message.content}
-    for name in _TOOL_FIELDS:
-        value = getattr(message, name)
-        if value is not None:
-            row[name] = value
-    return row | extra
+    return row | _tool_fields(message) | extra
+
+
+def _tool_fields(message: Message) -> Turn:
+    values = ((name, getattr(message, name)) for name in _TOOL_FIELDS)
+    return {name: value for name, value in values if value is not None}
 
 
 def message_rows(messages: Sequence[Message]) -> list[Turn]:
     """Messages as {role, content} objects."""
     return [message_row(message) for message in messages]
+
+
+def trained_rows(messages: Sequence[Message], key: str, kind: type) -> list[Turn]:
+    """`message_rows` with `key` on turns that say whether they are trained."""
+    return [
+        row if message.train is None else row | {key: kind(message.train)}
+        for row, message in zip(message_rows(messages), messages, strict=True)
+    ]
+
+
+def openai_rows(messages: Sequence[Message]) -> list[Turn]:
+    """Messages as OpenAI's fine-tuning takes them: `weight` 0 or 1, arguments as JSON text."""
+    rows = trained_rows(messages, "weight", int)
+    for row in rows:
+        if row.get("tool_calls"):
+            row["tool_calls"] = calls_as_openai(row["tool_calls"])
+    return rows
 
 
 def only_text(messages: Sequence[Message], key: str) -> str:
