@@ -437,7 +437,8 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
         place = kept_place(fingerprint, str(compute_dtype(config)))
     kept = whole_base(place, fingerprint) if place else None
     with staged(files) as made:
-        base = _loaded(kept or made, files, config, quantize=kept is None)
+        as_stored = kept is not None or stored_quantization(files) is not None
+        base = _loaded(kept or made, files, config, quantize=not as_stored)
     if base_fingerprint(files, config) != fingerprint:
         raise ModelError("was changed while it was loaded", where=str(files.path))
     base.name_or_path = base.config.name_or_path = str(files.path)

@@ -25,6 +25,7 @@ FORMAT = "1"  # part of what is remembered: raise it when more is tried
 HINT = "Take the tokenizer that the model's makers published"
 TOO_LONG = f"the tokenizer takes more than {CPU_SECONDS} seconds for a few short texts"
 TOO_MUCH = f"the tokenizer takes more than {MEMORY_BYTES >> 30} GiB for a few short texts"
+TRIAL = tokenizer_trial.__file__
 OUTCOMES = {-9: TOO_LONG, -24: TOO_LONG, -6: TOO_MUCH, MEMORY: TOO_MUCH}
 
 
@@ -78,7 +79,7 @@ def _try_once(model: Path, key: str) -> None:
     with staged(ModelFiles(model.name, model, None)) as place:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", tokenizer_trial.__file__, str(place)],
+                [sys.executable, "-I", TRIAL, str(place)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
