@@ -157,21 +157,19 @@ class Worker:
 
 
 def _rendered(template: Template, variables: dict[str, Any]) -> str:
-    messages = variables["messages"]
-    for message in messages:
-        _share_reasoning(message)
-    text = template.render(**variables)
+    messages = [_with_reasoning(message) for message in variables["messages"]]
+    text = template.render(**{**variables, "messages": messages})
     if len(text) > FREE_CHARACTERS and len(text) > GROWTH * len(json.dumps(variables)):
         raise TooLong
     return text
 
 
-def _share_reasoning(message: dict[str, Any]) -> None:
-    """A thought goes by several names; give it under those that templates read."""
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A thought goes by several names; it is given under all that templates read."""
     thought = next((message[key] for key in REASONING if message.get(key) is not None), None)
-    if thought is not None:
-        message.setdefault("thinking", thought)
-        message["reasoning_content"] = thought
+    if thought is None:
+        return message
+    return {"thinking": thought, **message, "reasoning_content": thought}
 
 
 def main() -> None:

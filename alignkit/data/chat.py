@@ -445,10 +445,11 @@ class Encoder:
             gap = (start + answer)[len(start) : border]
             found.append([*self._tokenize(gap), *whole[first:]])
         found.append(list(self._tokenize(answer)))
-        # Behind a special token, where SentencePiece puts no space of its own.
-        anchor = self.tokenizer.eos_token
-        behind = self._tokenize(f"{anchor}{answer}")
-        return [*found, list(behind[len(self._tokenize(anchor)) :])]
+        # Behind a token that joins nothing, where SentencePiece puts no space of its own.
+        for anchor in (self.tokenizer.eos_token, "\n"):
+            behind = self._tokenize(f"{anchor}{answer}")
+            found.append(list(behind[len(self._tokenize(anchor)) :]))
+        return found
 
     def _same_text(self, ids: Sequence[int], others: Sequence[int]) -> bool:
         texts = [

@@ -88,7 +88,7 @@ def _plain_end(stops: Stops, tokenizer: Any, render: Render) -> bool:
     except DataError:
         return False  # what the template takes is told when it is given the data
     for text, place in ((commonprefix([last, between]), -1), (last, -1), (between, 0)):
-        tokens = added_tokens(tokenizer, text)
+        tokens = special_tokens(tokenizer, text) or added_tokens(tokenizer, text)
         if tokens:
             stops.end = tokens[place]
             stops.add(stops.end, TEMPLATE)
@@ -132,10 +132,13 @@ def example_tool() -> dict[str, Any]:
 
 
 def added_tokens(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that were added to the vocabulary as a whole."""
+    """The tokens of a text that were added to the vocabulary as a whole.
+
+    Gemma's vocabulary has a new line among them, which ends nothing.
+    """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
-    return [int(token) for token in ids if token in added]
+    return [int(token) for token in ids if token in added and added[token].content.strip()]
 
 
 def special_tokens(tokenizer: Any, text: str) -> list[int]:
