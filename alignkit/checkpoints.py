@@ -478,9 +478,13 @@ class SealedCheckpoints(_Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without moving the random states that training draws from."""
         with preserved_random_state():
-            metrics = super().evaluate(*args, **kwargs)
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Go through the held-out rows; one that is not finite is named before means are logged."""
+        outcome = super().evaluation_loop(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.check_finite()
-        return metrics
+        return outcome
 
     # --- writing -------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from alignkit.errors import ModelError, TrainingFailed
-from alignkit.finite import LOWER
 from alignkit.heads import ScalarHead
 
 FILE = "probe.json"
@@ -42,12 +41,9 @@ class Probe(BaseModel):
 
 
 def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
-    """Ask the model as this adapter and keep the answer beside it.
-
-    Raises TrainingFailed where the answer is not finite: no comparison would ever tell it apart.
-    """
+    """Ask the model as this adapter and keep the answer beside it."""
     ids = probe_ids(backbone)
-    logits, score = _finite_answer(backbone, adapter, ids, head)
+    logits, score = _answer(backbone, adapter, ids, head)
     content = {
         "ids": ids,
         "logits": [round(value, 6) for value in logits.tolist()],
@@ -55,16 +51,6 @@ def write_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead |
         **identity(backbone),
     }
     (directory / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def check_answer(
-    backbone: Any, adapter: str, head: ScalarHead | None = None, *, after: str = "training"
-) -> None:
-    """Raise TrainingFailed unless the model as this adapter says finite numbers.
-
-    `after` says what the weights have just been through, such as `step 12`.
-    """
-    _finite_answer(backbone, adapter, probe_ids(backbone), head, after)
 
 
 def replay_probe(backbone: Any, adapter: str, directory: Path, head: ScalarHead | None) -> None:
@@ -117,6 +103,22 @@ def probe_ids(backbone: Any) -> list[int]:
     return [int(token) for token in ids] or [0, 1]
 
 
+def check_answer(
+    backbone: Any, adapter: str, head: ScalarHead | None = None, *, after: str = "training"
+) -> None:
+    """Raise TrainingFailed unless the model as this adapter says finite numbers.
+
+    `after` says what the weights have just been through, such as `step 12`.
+    """
+    logits, score = _answer(backbone, adapter, probe_ids(backbone), head)
+    speaks = bool(logits.isfinite().all())
+    if not (speaks and math.isfinite(score or 0.0)):
+        raise TrainingFailed(
+            f"the model's {'score is' if speaks else 'logits are'} not finite after {after}",
+            hint="lower learning_rate, or raise warmup_steps",
+        )
+
+
 @torch.no_grad()
 def _answer(
     backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None
@@ -126,17 +128,6 @@ def _answer(
         states = backbone.base.base_model(input_ids=rows, use_cache=False).last_hidden_state
         logits = backbone.base.get_output_embeddings()(states[:, -1])[0, :32].float().cpu()
         score = float(head(states[:, -1])) if head is not None else None
-    return logits, score
-
-
-def _finite_answer(
-    backbone: Any, adapter: str, ids: list[int], head: ScalarHead | None, after: str = "training"
-) -> tuple[Tensor, float | None]:
-    logits, score = _answer(backbone, adapter, ids, head)
-    speaks = bool(logits.isfinite().all())
-    if not speaks or not math.isfinite(score or 0.0):
-        what = "score is" if speaks else "logits are"
-        raise TrainingFailed(f"the model's {what} not finite after {after}", hint=LOWER)
     return logits, score
 
 

@@ -24,6 +24,7 @@ from alignkit.ppo.rewards import (
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
+from alignkit.probe import check_answer
 from alignkit.recipe import OnlineConfig, is_function
 from alignkit.stages.context import StageContext
 from alignkit.stages.training import (
@@ -119,6 +120,7 @@ def leave(trainer: OnlineTrainer, metrics: dict[str, Any]) -> dict[str, Any]:
     if rank() == 0:
         if trainer.critic is not None:
             critic = trainer.critic
+            check_answer(backbone, critic.adapter, critic.head)
             backbone.save_adapter(critic.adapter, context.directory / "value", head=critic.head)
         scales = orjson.dumps(metrics["score_scales"], option=orjson.OPT_APPEND_NEWLINE)
         (context.directory / "score_scales.json").write_bytes(scales)

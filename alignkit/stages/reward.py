@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from alignkit.batching import FittingSteps
 from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_rankings
-from alignkit.errors import DataError
+from alignkit.errors import DataError, TrainingFailed
 from alignkit.evaluation.reward_accuracy import reward_accuracy
 from alignkit.heads import ScalarHead, Scale
 from alignkit.logps import Group
@@ -45,6 +46,8 @@ from alignkit.stages.training import (
     trainer_arguments,
 )
 
+COIN = 0.5  # the accuracy of tossing one
+
 
 def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     """Train a reward model; adapter, head and held-out accuracy land in the stage's directory."""
@@ -60,6 +63,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     trainer.restore_best()
     if held_out:
         metrics |= held_out_quality(model, held_out, config)
+        tell_accuracy(metrics, context.say)
     model.head.scale = score_scale(model, train[:256], config.per_device_eval_batch_size)
     return finish(backbone, REWARD, context, metrics | {"rankings": len(train)}, head=model.head)
 
@@ -275,8 +279,7 @@ def held_out_quality(
     The second is there when every candidate carries a `score`: rankings made by a noisy judge
     then tell how well the noise was seen through.
     """
-    scores = iter(model.scores([group_of(r) for r in rows], config.per_device_eval_batch_size))
-    judged = [(row, [next(scores) for _ in row.completions]) for row in rows]
+    judged = list(zip(rows, scored(model, rows, config.per_device_eval_batch_size), strict=True))
     found = reward_accuracy([(row.ranks, given) for row, given in judged])
     clean = [([-own for own in row.own_scores], given) for row, given in judged if row.own_scores]
     if len(clean) == len(judged):
@@ -284,14 +287,48 @@ def held_out_quality(
     return found
 
 
+def tell_accuracy(quality: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Say how often the held-out rankings are met, and where that is no better than a coin."""
+    accuracy, interval = quality["accuracy"], quality.get("accuracy_ci")
+    if accuracy is None:
+        return
+    told = f"held-out accuracy {accuracy:.1%} of {quality['pairs']} pairs"
+    if interval is None or interval["low"] <= COIN:
+        told += (
+            ", which chance alone could give: train longer or with a larger learning_rate, on "
+            "more rankings, or look whether people agree on them (alignkit agreement)"
+        )
+    say(told)
+
+
 def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int) -> Scale:
     """Mean and standard deviation of scores on completions of the rankings.
 
     Reward normalisation of arXiv:1909.08593, kept with the head for whoever reads its scores. PPO
-    measures its own on completions of the policy that it starts from.
+    measures its own on completions of the policy that it starts from. Raises TrainingFailed where
+    all scores are the same.
     """
-    found = torch.tensor(model.scores([group_of(row) for row in rows], batch_size))
-    return Scale(float(found.mean()), float(found.std()) or 1.0)
+    found = torch.tensor([score for scores in scored(model, rows, batch_size) for score in scores])
+    deviation = float(found.std())
+    if deviation == 0:
+        raise TrainingFailed(
+            f"the reward model gives all {len(found)} completions the same score, "
+            f"{float(found[0]):g}: it learned nothing",
+            hint="raise learning_rate, or the number of steps",
+        )
+    return Scale(float(found.mean()), deviation)
+
+
+def scored(
+    model: RewardModel, rows: Sequence[RankingRow], batch_size: int
+) -> list[tuple[float, ...]]:
+    """The scores of each ranking's completions. Raises TrainingFailed where one is not finite."""
+    scores = iter(model.scores([group_of(row) for row in rows], batch_size))
+    found = [tuple(islice(scores, len(row.completions))) for row in rows]
+    for row, own in zip(rows, found, strict=True):
+        if not all(map(math.isfinite, own)):
+            raise TrainingFailed("a score of the reward model is not finite", where=row.where)
+    return found
 
 
 def teaching(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from alignkit.stages.training import (
     snapshot,
     teaches_nothing,
     undisturbed,
+    weight_change,
 )
 from tests.command import alignkit
-from tests.stages.conftest import Workshop
+from tests.stages.conftest import Workshop, make_workshop
 
 
 def test_the_share_of_entries_that_moved_is_counted() -> None:
@@ -80,3 +82,30 @@ def test_a_cut_graph_is_told_from_a_flat_loss() -> None:
     model.lora_B[1].grad = torch.zeros(2)
     assert teaches_nothing(model)
     assert dead_gradients(model) == ["lora_B.0", "lora_B.1"]
+
+
+def test_the_change_of_the_weights_is_that_of_what_the_model_computes(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Against full matrices: |s (BA - B0 A0)| over |W|, summed over the adapted layers."""
+    backbone = make_workshop(tiny_model("llama"), tmp_path, quantization="none").backbone
+    backbone.new_adapter(POLICY, seed=1)
+    weights = backbone.parameters_of(POLICY)
+    torch.manual_seed(0)
+    for weight in weights.values():
+        weight.data.copy_(torch.randn(weight.shape) * 0.1)
+    before = snapshot(weights)
+    assert weight_change(backbone.model, POLICY, before) < 1e-7
+    for weight in weights.values():
+        weight.data.add_(torch.randn(weight.shape) * 0.01)
+    moved = base = 0.0
+    for name, b in weights.items():
+        if "lora_B" in name:
+            a = name.replace("lora_B", "lora_A")
+            change = 2.0 * (b.detach() @ weights[a].detach() - before[name] @ before[a])
+            layer = backbone.model.get_submodule(name.partition(".lora_B")[0])
+            moved += float(change.square().sum())
+            base += float(layer.base_layer.weight.float().square().sum())
+    expected = (moved / base) ** 0.5
+    assert expected > 1e-3
+    assert weight_change(backbone.model, POLICY, before) == pytest.approx(expected, rel=1e-4)
