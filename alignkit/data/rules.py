@@ -37,27 +37,39 @@ def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
         yield from rule(record)
     if isinstance(record, Conversation) and (record.extra or record.chat_template_kwargs):
         yield from _template_findings(record)
-    if raw is None or not _is_plain(raw):
-        plain = isinstance(record, Demonstration) and record.plain
+    if raw is None or not _is_plain(raw) or _calls_or_lists(record):
+        whole = isinstance(record, Demonstration) and record.plain
         for field, message in _messages_of(record):
             yield from text_findings(field, message.content)
-            yield from _written_findings(field, message, plain)
+            yield from _written_findings(field, message, whole)
+
+
+SIDES = {
+    "demonstration": ("messages",),
+    "prompt": ("prompt",),
+    "preference": ("prompt", "chosen", "rejected"),
+    "label": ("prompt", "completion"),
+}
+
+
+def _calls_or_lists(record: Record) -> bool:
+    """Whether a turn calls a tool or may be a list written as text; loops, for every row's sake."""
+    for name in SIDES.get(record.kind, ()):
+        for message in getattr(record, name):
+            if message.content[:1] in "[ \n\t" or message.tool_calls:
+                return True
+    return record.kind not in SIDES
 
 
 _ESCAPED = re.compile(rb"\\[ubf]")
 
 
 def _is_plain(raw: bytes) -> bool:
-    """Nothing in the JSON that the rules for texts look for.
-
-    No placeholder, no mark of a template, no list or call as text, and nothing outside printable
-    ASCII, tabs and line breaks.
-    """
+    """No placeholder, no `<` that a template's mark may begin with, and nothing outside printable
+    ASCII, tabs and line breaks in the JSON."""
     return (
         raw.isascii()
-        and not may_be_templated(raw)
-        and b'"[' not in raw
-        and b'"arguments"' not in raw
+        and b"<" not in raw
         and b"\x7f" not in raw
         and (raw.count(b"{") == 1 or b"{{" not in raw)
         and (b"\\" not in raw or _ESCAPED.search(raw) is None)
@@ -75,8 +87,11 @@ _UNSEEN_ENDS = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
 
 def is_empty(messages: Sequence[Message]) -> bool:
     """Whether no message says or calls anything that can be seen."""
-    # A list, not a generator, since this runs several times for every row.
-    return not any([_VISIBLE.search(m.content) or m.tool_calls for m in messages])
+    if len(messages) == 1 and messages[0].content[:1].isalnum():
+        return False  # nearly always, and this runs several times for every row
+    return not any(
+        [m.content[:1].isalnum() or _VISIBLE.search(m.content) or m.tool_calls for m in messages]
+    )
 
 
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
@@ -229,8 +244,6 @@ def _unknown_weights(message: Message, field: str) -> Iterator[Finding]:
 
 def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
     """A side is one answer: every token of it is a target, and nobody else may speak in it."""
-    if len(messages) == 1 and messages[0].role == "assistant":
-        return
     others = [message.role for message in messages if message.role != "assistant"]
     if others:
         yield Finding(
@@ -267,8 +280,9 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
         empty.append("chosen")
     if is_empty(record.rejected):
         empty.append("rejected")
-    yield from _side(record.chosen, "chosen")
-    yield from _side(record.rejected, "rejected")
+    for name, side in (("chosen", record.chosen), ("rejected", record.rejected)):
+        if len(side) != 1 or side[0].role != "assistant":
+            yield from _side(side, name)
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
@@ -418,6 +432,22 @@ def _placeholders(field: str, text: str) -> Iterator[Finding]:
 def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Finding]:
     """Text with a chat template in it already, lists written as text, calls that are no JSON."""
     text = message.content
+    if may_be_templated(text):
+        yield from _templated(field, text, plain)
+    if text[:1] == "[" and message.role in ("user", "assistant") and _is_list(text):
+        yield Finding(
+            "list-as-text",
+            f'"{field}" is a list written as text ({text[:20]}…)',
+            "read the column it belongs to: --format, --map; leave it if the text is meant",
+            field,
+            "warning",
+        )
+    for call in message.tool_calls or ():
+        yield from _call_findings(field, call)
+
+
+def _templated(field: str, text: str, plain: bool) -> Iterator[Finding]:
+    """Marks of chat templates; a text that is trained as it is may end itself."""
     fix = "alignkit data clean --repair template"
     if mark := header_in(text):
         yield Finding(
@@ -442,16 +472,6 @@ def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Fin
             field,
             "warning",
         )
-    if text[:1] == "[" and message.role in ("user", "assistant") and _is_list(text):
-        yield Finding(
-            "list-as-text",
-            f'"{field}" is a list written as text ({text[:20]}…)',
-            "read the column it belongs to: --format, --map; leave it if the text is meant",
-            field,
-            "warning",
-        )
-    for call in message.tool_calls or ():
-        yield from _call_findings(field, call)
 
 
 def _is_list(text: str) -> bool:
