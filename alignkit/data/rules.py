@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.formats.shape import TRAINED_BY
 from alignkit.data.formats.template_keys import RESERVED, listed, unread
-from alignkit.data.problems import Finding
+from alignkit.data.problems import Finding, Level
 from alignkit.data.records import (
     Candidates,
     Conversation,
@@ -87,11 +87,9 @@ _UNSEEN_ENDS = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
 
 def is_empty(messages: Sequence[Message]) -> bool:
     """Whether no message says or calls anything that can be seen."""
-    if len(messages) == 1 and messages[0].content[:1].isalnum():
+    if len(messages) == 1 and "!" <= messages[0].content[:1] <= "~":
         return False  # nearly always, and this runs several times for every row
-    return not any(
-        [m.content[:1].isalnum() or _VISIBLE.search(m.content) or m.tool_calls for m in messages]
-    )
+    return not any([_VISIBLE.search(m.content) or m.tool_calls for m in messages])
 
 
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
@@ -242,7 +240,7 @@ def _unknown_weights(message: Message, field: str) -> Iterator[Finding]:
             )
 
 
-def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
+def _side(messages: Sequence[Message], field: str, level: Level = "error") -> Iterator[Finding]:
     """A side is one answer: every token of it is a target, and nobody else may speak in it."""
     others = [message.role for message in messages if message.role != "assistant"]
     if others:
@@ -251,6 +249,7 @@ def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
             f"'{field}' holds a {others[0]} turn, whose words would be trained as the answer's",
             "keep one answer to one prompt, or: alignkit data clean --drop side-turns",
             field,
+            level,
         )
 
 
@@ -280,9 +279,9 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
         empty.append("chosen")
     if is_empty(record.rejected):
         empty.append("rejected")
-    for name, side in (("chosen", record.chosen), ("rejected", record.rejected)):
-        if len(side) != 1 or side[0].role != "assistant":
-            yield from _side(side, name)
+    for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
+        if len(messages) != 1 or messages[0].role != "assistant":
+            yield from _side(messages, name)
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
@@ -296,9 +295,11 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
 
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
     yield from _prompt(record.prompt)
+    is_ranked = isinstance(record, Ranking)
     for position, candidate in enumerate(record.candidates):
         field = f"candidates[{position}]"
-        yield from _side(candidate.messages, field)
+        # What nobody ranked yet is not trained on, and people may rank whole conversations.
+        yield from _side(candidate.messages, field, "error" if is_ranked else "warning")
         if is_empty(candidate.messages):
             yield Finding(
                 "empty-side",
@@ -476,8 +477,8 @@ def _templated(field: str, text: str, plain: bool) -> Iterator[Finding]:
 
 def _is_list(text: str) -> bool:
     """Whether a text spells a list of texts or objects, as tables write columns of lists."""
-    found = listed(text)
-    return bool(found) and all(isinstance(item, str | dict) for item in found)
+    found = listed(text) or [None]
+    return all(isinstance(item, str | dict) for item in found)
 
 
 def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
