@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.formats.shape import TRAINED_BY
 from alignkit.data.formats.template_keys import RESERVED, listed, unread
-from alignkit.data.problems import Finding
+from alignkit.data.problems import Finding, Level
 from alignkit.data.records import (
     Candidates,
     Conversation,
@@ -37,27 +37,39 @@ def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
         yield from rule(record)
     if isinstance(record, Conversation) and (record.extra or record.chat_template_kwargs):
         yield from _template_findings(record)
-    if raw is None or not _is_plain(raw):
-        plain = isinstance(record, Demonstration) and record.plain
+    if raw is None or not _is_plain(raw) or _calls_or_lists(record):
+        whole = isinstance(record, Demonstration) and record.plain
         for field, message in _messages_of(record):
             yield from text_findings(field, message.content)
-            yield from _written_findings(field, message, plain)
+            yield from _written_findings(field, message, whole)
+
+
+SIDES = {
+    "demonstration": ("messages",),
+    "prompt": ("prompt",),
+    "preference": ("prompt", "chosen", "rejected"),
+    "label": ("prompt", "completion"),
+}
+
+
+def _calls_or_lists(record: Record) -> bool:
+    """Whether a turn calls a tool or may be a list written as text; loops, for every row's sake."""
+    for name in SIDES.get(record.kind, ()):
+        for message in getattr(record, name):
+            if message.content[:1] in "[ \n\t" or message.tool_calls:
+                return True
+    return record.kind not in SIDES
 
 
 _ESCAPED = re.compile(rb"\\[ubf]")
 
 
 def _is_plain(raw: bytes) -> bool:
-    """Nothing in the JSON that the rules for texts look for.
-
-    No placeholder, no mark of a template, no list or call as text, and nothing outside printable
-    ASCII, tabs and line breaks.
-    """
+    """No placeholder, no `<` that a template's mark may begin with, and nothing outside printable
+    ASCII, tabs and line breaks in the JSON."""
     return (
         raw.isascii()
-        and not may_be_templated(raw)
-        and b'"[' not in raw
-        and b'"arguments"' not in raw
+        and b"<" not in raw
         and b"\x7f" not in raw
         and (raw.count(b"{") == 1 or b"{{" not in raw)
         and (b"\\" not in raw or _ESCAPED.search(raw) is None)
@@ -75,7 +87,8 @@ _UNSEEN_ENDS = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
 
 def is_empty(messages: Sequence[Message]) -> bool:
     """Whether no message says or calls anything that can be seen."""
-    # A list, not a generator, since this runs several times for every row.
+    if len(messages) == 1 and "!" <= messages[0].content[:1] <= "~":
+        return False  # nearly always, and this runs several times for every row
     return not any([_VISIBLE.search(m.content) or m.tool_calls for m in messages])
 
 
@@ -227,10 +240,8 @@ def _unknown_weights(message: Message, field: str) -> Iterator[Finding]:
             )
 
 
-def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
+def _side(messages: Sequence[Message], field: str, level: Level = "error") -> Iterator[Finding]:
     """A side is one answer: every token of it is a target, and nobody else may speak in it."""
-    if len(messages) == 1 and messages[0].role == "assistant":
-        return
     others = [message.role for message in messages if message.role != "assistant"]
     if others:
         yield Finding(
@@ -238,6 +249,7 @@ def _side(messages: Sequence[Message], field: str) -> Iterator[Finding]:
             f"'{field}' holds a {others[0]} turn, whose words would be trained as the answer's",
             "keep one answer to one prompt, or: alignkit data clean --drop side-turns",
             field,
+            level,
         )
 
 
@@ -267,8 +279,9 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
         empty.append("chosen")
     if is_empty(record.rejected):
         empty.append("rejected")
-    yield from _side(record.chosen, "chosen")
-    yield from _side(record.rejected, "rejected")
+    for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
+        if len(messages) != 1 or messages[0].role != "assistant":
+            yield from _side(messages, name)
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
@@ -282,9 +295,11 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
 
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
     yield from _prompt(record.prompt)
+    is_ranked = isinstance(record, Ranking)
     for position, candidate in enumerate(record.candidates):
         field = f"candidates[{position}]"
-        yield from _side(candidate.messages, field)
+        # What nobody ranked yet is not trained on, and people may rank whole conversations.
+        yield from _side(candidate.messages, field, "error" if is_ranked else "warning")
         if is_empty(candidate.messages):
             yield Finding(
                 "empty-side",
@@ -418,6 +433,22 @@ def _placeholders(field: str, text: str) -> Iterator[Finding]:
 def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Finding]:
     """Text with a chat template in it already, lists written as text, calls that are no JSON."""
     text = message.content
+    if may_be_templated(text):
+        yield from _templated(field, text, plain)
+    if text[:1] == "[" and message.role in ("user", "assistant") and _is_list(text):
+        yield Finding(
+            "list-as-text",
+            f'"{field}" is a list written as text ({text[:20]}…)',
+            "read the column it belongs to: --format, --map; leave it if the text is meant",
+            field,
+            "warning",
+        )
+    for call in message.tool_calls or ():
+        yield from _call_findings(field, call)
+
+
+def _templated(field: str, text: str, plain: bool) -> Iterator[Finding]:
+    """Marks of chat templates; a text that is trained as it is may end itself."""
     fix = "alignkit data clean --repair template"
     if mark := header_in(text):
         yield Finding(
@@ -442,22 +473,12 @@ def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Fin
             field,
             "warning",
         )
-    if text[:1] == "[" and message.role in ("user", "assistant") and _is_list(text):
-        yield Finding(
-            "list-as-text",
-            f'"{field}" is a list written as text ({text[:20]}…)',
-            "read the column it belongs to: --format, --map; leave it if the text is meant",
-            field,
-            "warning",
-        )
-    for call in message.tool_calls or ():
-        yield from _call_findings(field, call)
 
 
 def _is_list(text: str) -> bool:
     """Whether a text spells a list of texts or objects, as tables write columns of lists."""
-    found = listed(text)
-    return bool(found) and all(isinstance(item, str | dict) for item in found)
+    found = listed(text) or [None]
+    return all(isinstance(item, str | dict) for item in found)
 
 
 def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:

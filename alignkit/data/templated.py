@@ -45,13 +45,13 @@ INNER = re.compile(
     rf"<bos>|<\|begin_of_text\|>|{ENDS}|<\|im_start\|>|<start_of_turn>|\[/INST\]|{HEADER.pattern}"
 )
 
-# In the bytes of a row: without one of these no text of it holds a mark.
-IN_BYTES = (b"<|", b"|>", b"</s>", b"<s>", b"os>", b"[INST]", b"_of_turn>", b"_TOKEN>")
+# Without one of these a text holds no mark.
+PARTS = ("<|", "|>", "s>", "[INST]", "[/INST]", "_of_turn>", "_TOKEN>", "｜")
 
 
-def may_be_templated(raw: bytes) -> bool:
-    """Whether a row's JSON, printable ASCII, holds bytes that a mark is made of."""
-    return any([part in raw for part in IN_BYTES])
+def may_be_templated(text: str) -> bool:
+    """Whether a text holds what marks are made of: a quick look before a thorough one."""
+    return ("<" in text or "[" in text) and any([part in text for part in PARTS])
 
 
 def header_in(text: str) -> str | None:

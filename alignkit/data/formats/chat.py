@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from alignkit.data.formats.shape import (
     Fields,
@@ -381,13 +382,28 @@ def _parts(messages: Sequence[Message]) -> list[Turn]:
             row["tool_calls"] = calls_as_openai(row["tool_calls"])
         trained = message.role == "assistant" if message.train is None else message.train
         row.setdefault("loss_weight", float(trained))
+        if message.train and message.role == "assistant":
+            row["train"] = True  # said, not only what the role says
         rows.append(row)
     return rows
 
 
+def _weighed(value: Any, key: str) -> list[Turn]:
+    """v1 messages; a loss_weight that only repeats what the role says is left out."""
+    if type(value) is list:
+        value = [
+            {name: inner for name, inner in item.items() if name != "loss_weight"}
+            if isinstance(item, dict)
+            and item.get("loss_weight") == float(item.get("role") == "assistant")
+            else item
+            for item in value
+        ]
+    return turns(value, key)
+
+
 def read_v1(row: Row) -> Fields:
     """LLaMA-Factory v1 `messages` with parts."""
-    return {"messages": turns(row["messages"], "messages")}
+    return {"messages": _weighed(row["messages"], "messages")}
 
 
 def write_v1(record: Demonstration) -> Fields:
@@ -398,8 +414,8 @@ def write_v1(record: Demonstration) -> Fields:
 def read_v1_preference(row: Row) -> Fields:
     """`chosen_messages` and `rejected_messages`, two conversations that begin alike."""
     return split_sides(
-        turns(row["chosen_messages"], "chosen_messages"),
-        turns(row["rejected_messages"], "rejected_messages"),
+        _weighed(row["chosen_messages"], "chosen_messages"),
+        _weighed(row["rejected_messages"], "rejected_messages"),
     )
 
 

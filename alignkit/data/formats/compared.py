@@ -368,9 +368,13 @@ ARENA_WINNERS = {
 
 
 def read_arena(row: Row) -> Fields:
-    """Two conversations with the same questions, and the winner."""
-    left = turns(row["conversation_a"], "conversation_a")
-    right = turns(row["conversation_b"], "conversation_b")
+    """Two conversations with the same questions, and the winner.
+
+    The vote is on the answers to question number `turn`, where the row says so; MT-bench keeps the
+    later ones beside them.
+    """
+    left = _until_answer(turns(row["conversation_a"], "conversation_a"), row.get("turn"))
+    right = _until_answer(turns(row["conversation_b"], "conversation_b"), row.get("turn"))
     fields = split_sides(left, right)
     if "prompt_chosen" in fields:
         shared = len(fields["prompt"])
@@ -381,6 +385,13 @@ def read_arena(row: Row) -> Fields:
     for candidate, side in zip(result["candidates"], ("chosen", "rejected"), strict=True):
         candidate["messages"] = fields[side]
     return result
+
+
+def _until_answer(conversation: list[dict[str, Any]], number: Any) -> list[dict[str, Any]]:
+    """The conversation up to the assistant's turn of this number, counted from 1."""
+    answers = [at for at, turn in enumerate(conversation) if turn["role"] == "assistant"]
+    known = isinstance(number, int) and 1 <= number <= len(answers)
+    return conversation[: answers[number - 1] + 1] if known else conversation
 
 
 def write_arena(record: Ranking) -> Fields:

@@ -310,6 +310,7 @@ def axolotl(name: str, prompt_key: str, chosen_key: str, rejected_key: str) -> F
         read,
         write,
         also=keys("system"),
+        when=lambda row: not isinstance(row[prompt_key], dict),
         about=f"Axolotl: {prompt_key}, {chosen_key}, {rejected_key}",
     )
 
