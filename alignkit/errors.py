@@ -95,9 +95,15 @@ class ErrorList(UserError):
         super().__init__("\n".join(str(error) for error in self.errors))
 
 
+LONGEST_WORD = 100  # comparing takes time with the product of the lengths
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'beta'?` when a known word is close, else an empty string."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if len(word) > LONGEST_WORD:
+        return ""
+    words = [each for each in known if len(each) <= LONGEST_WORD]
+    close = get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

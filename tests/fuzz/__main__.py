@@ -1,6 +1,9 @@
-"""Fuzz one target with atheris, guided by coverage, for some minutes.
+"""Fuzz the command line, or one reader with atheris, guided by coverage, for some minutes.
 
+    python -m tests.fuzz cli --minutes 10 [--seed 0]
     python -m tests.fuzz data --minutes 10 --corpus DIR
+
+For the command line see command_line. For readers:
 
 atheris is not among the project's requirements: `pip install atheris` into any environment that has
 alignkit. A crash is anything raised but an AlignkitError, an input that takes more than two seconds
@@ -18,8 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import atheris
-
 TARGETS = ("data", "recipe", "manifest", "checkpoint", "model")
 MOST_SECONDS = 2.0
 MOST_MEMORY = 1 << 30
@@ -28,10 +29,28 @@ MOST_MEMORY = 1 << 30
 def main() -> None:
     """Read the options, write the seeds, and hand over to libFuzzer, which never returns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target", choices=(*TARGETS, "cli"))
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--corpus", type=Path, required=True, help="inputs are kept here")
+    parser.add_argument("--corpus", type=Path, help="inputs of readers are kept here")
+    parser.add_argument("--seed", type=int, default=0, help="cli: all cases follow from it")
+    parser.add_argument("--start", type=int, default=0, help="cli: number of the first case")
+    parser.add_argument("--case", type=int, help="cli: this case alone")
+    parser.add_argument("--only", metavar="COMMAND", help="cli: this command alone: 'data check'")
+    parser.add_argument("--kept", type=Path, default=Path("fuzz-found"), help="cli: what is found")
     given = parser.parse_args()
+    if given.target == "cli":
+        from tests.fuzz.command_line import fuzz
+
+        sys.exit(fuzz(vars(given)))
+    if given.corpus is None:
+        parser.error("--corpus DIR is needed")
+    with_coverage(given)
+
+
+def with_coverage(given: argparse.Namespace) -> None:
+    """Instrument the readers and fuzz one of them; never returns."""
+    import atheris
+
     with atheris.instrument_imports(include=["alignkit", "yaml"]):
         import alignkit.data.check
         import alignkit.data.read

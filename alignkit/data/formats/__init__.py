@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.data.formats import chat, compared, exports, instruct, own
 from alignkit.data.formats.shape import Fields, Format, missing
 from alignkit.data.problems import RowError
-from alignkit.errors import pick
+from alignkit.errors import LONGEST_WORD, pick
 
 __all__ = ["FORMATS", "Fields", "Format", "detect", "format_named"]
 
@@ -64,7 +64,8 @@ def _first_fit(row: Mapping[str, Any]) -> Format | None:
 def _misspelt(row: Mapping[str, Any], form: Format | None = None) -> set[str]:
     """The telling keys that unknown keys of the row were probably meant to be."""
     unknown = row.keys() - TELLING - (form.keys | form.also if form else frozenset())
-    close = ((key, get_close_matches(key, TELLING, n=1, cutoff=0.85)) for key in unknown)
+    named = (key for key in unknown if len(key) <= LONGEST_WORD)
+    close = ((key, get_close_matches(key, TELLING, n=1, cutoff=0.85)) for key in named)
     # `output_1` and `responses` are names of their own, not slips.
     return {match for key, found in close for match in found if not key.startswith(match)}
 
@@ -72,9 +73,11 @@ def _misspelt(row: Mapping[str, Any], form: Format | None = None) -> set[str]:
 def _nearest(row: Mapping[str, Any]) -> Format:
     """The format whose keys are closest to the row's, misspelt keys counting in part."""
 
+    named = [key for key in row if len(key) <= LONGEST_WORD]
+
     def closeness(each: Format) -> float:
         best = [
-            max((SequenceMatcher(None, key, found).ratio() for found in row), default=0.0)
+            max((SequenceMatcher(None, key, found).ratio() for found in named), default=0.0)
             for key in each.keys
         ]
         understood = len((each.keys | each.also) & row.keys())
