@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import errno
 import gzip
 import io
+import lzma
 import os
 import re
 import shutil
@@ -19,8 +21,9 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from alignkit.data.files import COMPRESSIONS, SUFFIXES, cell_text, compression_of, container_of
+from alignkit.data.files import COMPRESSIONS, SUFFIXES, compression_of, container_of
 from alignkit.data.records import Record, to_json
+from alignkit.data.tables import cell_text
 from alignkit.errors import DataError, DiskFull
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
@@ -217,6 +220,10 @@ def _compressed(plain: BinaryIO, compression: str | None) -> Iterator[BinaryIO]:
         yield plain
     elif compression == "gzip":
         with gzip.GzipFile(fileobj=plain, mode="wb", filename="", mtime=0) as stream:
+            yield cast(BinaryIO, stream)
+    elif compression in ("bz2", "xz"):
+        opener = bz2.BZ2File if compression == "bz2" else lzma.LZMAFile
+        with opener(plain, "wb") as stream:
             yield cast(BinaryIO, stream)
     else:
         import pyarrow as pa
