@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
+from alignkit.data.shards import hub_hint, parts_of
+from alignkit.errors import AlignkitError, DataError, ErrorList, RecipeError, did_you_mean
 from alignkit.recipe import (
     CONFIGS,
     EMBEDDED,
@@ -293,9 +294,13 @@ def _check_source(
     # os.path takes a name that is too long for any file for an absent one; Path raises.
     if os.path.isfile(path):
         return None
-    if os.path.isdir(path):
-        return f"{shortened(value)} is a directory", "Name a file in it"
-    return f"no file {shortened(value)}{_nearest(path, value, earlier)}", None
+    try:
+        if parts_of(str(path)) is not None:
+            return None
+    except DataError as error:
+        return f"{shortened(value)}: {error.message}", error.hint
+    near = _nearest(path, value, earlier)
+    return f"no file {shortened(value)}{near}", hub_hint(value, path)
 
 
 def _check_reference(

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from alignkit.data.containers import COMPRESSIONS, SUFFIXES, compression_of, container_of
 from alignkit.data.json_array import ArrayReader, ObjectReader
 from alignkit.data.json_text import decode, type_name
 from alignkit.data.parquet import read_parquet
@@ -33,10 +34,14 @@ from alignkit.data.row import (
     placed,
     recode,
 )
+from alignkit.data.shards import no_such_file, parts_of
 from alignkit.data.tables import read_csv, read_tsv, read_txt
-from alignkit.errors import DataError, did_you_mean
+from alignkit.errors import DataError
 
-__all__ = ["Report", "Row", "read_rows"]
+__all__ = [
+    "COMPRESSIONS", "MAX_LINE", "SUFFIXES", "Report", "Row", "compression_of", "container_of",
+    "read_rows",
+]  # fmt: skip
 
 # Who wants to know how many bytes were read, for a progress bar.
 _WATCH: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=None)
@@ -53,20 +58,35 @@ def watched(advance: Callable[[int], None]) -> Iterator[None]:
 
 
 def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
-    """The rows of a file in any container we know; DataError when it cannot be opened."""
-    name = str(path)
+    """The rows of a file in any container we know, or of all parts of a folder.
+
+    DataError when it cannot be opened.
+    """
+    parts = parts_of(str(path))
+    if parts is None:
+        yield from _rows_of_file(str(path), report)
+        return
+    number = 0
+    for part in parts:
+        for row in _rows_of_file(part, report):
+            yield Row(row.line, number, row.value, row.raw, part)
+            number += 1
+
+
+def _rows_of_file(name: str, report: Report) -> Iterator[Row]:
     container = container_of(name)
     try:
         watch = _WATCH.get()
         with opened(name) as stream:
+            if (foreign := _foreign(name, container, stream)) is not None:
+                report(foreign)
+                return
             for row in CONTAINERS[container](name, stream, report):
                 if watch is not None and row.raw is not None:
                     watch(len(row.raw))
                 yield row
     except FileNotFoundError:
-        raise DataError("no such file" + _nearest_file(name), where=name) from None
-    except IsADirectoryError:
-        raise DataError("is a directory, not a file", where=name) from None
+        raise no_such_file(name) from None
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         message = f"broken {compression_of(name) or 'compressed'} data: {error}"
         report(Problem(name, None, None, "compression", message, "copy it again"))
@@ -74,17 +94,18 @@ def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
         raise DataError(f"cannot be read: {error.strerror or error}", where=name) from None
 
 
-def container_of(name: str) -> str:
-    """The container a file name announces: jsonl, json, csv, tsv, txt or parquet."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return SUFFIXES.get(suffixes[-1] if suffixes else "", "jsonl")
-
-
-def compression_of(name: str) -> str | None:
-    """`gzip`, `zstd` or null, by the last suffix."""
-    return COMPRESSIONS.get(Path(name).suffix.lower())
+def _foreign(name: str, container: str, stream: Any) -> Problem | None:
+    """What a file is instead of what its name says, by its first bytes."""
+    head = bytes(stream.peek(64)[:64])
+    for magic, (message, fix) in MAGIC.items():
+        if head.startswith(magic) and (magic, container) != (b"PAR1", "parquet"):
+            stem = name.removesuffix(".jsonl").removesuffix(".json")
+            codes = {"utf16": "UTF-16", "utf16le": "UTF-16LE", "utf16be": "UTF-16BE",
+                     "utf32": "UTF-32"}  # fmt: skip
+            commands = {key: recode(name, code) for key, code in codes.items()}
+            fix = fix.format(name=name, stem=stem, **commands)
+            return Problem(name, 1, None, "not-jsonl", message, fix)
+    return None
 
 
 @contextmanager
@@ -158,12 +179,6 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-def _nearest_file(name: str) -> str:
-    folder = Path(name).parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return did_you_mean(Path(name).name, names)
-
-
 # --- JSON lines ---------------------------------------------------------------------------------
 
 
@@ -197,16 +212,7 @@ def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
 
 
 def _first_line(name: str, raw: bytes, report: Report) -> bytes | None:
-    """The first line without its byte order mark, or null when the file is no JSONL at all."""
-    for magic, (message, fix) in MAGIC.items():
-        if raw.startswith(magic):
-            stem = name.removesuffix(".jsonl").removesuffix(".json")
-            codes = {"utf16": "UTF-16", "utf16le": "UTF-16LE", "utf16be": "UTF-16BE",
-                     "utf32": "UTF-32"}  # fmt: skip
-            commands = {key: recode(name, code) for key, code in codes.items()}
-            fix = fix.format(name=name, stem=stem, **commands)
-            report(Problem(name, 1, None, "not-jsonl", message, fix))
-            return None
+    """The first line without its byte order mark, or null when it begins an array."""
     if raw.startswith(b"\xef\xbb\xbf"):
         report(Problem(name, 1, None, "bom", "UTF-8 byte order mark, ignored", "", level="note"))
         raw = raw[3:]
@@ -262,9 +268,6 @@ WRAPPERS = ("data", "rows", "records", "examples", "instances", "samples", "item
 def read_json(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
     """One JSON array of objects, alone or in an object, one object of columns, or JSON lines."""
     head = stream.read(4096)
-    if any(head.startswith(magic) for magic in MAGIC):
-        yield from read_jsonl(name, _joined(head, stream), report)
-        return
     if head.startswith(b"\xef\xbb\xbf"):
         head = head[3:]
         report(Problem(name, 1, None, "bom", "UTF-8 byte order mark, ignored", "", level="note"))
@@ -414,18 +417,6 @@ class _Joined(io.RawIOBase):
 # What `xz -9` needs is 65 MiB; a header may ask for 4 GiB.
 XZ_MEMORY = 128 << 20
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
-
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "txt",
-    ".parquet": "parquet",
-}
-
 CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
@@ -439,7 +430,7 @@ CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
 MAGIC = {
     b"\x1f\x8b": ("gzip data", "rename to {stem}.jsonl.gz"),
     b"\x28\xb5\x2f\xfd": ("zstd data", "rename to {stem}.jsonl.zst"),
-    b"BZh": ("bzip2 data", "rename to {stem}.jsonl.bz2"),
+    b"BZh9": ("bzip2 data", "rename to {stem}.jsonl.bz2"),
     b"\xfd7zXZ\x00": ("xz data", "rename to {stem}.jsonl.xz"),
     b"PAR1": ("Parquet data", "rename to {stem}.parquet"),
     b"ARROW1": ("an Arrow file", "write it as Parquet: datasets, pandas and polars can"),
@@ -454,6 +445,7 @@ MAGIC = {
     b"\xff\xfe\x00\x00": ("looks like UTF-32", "{utf32}"),
     b"\xff\xfe": ("looks like UTF-16", "{utf16}"),
     b"\xfe\xff": ("looks like UTF-16", "{utf16}"),
+    b"\x00\x00\xfe\xff": ("looks like UTF-32", "{utf32}"),
     b"{\x00": ("looks like UTF-16", "{utf16le}"),
     b"[\x00": ("looks like UTF-16", "{utf16le}"),
     b"\x00{": ("looks like UTF-16", "{utf16be}"),

@@ -63,11 +63,13 @@ def _rows(name: str, lines: _Lines, report: Report, usual: str) -> Iterator[Row]
     header: list[str] | None = None
     number = 0
     for cells in table:
-        line = lines.next_row()
         if header is None:
+            refuse_repeated(cells)
             header = cells
-            refuse_repeated(header)
-        elif cells:
+            lines.next_row()
+            continue
+        line = lines.next_row()
+        if cells:
             if len(cells) == len(header):
                 value = {key: cell_value(cell) for key, cell in zip(header, cells, strict=True)}
                 yield Row(line, number, value)
@@ -139,13 +141,10 @@ class _Lines:
             raise _TooLong(self._size)
         if line.isascii() and "\0" not in line:
             return
-        if (self.line == 1 and line[:2] in _MARKS) or "\0" in line:
-            raise RowError("encoding", "looks like UTF-16", "save the file as UTF-8")
+        if (at := line.find("\0")) >= 0:
+            raise RowError("nul", f"NUL character at column {at + 1}", "tr -d '\\000'")
         if stray := _STRAY.search(line):
             raise not_utf8(ord(stray[0]) - 0xDC00, stray.start() + 1)
-
-
-_MARKS = ("\udcff\udcfe", "\udcfe\udcff")
 
 
 def not_utf8(byte: int, column: int) -> RowError:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from alignkit.data.problems import Problem
-from alignkit.data.records import Candidate, Message, Ranking, Record
+from alignkit.data.records import Candidate, Message, Preference, Ranking, Record
 
 V = TypeVar("V")
 Ranks = dict[str, int]
@@ -188,6 +188,20 @@ def last_votes(votes: Iterable[V], voter: Callable[[V], tuple[str | None, str]])
             replaced.append((last.pop(key), vote))
         last[key] = vote
     return Counted(list(last.values()), replaced)
+
+
+def ballot_of(record: Record) -> bytes | None:
+    """Names who voted on what, null where nobody is named; two votes of one name are one ballot."""
+    if isinstance(record, Ranking):
+        asked = Asked.of(record.prompt, record.candidates)
+        annotator = record.annotator or annotator_in(record.extra)
+    elif isinstance(record, Preference):
+        sides = {"chosen": record.chosen, "rejected": record.rejected}
+        asked = Asked(_digest(record.prompt), {cid: _digest(side) for cid, side in sides.items()})
+        annotator = annotator_in(record.extra)
+    else:
+        return None
+    return None if annotator is None else asked.key + annotator.encode()
 
 
 def voter(ranking: Ranking) -> tuple[str | None, str]:
