@@ -49,6 +49,7 @@ from alignkit.artifacts import (
     write_durably,
     write_manifest,
 )
+from alignkit.data.shards import parts_of
 from alignkit.errors import (
     AlignkitError,
     DataError,
@@ -567,7 +568,7 @@ def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:
     for name, marker in planned.stage.config.marked(Source):
         for value in getattr(planned.stage.config, name) or ():
             entry = planned.inputs[value]
-            if entry.embedded is None and entry.path.is_file():
+            if entry.embedded is None and (entry.path.is_file() or parts_of(str(entry.path))):
                 yield entry.path, marker
 
 

@@ -28,6 +28,7 @@ from alignkit.artifacts import (
     verify,
     without_secrets,
 )
+from alignkit.data.shards import parts_of
 from alignkit.errors import AlignkitError, ModelError, RecipeError, did_you_mean
 from alignkit.function_source import source_of
 from alignkit.model_files import ModelFiles, find_model, sha256_of
@@ -134,7 +135,7 @@ class _Planner:
             return self.embedded_input(value)
         path = resolve(self.recipe.directory, value).resolve()
         if isinstance(marker, Source):
-            return Input(seal_of(path).sha256, path)
+            return Input(_data_hash(path), path)
         self.refuse_other_base(path)
         _refuse_other_kind(path, marker)
         return Input(_directory_hash(path), path)
@@ -346,6 +347,12 @@ def _hashed(value: Any, inputs: Mapping[str, Input]) -> Any:
     if isinstance(value, tuple):
         return [_hashed(entry, inputs) for entry in value]
     return f"sha256:{inputs[value].hash}" if value in inputs else value
+
+
+def _data_hash(path: Path) -> str:
+    """A file counts by its content, a folder by those of its parts."""
+    parts = parts_of(str(path))
+    return seal_of(path).sha256 if parts is None else sha256_of(map(Path, parts))
 
 
 def _directory_hash(path: Path) -> str:

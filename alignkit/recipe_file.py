@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
+from alignkit.data.shards import parts_of
+from alignkit.errors import AlignkitError, DataError, ErrorList, RecipeError, did_you_mean
 from alignkit.foreign import refuse_foreign
 from alignkit.other_words import Word, meaning, normal, value_meant
 from alignkit.recipe import (
@@ -271,7 +272,11 @@ def _check_source(
     mistaken = as_data(name)
     if mistaken and not (guessed(name) and nearest):
         return f"{shortened(value)}: {mistaken[0]}", mistaken[1]
-    return None if os.path.isfile(path) else (f"no file {shortened(value)}{nearest}", None)
+    try:
+        known = os.path.isfile(path) or parts_of(str(path)) is not None
+    except DataError as error:
+        return f"{shortened(value)}: {error.message}", error.hint
+    return None if known else (f"no file {shortened(value)}{nearest}", None)
 
 
 def _check_reference(

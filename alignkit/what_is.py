@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
-COMPRESSED = (".gz", ".zst", ".zstd")
+from alignkit.data.containers import COMPRESSIONS
+from alignkit.data.containers import SUFFIXES as CONTAINERS
+
+DATA, COMPRESSED = tuple(CONTAINERS), tuple(COMPRESSIONS)
 # What the last suffix of a file's name says it is.
 SUFFIXES: dict[str, str] = {
     **dict.fromkeys(DATA, "data"),
@@ -24,7 +26,7 @@ SUFFIXES: dict[str, str] = {
     ".gguf": "gguf",
     ".arrow": "arrow",
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "workbook"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".bz2"), "archive"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "archive"),
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".npy", ".npz"), "pickle"),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".duckdb"), "database"),
     **dict.fromkeys((".pdf", ".docx", ".doc", ".html", ".md", ".rtf", ".epub"), "document"),
@@ -203,8 +205,6 @@ AS_DATA: Table = {
         "    from datasets import load_from_disk\n"
         '    load_from_disk("{name}").to_json("{stem}.jsonl")  # ["train"] of one with splits',
     ),
-    "directory of data": ("is a directory, not a file", "Name a file in it: {first}"),
-    "directory": ("is a directory, not a file", "Name a file of rows"),
     "recipe": (
         "YAML, not rows",
         "A recipe is run by: alignkit run {name}; settings of one stage are given as --config",
@@ -220,7 +220,10 @@ AS_DATA: Table = {
         '    Dataset.from_file("{name}").to_json("{stem}.jsonl")',
     ),
     "workbook": ("a workbook, not rows", "Save its sheet as CSV (UTF-8)"),
-    "archive": ("an archive", "Unpack it, and name the file of rows in it; .gz and .zst are read"),
+    "archive": (
+        "an archive",
+        "Unpack it, and name the file of rows in it; .gz, .zst, .bz2 and .xz are read",
+    ),
     "pickle": (
         "pickled or numeric data, which are not read because loading them can run code",
         "Write them as JSONL where you trust their origin",

@@ -26,7 +26,7 @@ from alignkit.collect.log import EventLog, new_id, now, rankings_from_events, re
 from alignkit.collect.plan import Settings
 from alignkit.data.read import load_preferences, load_rankings, read_records
 from alignkit.data.records import Candidate, Candidates, Message
-from alignkit.errors import DataError
+from alignkit.errors import DataError, DiskFull
 from tests.collect_data import XSS, collecting, item, items, lines, write
 from tests.test_collect_session import vote
 
@@ -333,7 +333,7 @@ def test_an_export_is_complete_or_absent(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(DiskFull, match="disk full; nothing was written"):
         export_events(read_events(collected), "rankings", output)
     assert output.read_text() == "old"
     assert sorted(p.name for p in tmp_path.glob(".*")) == []

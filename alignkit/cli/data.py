@@ -91,13 +91,28 @@ def output_option(command: F) -> F:
     """Where the result goes; the name's ending chooses JSONL, JSON, CSV, Parquet, gzip, zstd."""
     return click.option(
         "--output", "-o", required=True, metavar="FILE",
-        help="Where to write: .jsonl, .json, .csv, .tsv, .parquet; also .gz and .zst.",
+        help="Where to write: .jsonl, .json, .csv, .tsv, .parquet; also .gz, .zst, .bz2, .xz.",
     )(command)  # fmt: skip
 
 
 def say(message: str) -> None:
     """One line for people, on stderr."""
     click.echo(message, err=True)
+
+
+def tell(problem: Any) -> None:
+    """What was left out or doubtful, on stderr; a note is nothing to act on."""
+    if problem.level != "note":
+        say(f"{problem.level}: {problem}")
+
+
+def tell_all(problems: Sequence[Any]) -> None:
+    """The first of many such problems, and how many there are."""
+    heard = [problem for problem in problems if problem.level != "note"]
+    for problem in heard[:SHOWN_PER_KIND]:
+        tell(problem)
+    if (rest := len(heard) - SHOWN_PER_KIND) > 0:
+        say(f"and {rest:,} more: alignkit data check names them")
 
 
 @contextmanager
@@ -209,6 +224,7 @@ def convert(
 
     with reading(files, "converting"):
         done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
+    tell_all(done.problems)
     lost = ", ".join(f"{name} in {count:,} rows" for name, count in done.lost.items())
     say(f"{output}: {done.rows:,} rows as {to}" + (f"; lost: {lost}" if lost else ""))
 
@@ -276,7 +292,7 @@ def split(
     shares = parse_shares(parts)
     if "{}" not in output:
         raise RecipeError("--output has no {} for the part's name", hint="Fix: -o 'out/{}.jsonl'")
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     stratum = None if stratify is None else (lambda record: field_of(record, stratify))
     divided = split_parts(records, list(shares.values()), seed, stratum=stratum)
     for name, part in zip(shares, divided, strict=True):
@@ -336,7 +352,7 @@ def pairs(
     from alignkit.data.collect_pairs import pairs_of_files
     from alignkit.data.write import refuse_in_place, write_records
 
-    refuse_in_place(files, output)
+    refuse_in_place([*files, *([candidates] if candidates else [])], output)
     options = {"format": format_, "columns": columns, "on_bad_row": on_bad_row}
     records, problems = pairs_of_files(
         files,
@@ -423,6 +439,7 @@ def clean(
     plan = replace(plan, inspector=_inspector(model, chat_template, max_length, train_on))
     with reading([file], "cleaning"):
         done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
+    tell_all(done.problems)
     say(f"{output}: {cleaning.counts_line(done)}")
 
 
@@ -462,12 +479,15 @@ def stats(
     from alignkit.data.stats import page, stats_of
     from alignkit.data.write import refuse_in_place, whole_file
 
+    left_out: list[Any] = []
+    options: dict[str, Any] = {"format": format_, "columns": columns, "rules": False}
     streams = (
-        read_records(path, format=format_, columns=columns, on_bad_row="drop", rules=False)
+        read_records(path, on_bad_row="drop", on_problem=left_out.append, **options)
         for path in files
     )
     with reading(files, "counting"):
         counted = stats_of(chain.from_iterable(streams))
+    tell_all(left_out)
     numbers = counted.as_dict()
     if html is not None:
         refuse_in_place(files, html)
@@ -513,7 +533,7 @@ def mix(
     weights = dict(parse_weight(source) for source in sources)
     refuse_in_place(weights, output)
     records = {
-        path: list(read_to_convert(path, format=format_, columns=columns)) for path in weights
+        path: list(read_to_convert(path, tell, format=format_, columns=columns)) for path in weights
     }
     result = mixed(records, weights, total=total, cap=cap, seed=seed)
     say(f"{output}: {write_records(output, result):,} rows")
@@ -559,7 +579,7 @@ def augment(
     from alignkit.errors import RecipeError
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     if method == "order":
         new = augmenting.reordered(records, copies=copies, seed=seed)
     elif method == "template":
@@ -611,7 +631,7 @@ def balance(
     from alignkit.data.write import refuse_in_place, write_records
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     say(
         f"{output}: {write_records(output, balanced(records, by, method=method, seed=seed)):,} rows"
     )

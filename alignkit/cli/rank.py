@@ -359,13 +359,15 @@ def _public_name(host: str, allow_host: tuple[str, ...]) -> str:
 
 def _write_pages(target: Path, pool: Pool, settings: Settings) -> None:
     from alignkit.collect.export_html import standalone_page
+    from alignkit.data.write import whole_file
 
     several = len(settings.annotators) > 1
     try:
         (target if several else target.parent).mkdir(parents=True, exist_ok=True)
         for name in settings.annotators:
             path = target / f"{_file_name(name)}.html" if several else target
-            path.write_text(standalone_page(pool, settings, name), "utf-8")
+            with whole_file(path) as stream:
+                stream.write(standalone_page(pool, settings, name).encode())
             click.echo(path)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror}", where=str(target)) from None

@@ -5,9 +5,9 @@ The event file stays the record of truth; everything written here can be written
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,8 @@ from alignkit.collect.items import digest, item_sha256, pool_of, present
 from alignkit.collect.log import EventLog, live, now, rankings_from_events
 from alignkit.data.formats import format_named
 from alignkit.data.problems import RowError
-from alignkit.data.records import Candidates, Event, Ranking, to_json
+from alignkit.data.records import Candidates, Event, Ranking
+from alignkit.data.write import whole_file, write_records, write_rows
 from alignkit.errors import DataError, RecipeError, pick
 
 TOOLS = ("argilla", "label-studio", "prodigy")
@@ -57,24 +58,15 @@ def export_events(
 ) -> int:
     """Write the events as `to` to the file, complete or not at all; the number of rows."""
     write = pick(WRITERS, to, what="export")
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        count = write(events, partial, candidates)
-        os.replace(partial, output)
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror}", where=str(output)) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    _make_folder(output)
+    return write(events, output, candidates)
 
 
 def export_tasks(candidates: Iterable[Candidates], to: str, output: Path, *, seed: int) -> int:
     """Write items as tasks that another tool can ask about, answers shuffled, models left out."""
     if to not in TOOLS:
         raise RecipeError(f"items can be exported to {', '.join(TOOLS)}, not to {to!r}")
-    rows = (_task(record, to, seed) for record in candidates)
-    return _write_lines((orjson.dumps(row) + b"\n" for row in rows), output)
+    return write_rows(output, (_task(record, to, seed) for record in candidates))
 
 
 def events_from_rankings(
@@ -141,9 +133,7 @@ def _rows(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
 
 
 def _to_sqlite(events: Sequence[Event], path: Path, _candidates: object) -> int:
-    path.unlink(missing_ok=True)
-    database = sqlite3.connect(path)
-    try:
+    with whole_file(path) as stream, closing(sqlite3.connect(stream.name)) as database:
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         database.execute(f"CREATE TABLE events ({columns}) STRICT")
         database.execute(
@@ -156,8 +146,6 @@ def _to_sqlite(events: Sequence[Event], path: Path, _candidates: object) -> int:
         )
         database.executemany("INSERT INTO ranks VALUES (?, ?, ?)", ranks)
         database.commit()
-    finally:
-        database.close()
     return len(events)
 
 
@@ -174,7 +162,8 @@ def _to_parquet(events: Sequence[Event], path: Path, _candidates: object) -> int
         ]
     )
     table = pyarrow.Table.from_pylist(list(_rows(events)), schema=schema)
-    pyarrow.parquet.write_table(table, path)
+    with whole_file(path) as stream:
+        pyarrow.parquet.write_table(table, stream.name)
     return len(events)
 
 
@@ -182,7 +171,7 @@ def _to_rankings(
     events: Sequence[Event], path: Path, candidates: Iterable[Candidates] | None
 ) -> int:
     rankings = rankings_from_events(events, candidates)
-    return _write_lines((to_json(ranking) for ranking in rankings), path)
+    return write_records(path, rankings)
 
 
 def _to_tool(name: str) -> Callable[[Sequence[Event], Path, Iterable[Candidates] | None], int]:
@@ -191,7 +180,7 @@ def _to_tool(name: str) -> Callable[[Sequence[Event], Path, Iterable[Candidates]
         for ranking in rankings_from_events(events, candidates):
             by_item.setdefault(ranking.item, []).append(ranking)
         rows = (row for rankings in by_item.values() for row in _tool_rows(name, rankings))
-        return _write_lines((orjson.dumps(row) + b"\n" for row in rows), path)
+        return write_rows(path, rows)
 
     return write
 
@@ -222,15 +211,11 @@ def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in _ANSWERED[name]}
 
 
-def _write_lines(lines: Iterable[bytes], path: Path) -> int:
-    count = 0
-    with path.open("wb") as file:
-        for line in lines:
-            file.write(line)
-            count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    return count
+def _make_folder(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write: {error.strerror}", where=str(output)) from None
 
 
 Writer = Callable[[Sequence[Event], Path, "Iterable[Candidates] | None"], int]

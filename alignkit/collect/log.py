@@ -64,6 +64,12 @@ class EventLog:
         self._broken: str | None = None
 
     def __enter__(self) -> EventLog:
+        if self.path.exists() and not self.path.is_file():
+            raise DataError(
+                "is a directory" if self.path.is_dir() else "is a pipe or a device",
+                where=str(self.path),
+                hint="Events are appended, synced and read again: name a file",
+            )
         self._take_lock()
         try:
             self._open()

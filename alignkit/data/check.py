@@ -13,6 +13,7 @@ from alignkit.data.columns import Columns
 from alignkit.data.problems import Finding, Problem
 from alignkit.data.read import Reading, row_findings, scan
 from alignkit.data.records import Record
+from alignkit.data.shards import parts_of
 from alignkit.errors import AlignkitError, DataError, ErrorList
 
 # Problems of one kind kept with their text in one file; all are counted.
@@ -87,7 +88,7 @@ def check_file(
             for finding in chain(
                 row_findings(record, row, reading), *(each.inspect(record) for each in inspectors)
             ):
-                tell(Problem.found(finding, str(path), row.line))
+                tell(Problem.found(finding, row.file or str(path), row.line))
     overall = chain.from_iterable(inspector.overall() for inspector in inspectors)
     found = (Problem.found(finding, str(path), None) for finding in overall)
     for problem in chain(across.problems(str(path)), found):
@@ -113,8 +114,8 @@ def check_files(
         "format": format, "columns": columns, "near": near, "allowed": allowed,
         "inspectors": inspectors
     }  # fmt: skip
-    checked = [check_file(path, **options) for path in paths]
-    tests = [check_file(path, **options) for path in held_out]
+    checked = [check_file(part, **options) for path in paths for part in _parts(path)]
+    tests = [check_file(part, **options) for path in held_out for part in _parts(path)]
     for report, across in checked:
         for test_report, test_across in tests:
             for problem in leaks(across, report.file, test_across, test_report.file):
@@ -122,6 +123,11 @@ def check_files(
                 report.add(kept)
         report.problems.sort(key=lambda problem: problem.line or 0)
     return [report for report, _ in [*checked, *tests]]
+
+
+def _parts(path: str | Path) -> Sequence[str | Path]:
+    """The files of a folder, each with lines of its own; a file itself."""
+    return parts_of(str(path)) or [path]
 
 
 def require_clean(

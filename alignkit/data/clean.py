@@ -221,6 +221,7 @@ class Cleaned:
     written: int = 0
     changed: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def clean(
@@ -306,9 +307,12 @@ class _Cleaner:
     def _refuse(self, problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
+        self.done.problems.append(problem)
 
     def _drop_malformed(self, problem: Problem) -> None:
-        if problem.level == "error":
+        if problem.level != "error":
+            self.done.problems.append(problem)
+        else:
             count(self.done.dropped, "malformed")
             self.tell({"position": None, "line": problem.line, "id": None, "repair": "malformed",
                        "message": problem.message})  # fmt: skip
@@ -399,7 +403,13 @@ def _names() -> Any:
 
 
 def _records_in(path: str) -> Iterator[Record]:
-    for _, found in scan(path, lambda _: None):
+    """All records of a file; a row that cannot be read, or is cut short, is an error."""
+
+    def bad(problem: Problem) -> None:
+        if problem.level == "error" or problem.kind == "torn":
+            raise problem.error()
+
+    for _, found in scan(path, bad):
         yield from found
 
 

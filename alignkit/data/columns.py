@@ -36,7 +36,7 @@ class Columns:
                     _set(value, new, cell)
         if self.tags:
             value = {key: self._retagged(cell) for key, cell in value.items()}
-        return Row(row.line, row.number, value, None)
+        return Row(row.line, row.number, value, None, row.file)
 
     def _retagged(self, cell: Any) -> Any:
         """A turn, or a list of turns, with `from` and `value` as their keys and our tags."""

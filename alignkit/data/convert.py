@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -191,22 +191,28 @@ class Conversion:
 
     rows: int = 0
     format: str = ""
+    problems: list[Problem] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)
     first_lost: dict[str, str] = field(default_factory=dict)
 
 
 def read_to_convert(
     path: str | Path,
+    tell: Callable[[Problem], object],
     *,
     format: str | None = None,
     columns: Columns | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Record]:
-    """Every well-formed record, whatever the rules say of it, able to become its row again."""
+    """Every well-formed record, whatever the rules say of it, able to become its row again.
+
+    `tell` is told what is left out or doubtful: a last row that is cut short, say.
+    """
 
     def bad(problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
+        tell(problem)
 
     state = reading or Reading(str(path))
     for row, records in scan(path, bad, format=format, columns=columns, reading=state):
@@ -241,7 +247,7 @@ def _converted(
     output: str | Path,
 ) -> Iterator[Fields]:
     for path in files:
-        records = read_to_convert(path, format=source_format, columns=columns)
+        records = read_to_convert(path, done.problems.append, format=source_format, columns=columns)
         for group in by_row(records, form):
             where = _place(group[0], path)
             try:

@@ -6,40 +6,43 @@ reading goes on where that makes sense. Nothing here knows what a row means.
 
 from __future__ import annotations
 
-import csv
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from alignkit.data.json_array import ArrayReader
+from alignkit.data.containers import COMPRESSIONS, SUFFIXES, compression_of, container_of
+from alignkit.data.json_array import ArrayReader, ObjectReader
 from alignkit.data.json_text import decode, type_name
+from alignkit.data.parquet import read_parquet
 from alignkit.data.problems import Problem, RowError
-from alignkit.errors import DataError, did_you_mean
+from alignkit.data.row import (
+    MAX_LINE,
+    Report,
+    Row,
+    bomb,
+    lines_of,
+    most_bytes,
+    nothing,
+    placed,
+    recode,
+)
+from alignkit.data.shards import parts_of
+from alignkit.data.tables import read_csv, read_tsv, read_txt
+from alignkit.errors import DataError
 from alignkit.what_is import as_data, guessed
 
-MAX_LINE = 16 << 20
-MAX_RATIO = 200  # text compresses to no less than a hundredth; more is a bomb
-RATIO_COUNTS_FROM = 64 << 20
-
-Report = Callable[[Problem], None]
-
-
-@dataclass(slots=True)
-class Row:
-    """One row: its 1-based line, its 0-based number, its object and, from JSON, its bytes."""
-
-    line: int
-    number: int
-    value: dict[str, Any]
-    raw: bytes | None = None
-
+__all__ = [
+    "COMPRESSIONS", "MAX_LINE", "SUFFIXES", "Report", "Row", "compression_of", "container_of",
+    "read_rows",
+]  # fmt: skip
 
 # Who wants to know how many bytes were read, for a progress bar.
 _WATCH: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=None)
@@ -56,23 +59,39 @@ def watched(advance: Callable[[int], None]) -> Iterator[None]:
 
 
 def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
-    """The rows of a file in any container we know; DataError when it cannot be opened."""
-    name = str(path)
-    refuse_other_things(name)
+    """The rows of a file in any container we know, or of all parts of a folder.
+
+    DataError when it cannot be opened.
+    """
+    refuse_other_things(str(path))
+    parts = parts_of(str(path))
+    if parts is None:
+        yield from _rows_of_file(str(path), report)
+        return
+    number = 0
+    for part in parts:
+        for row in _rows_of_file(part, report):
+            yield Row(row.line, number, row.value, row.raw, part)
+            number += 1
+
+
+def _rows_of_file(name: str, report: Report) -> Iterator[Row]:
     container = container_of(name)
     try:
         watch = _WATCH.get()
         with opened(name) as stream:
+            if (foreign := _foreign(name, container, stream)) is not None:
+                report(foreign)
+                return
             for row in CONTAINERS[container](name, stream, report):
                 if watch is not None and row.raw is not None:
                     watch(len(row.raw))
                 yield row
     except FileNotFoundError:
         raise DataError("no such file" + _nearest_file(name), where=name) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        report(
-            Problem(name, None, None, "compression", f"broken gzip data: {error}", "copy it again")
-        )
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        message = f"broken {compression_of(name) or 'compressed'} data: {error}"
+        report(Problem(name, None, None, "compression", message, "copy it again"))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=name) from None
 
@@ -84,17 +103,24 @@ def refuse_other_things(name: str) -> None:
         raise DataError(mistaken[0], where=name, hint=mistaken[1])
 
 
-def container_of(name: str) -> str:
-    """The container a file name announces: jsonl, json, csv, tsv, txt or parquet."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return SUFFIXES.get(suffixes[-1] if suffixes else "", "jsonl")
+def _nearest_file(name: str) -> str:
+    folder = Path(name).parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return did_you_mean(Path(name).name, names)
 
 
-def compression_of(name: str) -> str | None:
-    """`gzip`, `zstd` or null, by the last suffix."""
-    return COMPRESSIONS.get(Path(name).suffix.lower())
+def _foreign(name: str, container: str, stream: Any) -> Problem | None:
+    """What a file is instead of what its name says, by its first bytes."""
+    head = bytes(stream.peek(64)[:64])
+    for magic, (message, fix) in MAGIC.items():
+        if head.startswith(magic) and (magic, container) != (b"PAR1", "parquet"):
+            stem = name.removesuffix(".jsonl").removesuffix(".json")
+            codes = {"utf16": "UTF-16", "utf16le": "UTF-16LE", "utf16be": "UTF-16BE",
+                     "utf32": "UTF-32"}  # fmt: skip
+            commands = {key: recode(name, code) for key, code in codes.items()}
+            fix = fix.format(name=name, stem=stem, **commands)
+            return Problem(name, 1, None, "not-jsonl", message, fix)
+    return None
 
 
 @contextmanager
@@ -113,9 +139,39 @@ def opened(name: str) -> Iterator[BinaryIO]:
 def _decompressed(plain: BinaryIO, compression: str) -> Any:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=plain)
+    if compression == "bz2":
+        return bz2.BZ2File(plain)
+    if compression == "xz":
+        return _Xz(plain)
     import pyarrow as pa
 
     return pa.CompressedInputStream(pa.PythonFile(plain, mode="r"), compression)
+
+
+class _Xz:
+    """An xz stream that may not ask for more memory than the usual levels of `xz` do."""
+
+    def __init__(self, plain: BinaryIO) -> None:
+        self.plain = plain
+        self.decoder = self._new()
+
+    def _new(self) -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; EOFError when the stream is cut short."""
+        while True:
+            if self.decoder.eof:
+                more = self.decoder.unused_data.lstrip(b"\0") or self.plain.read(1 << 16)
+                if not more:
+                    return b""
+                self.decoder = self._new()
+            else:
+                more = self.plain.read(1 << 16) if self.decoder.needs_input else b""
+                if self.decoder.needs_input and not more:
+                    raise EOFError("the file ends before the data does")
+            if data := self.decoder.decompress(more, size):
+                return data
 
 
 class _Bounded(io.RawIOBase):
@@ -123,7 +179,7 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, stream: Any, name: str, size: int) -> None:
         self.stream, self.name = stream, name
-        self.limit = max(RATIO_COUNTS_FROM, size * MAX_RATIO)
+        self.limit = most_bytes(size)
         self.total = 0
 
     def readable(self) -> bool:
@@ -133,19 +189,9 @@ class _Bounded(io.RawIOBase):
         data = self.stream.read(len(target))
         self.total += len(data)
         if self.total > self.limit:
-            raise DataError(
-                f"decompresses to more than {MAX_RATIO} times its size",
-                where=self.name,
-                hint="Fix: decompress it yourself if you trust it",
-            )
+            raise bomb(self.name)
         target[: len(data)] = data
         return len(data)
-
-
-def _nearest_file(name: str) -> str:
-    folder = Path(name).parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return did_you_mean(Path(name).name, names)
 
 
 # --- JSON lines ---------------------------------------------------------------------------------
@@ -154,7 +200,7 @@ def _nearest_file(name: str) -> str:
 def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
     """One object a line. A torn last line is a warning, as after a power cut; others are errors."""
     number = blank = line = 0
-    for line, raw in enumerate(_lines(name, stream, report), start=1):
+    for line, raw in enumerate(lines_of(name, stream, report), start=1):
         if line == 1:
             first = _first_line(name, raw, report)
             if first is None:
@@ -174,34 +220,14 @@ def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
                     if last:
                         report(_pretty(name, line, line + last))
                         return
-                report(Problem.of(error, name, line))
+                report(placed(error, name, line))
         number += 1
     if number == 0:
-        report(_nothing(name, blank))
-
-
-def _lines(name: str, stream: BinaryIO, report: Report) -> Iterator[bytes]:
-    """Lines split at "\\n" only, since U+2028 and U+0085 are text; overlong ones are reported."""
-    line = 0
-    while raw := stream.readline(MAX_LINE + 1):
-        line += 1
-        if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
-            size = len(raw)
-            while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                size += len(rest)
-            message = f"line is {(size + len(rest)) / 2**20:.1f} MiB, the limit is 16 MiB"
-            report(Problem(name, line, None, "too-long", message, "split or remove the row"))
-            raw = b""
-        yield raw
+        report(nothing(name, blank))
 
 
 def _first_line(name: str, raw: bytes, report: Report) -> bytes | None:
-    """The first line without its byte order mark, or null when the file is no JSONL at all."""
-    for magic, (message, fix) in MAGIC.items():
-        if raw.startswith(magic):
-            stem = name.removesuffix(".jsonl")
-            report(Problem(name, 1, None, "not-jsonl", message, fix.format(name=name, stem=stem)))
-            return None
+    """The first line without its byte order mark, or null when it begins an array."""
     if raw.startswith(b"\xef\xbb\xbf"):
         report(Problem(name, 1, None, "bom", "UTF-8 byte order mark, ignored", "", level="note"))
         raw = raw[3:]
@@ -247,39 +273,144 @@ def _pretty(name: str, first: int, last: int) -> Problem:
     return Problem(name, first, None, "not-jsonl", message, f"jq -c . {name}")
 
 
-def _nothing(name: str, blank: int) -> Problem:
-    message = "no records" + (f", only {blank} blank lines" if blank else "")
-    return Problem(name, None, None, "empty", message, "one JSON object per line")
+# --- JSON arrays and objects --------------------------------------------------------------------
 
-
-# --- JSON arrays --------------------------------------------------------------------------------
+# What the array of rows is called in files that are one object around it.
+WRAPPERS = ("data", "rows", "records", "examples", "instances", "samples", "items", "dataset",
+            "train", "validation", "test")  # fmt: skip
 
 
 def read_json(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """One JSON array of objects; a `.json` file that holds JSON lines is read as these."""
+    """One JSON array of objects, alone or in an object, one object of columns, or JSON lines."""
     head = stream.read(4096)
-    rest = cast(BinaryIO, io.BufferedReader(_Joined(head, stream), 1 << 20))
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
-        yield from read_jsonl(name, rest, report)
-        return
     if head.startswith(b"\xef\xbb\xbf"):
-        rest.read(3)
+        head = head[3:]
         report(Problem(name, 1, None, "bom", "UTF-8 byte order mark, ignored", "", level="note"))
-    array, number = ArrayReader(rest, MAX_LINE), 0
+    rest = _joined(head, stream)
+    if head.lstrip()[:1] == b"{":
+        yield from _read_object(name, rest, report)
+    elif head.lstrip()[:1] == b"[":
+        array = ArrayReader(rest, MAX_LINE)
+        yield from _read_array(name, array, array.items(), report)
+    else:
+        yield from read_jsonl(name, rest, report)
+
+
+def _read_array(
+    name: str, array: ArrayReader, items: Iterable[tuple[int, bytes]], report: Report
+) -> Iterator[Row]:
+    number = 0
     try:
-        for number, (line, raw) in enumerate(array.items(), start=1):
+        for number, (line, raw) in enumerate(items, start=1):
             try:
                 yield Row(line, number - 1, _object(decode(raw)), raw)
             except RowError as error:
                 # Inside an item "the line" is the item, and its column means little.
                 error.message = error.message.replace("the line", "the item")
                 error.column = None
-                report(Problem.of(error, name, line))
+                report(placed(error, name, line))
     except RowError as error:
-        report(Problem.of(error, name, array.line))
+        report(placed(error, name, array.line))
         return
     if number == 0:
-        report(_nothing(name, 0))
+        report(nothing(name))
+
+
+def _read_object(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
+    reader = ObjectReader(stream, MAX_LINE)
+    try:
+        key = reader.find(WRAPPERS)
+        lines = key is None and not reader.is_at_end()
+    except RowError as error:
+        if error.kind == "too-long":
+            report(_by_columns_too_long(name))
+            return
+        key, lines = None, True
+    if key is not None:
+        yield from _read_array(name, reader, _wrapped(name, reader, key), report)
+    elif lines:
+        yield from read_jsonl(name, _joined(reader.rest(), stream), report)
+    else:
+        yield from _read_one(name, bytes(reader.passed or b""), report)
+
+
+def _wrapped(name: str, reader: ObjectReader, key: str) -> Iterator[tuple[int, bytes]]:
+    """The items of the array that was found; a second array of rows is an error."""
+    yield from reader.array()
+    if (other := reader.find(WRAPPERS)) is not None:
+        raise RowError(
+            "splits",
+            f'rows under "{key}" and under "{other}"',
+            f"take one of them: jq -c '.{key}[]' {name} > {key}.jsonl",
+        )
+    if not reader.is_at_end():
+        raise RowError("json", "text after the end of the object", "restore the file")
+
+
+def _read_one(name: str, raw: bytes, report: Report) -> Iterator[Row]:
+    """The rows of one object: columns turned into rows, else the object itself."""
+    try:
+        value = _object(decode(raw))
+        rows = rows_of_columns(value)
+    except RowError as error:
+        error.message = error.message.replace("the line", "the object")
+        report(placed(error, name, 1))
+        return
+    if rows is None:
+        yield Row(1, 0, value, raw)
+        return
+    for number, row in enumerate(rows):
+        yield Row(number + 1, number, row)
+    if not rows:
+        report(nothing(name))
+
+
+def rows_of_columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of an object that pandas wrote by columns, by index or split; null for others.
+
+    RowError when the columns have different lengths.
+    """
+    cells = list(value.values())
+    if value.keys() >= {"columns", "data"} and _are(value["data"], list):
+        return [_zipped(value["columns"], row) for row in value["data"]]
+    if cells and _are(cells, dict) and all(map(str.isdigit, value)):
+        return cells
+    if (
+        cells
+        and _are(cells, dict)
+        and all(inner and all(map(str.isdigit, inner)) for inner in cells)
+    ):
+        index = list(dict.fromkeys(key for inner in cells for key in inner))
+        return [_zipped(list(value), [inner.get(key) for inner in cells]) for key in index]
+    if cells and _are(cells, list) and not any(_are(inner, dict) for inner in cells if inner):
+        rows = zip(*cells, strict=True) if len({len(c) for c in cells}) == 1 else None
+        if rows is None:
+            lengths = ", ".join(f'"{key}" {len(inner)}' for key, inner in value.items())
+            message = f"columns of different lengths: {lengths}"
+            raise RowError("shape", message, "give each column a value for each row")
+        return [dict(zip(value, row, strict=True)) for row in rows]
+    return None
+
+
+def _are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(inner, kind) for inner in values)
+
+
+def _zipped(names: Any, cells: list[Any]) -> dict[str, Any]:
+    if not _are(names, str) or len(names) != len(cells):
+        raise RowError("shape", "a row has another number of cells than there are columns",
+                       "restore the file")  # fmt: skip
+    return dict(zip(names, cells, strict=True))
+
+
+def _by_columns_too_long(name: str) -> Problem:
+    message = "one object of more than 16 MiB: rows cannot be told apart"
+    fix = "write one object a line: to_json(orient='records', lines=True) in pandas"
+    return Problem(name, None, None, "too-long", message, fix)
+
+
+def _joined(head: bytes, stream: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Joined(head, stream), 1 << 20))
 
 
 class _Joined(io.RawIOBase):
@@ -298,147 +429,8 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
-# --- tables -------------------------------------------------------------------------------------
-
-
-def _read_table(name: str, stream: BinaryIO, report: Report, *, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    table = csv.reader(text, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    number, line = 0, 1
-    try:
-        for cells in table:
-            start, line = line, table.line_num + 1
-            if header is None:
-                header = cells
-            elif not cells:
-                continue
-            else:
-                if len(cells) == len(header):
-                    value = {key: cell_value(cell) for key, cell in zip(header, cells, strict=True)}
-                    yield Row(start, number, value)
-                else:
-                    report(_ragged(name, start, len(cells), len(header)))
-                number += 1
-    except (csv.Error, UnicodeDecodeError) as error:
-        report(Problem(name, line, None, "table", f"not a table: {error}", "quote the cell, UTF-8"))
-        return
-    finally:
-        text.detach()
-    if number == 0:
-        report(_nothing(name, 0))
-
-
-def _ragged(name: str, line: int, cells: int, columns: int) -> Problem:
-    message = f"{cells} cells but {columns} columns"
-    return Problem(name, line, None, "table", message, "quote cells that hold the separator")
-
-
-def cell_value(cell: str) -> Any:
-    """A cell's value: JSON where it is an object or an array, otherwise its text."""
-    if cell[:1] in ("{", "[") and cell[-1:] in ("}", "]"):
-        try:
-            return decode(cell.encode())
-        except (RowError, UnicodeEncodeError):
-            return cell
-    return cell
-
-
-def cell_text(value: Any) -> str:
-    """The cell that `cell_value` reads back, for texts, objects and arrays."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def read_csv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Comma separated, with a header."""
-    return _read_table(name, stream, report, delimiter=",")
-
-
-def read_tsv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Tab separated, with a header."""
-    return _read_table(name, stream, report, delimiter="\t")
-
-
-def read_txt(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Lines of `text<TAB>label` without a header, as sentiment corpora come."""
-    number = 0
-    for line, raw in enumerate(_lines(name, stream, report), start=1):
-        if raw.isspace() or not raw:
-            continue
-        try:
-            text, tab, label = raw.removesuffix(b"\n").decode().rpartition("\t")
-        except UnicodeDecodeError as error:
-            message = f"byte 0x{raw[error.start]:02x} at column {error.start + 1} is not UTF-8"
-            report(Problem(name, line, None, "encoding", message, "save the file as UTF-8"))
-        else:
-            if tab:
-                yield Row(line, number, {"text": text, "label": label})
-            else:
-                report(_unlabelled(name, line))
-        number += 1
-    if number == 0:
-        report(_nothing(name, 0))
-
-
-def _unlabelled(name: str, line: int) -> Problem:
-    fix = "write text<TAB>label, or use .jsonl, .json, .csv, .tsv or .parquet"
-    return Problem(name, line, None, "table", "no tab between a text and its label", fix)
-
-
-def read_parquet(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """A Parquet file in batches; the line of a row is its number counted from one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(stream)
-        as_json = {field.name for field in table.schema_arrow if _is_json(field)}
-        number = 0
-        for batch in table.iter_batches(batch_size=256):
-            for value in batch.to_pylist():
-                yield Row(number + 1, number, _from_arrow(value, as_json))
-                number += 1
-    except pa.ArrowException as error:
-        report(Problem(name, None, None, "parquet", f"not Parquet: {error}", "copy it again"))
-        return
-    if number == 0:
-        report(_nothing(name, 0))
-
-
-def _is_json(field: Any) -> bool:
-    return (field.metadata or {}).get(b"alignkit") == b"json"
-
-
-def _from_arrow(value: dict[str, Any], as_json: set[str]) -> dict[str, Any]:
-    """Arrow gives every struct all keys: inside a row, null means that the key was not there."""
-    return {
-        key: json.loads(cell) if key in as_json and cell is not None else _without_null_keys(cell)
-        for key, cell in value.items()
-    }
-
-
-def _without_null_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_null_keys(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_null_keys(inner) for inner in value]
-    return value
-
-
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "txt",
-    ".parquet": "parquet",
-}
+# What `xz -9` needs is 65 MiB; a header may ask for 4 GiB.
+XZ_MEMORY = 128 << 20
 
 CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
     "jsonl": read_jsonl,
@@ -449,13 +441,28 @@ CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
     "parquet": read_parquet,
 }
 
-# What a file that calls itself JSONL may be instead: its first bytes -> (message, fix).
+# What a file that calls itself JSON or JSONL may be instead: its first bytes -> (message, fix).
 MAGIC = {
     b"\x1f\x8b": ("gzip data", "rename to {stem}.jsonl.gz"),
     b"\x28\xb5\x2f\xfd": ("zstd data", "rename to {stem}.jsonl.zst"),
+    b"BZh9": ("bzip2 data", "rename to {stem}.jsonl.bz2"),
+    b"\xfd7zXZ\x00": ("xz data", "rename to {stem}.jsonl.xz"),
     b"PAR1": ("Parquet data", "rename to {stem}.parquet"),
-    b"\xff\xfe": ("looks like UTF-16", "iconv -f UTF-16 -t UTF-8 {name}"),
-    b"\xfe\xff": ("looks like UTF-16", "iconv -f UTF-16 -t UTF-8 {name}"),
-    b"{\x00": ("looks like UTF-16", "iconv -f UTF-16LE -t UTF-8 {name}"),
-    b"\x00{": ("looks like UTF-16", "iconv -f UTF-16BE -t UTF-8 {name}"),
+    b"ARROW1": ("an Arrow file", "write it as Parquet: datasets, pandas and polars can"),
+    b"\xff\xff\xff\xff": ("an Arrow stream", "write it as Parquet: datasets and pandas can"),
+    b"PK\x03\x04": ("a zip archive or a workbook", "unzip it, or save the sheet as CSV in UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV in UTF-8"),
+    b"SQLite format 3": (
+        "a SQLite database",
+        "sqlite3 -json {name} 'SELECT * FROM …' > {stem}.json",
+    ),
+    b"version https://git-lfs": ("a Git LFS pointer, not the data", "git lfs pull"),
+    b"\xff\xfe\x00\x00": ("looks like UTF-32", "{utf32}"),
+    b"\xff\xfe": ("looks like UTF-16", "{utf16}"),
+    b"\xfe\xff": ("looks like UTF-16", "{utf16}"),
+    b"\x00\x00\xfe\xff": ("looks like UTF-32", "{utf32}"),
+    b"{\x00": ("looks like UTF-16", "{utf16le}"),
+    b"[\x00": ("looks like UTF-16", "{utf16le}"),
+    b"\x00{": ("looks like UTF-16", "{utf16be}"),
+    b"\x00[": ("looks like UTF-16", "{utf16be}"),
 }

@@ -82,7 +82,7 @@ def diagnose(raw: bytes) -> NoReturn:
         raise RowError(
             "encoding",
             f"byte 0x{byte:02x} at column {error.start + 1} is not UTF-8",
-            "save the file as UTF-8, or: iconv -f WINDOWS-1252 -t UTF-8",
+            "save the file as UTF-8",
             column=error.start + 1,
         ) from None
     if (at := raw.find(b"\x00")) >= 0:

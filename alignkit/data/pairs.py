@@ -10,6 +10,7 @@ from itertools import combinations, groupby
 from typing import Any, Literal
 
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
+from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
 from alignkit.errors import DataError
 
 Pairs = Literal["all", "adjacent", "best-worst", "best-vs-rest"]
@@ -94,6 +95,7 @@ def ranking_of(preference: Preference) -> Ranking:
     """A preference as a ranking of two: chosen first, or both first when it is a tie.
 
     Its margin and its weight, where it has them, go to `extra`: a ranking has no place for them.
+    A column of the row that names the annotator names the ranking's.
     """
     kept = {"margin": preference.margin, "weight": preference.weight}
     usual = {"margin": None, "weight": 1.0}
@@ -106,6 +108,7 @@ def ranking_of(preference: Preference) -> Ranking:
             Candidate(cid="rejected", messages=preference.rejected),
         ],
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
+        annotator=annotator_in(preference.extra),
         source=preference.source,
         extra=preference.extra | {k: v for k, v in kept.items() if v != usual[k]},
         **template_keys(preference),
@@ -120,13 +123,17 @@ def aggregate(
 ) -> list[Ranking]:
     """One ranking per item from those of several annotators, in the order of first appearance.
 
-    `mean-rank` orders by mean rank, `borda` by the share of rivals beaten (a tie is half),
-    `majority` by the number of rivals that most annotators place lower. Items whose annotators
-    agree on less than `min_agreement` of their pairs are left out.
+    What an item is, and which votes count, `voting` says. `mean-rank` orders by mean rank, `borda`
+    by the share of rivals beaten (a tie is half), `majority` by the number of rivals that most
+    annotators place lower. Items whose annotators agree on less than `min_agreement` of their
+    pairs are left out.
     """
     items: dict[str, list[Ranking]] = {}
-    for ranking in rankings:
-        items.setdefault(ranking.item or ranking.id, []).append(ranking)
+    together = aligned(rankings)
+    for ranking in together:
+        items.setdefault(ranking.item, [])
+    for ranking in last_votes(together, voter).votes:
+        items[ranking.item].append(ranking)
     result = []
     for item, votes in items.items():
         if _agreement(votes) < min_agreement:
@@ -143,10 +150,17 @@ def aggregate(
                     "candidates": candidates,
                     "ranks": ranks,
                     "annotator": None,
+                    "extra": _of_all(votes[0].extra),
                 }
             )
         )
     return result
+
+
+def _of_all(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row carried aside, without what was one annotator's own."""
+    own = (*ANNOTATOR_KEYS, "margin", "weight", "as_read")
+    return {key: value for key, value in extra.items() if key not in own}
 
 
 def _union(votes: Sequence[Ranking]) -> list[Candidate]:
@@ -224,12 +238,12 @@ def standing_votes(events: Iterable[Event]) -> list[Event]:
     vote of an annotator on an item counts."""
     listed = list(events)
     void = {event.supersedes for event in listed if event.supersedes}
-    votes: dict[tuple[str, str], Event] = {}
-    for event in listed:
-        if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of:
-            votes.pop((event.annotator, event.item), None)
-            votes[event.annotator, event.item] = event
-    return list(votes.values())
+    votes = (
+        event
+        for event in listed
+        if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of
+    )
+    return last_votes(votes, lambda event: (event.annotator, event.item)).votes
 
 
 Texts = tuple[Sequence[Message], Sequence[Candidate]]

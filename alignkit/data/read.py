@@ -5,6 +5,7 @@ Everything streams, so that memory does not grow with the file; the `load_…` f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -36,6 +37,7 @@ from alignkit.data.records import (
     template_keys,
 )
 from alignkit.data.rules import findings
+from alignkit.data.voting import ballot_of, line_of
 from alignkit.errors import DataError, ErrorList, did_you_mean
 
 OnBadRow = Literal["error", "drop"]
@@ -91,14 +93,13 @@ def scan(
     if reading.format is None:
         reading.rows = len(ahead) + malformed.count
         return
-    name = Path(file).name
     good = 0
     for row in chain(ahead, rows):
         good += 1
         try:
-            yield row, records_of(row, reading.format, name)
+            yield row, records_of(row, reading.format, Path(row.file or file).name)
         except RowError as error:
-            report(Problem.of(error, file, row.line))
+            report(Problem.of(error, row.file or file, row.line))
     reading.rows = good + malformed.count
 
 
@@ -110,7 +111,7 @@ def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Fo
     try:
         return detect(row.value for row in ahead)
     except RowError as error:
-        report(Problem.of(error, file, ahead[0].line))
+        report(Problem.of(error, ahead[0].file or file, ahead[0].line))
         return None
 
 
@@ -258,7 +259,7 @@ def read_records(
     for row, records in scan(path, bad, format=format, columns=columns, reading=reading):
         for record in records:
             if kinds is not None and record.kind not in kinds:
-                raise wrong_kind(record.kind, kinds, str(path), row.line)
+                raise wrong_kind(record.kind, kinds, str(row.file or path), row.line)
             if not rules or all(
                 [_passes(finding, path, row, bad) for finding in row_findings(record, row, reading)]
             ):
@@ -285,12 +286,14 @@ def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding
 
 
 def _passes(finding: Any, path: str | Path, row: Row, bad: Report) -> bool:
-    bad(Problem.found(finding, str(path), row.line))
+    bad(Problem.found(finding, str(row.file or path), row.line))
     return bool(finding.level != "error")
 
 
 def _ignore(problem: Problem) -> None:
-    """Warnings nobody asked for."""
+    """Warnings nobody asked for; but a row that is lost is always told."""
+    if problem.kind == "torn":
+        logging.getLogger(__name__).warning("%s", problem)
 
 
 @dataclass(frozen=True)
@@ -335,6 +338,16 @@ class Stream(Generic[R]):
     def dropped(self) -> list[Problem]:
         """The problems that cost a row, by line."""
         return [problem for problem in self.problems if problem.level == "error"]
+
+    def again(self) -> Iterator[Record]:
+        """The same good records from the start, nothing told."""
+        return read_records(
+            self.path,
+            format=self._named,
+            kinds=self._kinds,
+            on_bad_row="drop",
+            columns=self._columns,
+        )
 
     def load(self) -> Loaded[R]:
         """All of them in memory."""
@@ -447,13 +460,14 @@ def stream_rankings(path: str | Path, **options: Any) -> Stream[Ranking]:
     """The rankings of a file; a preference becomes a ranking of two, standing votes theirs."""
 
     def made(records: Iterator[Record]) -> Iterator[Ranking]:
-        for record in _votes_last(path, records):
+        for record in _that_count(stream, _votes_last(path, records)):
             if isinstance(record, Ranking):
                 yield record
             elif isinstance(record, Preference):
                 yield ranking_of(record)
 
-    return Stream(path, RANKED, made, **options)
+    stream = Stream(path, RANKED, made, **options)
+    return stream
 
 
 def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
@@ -467,13 +481,14 @@ def stream_preferences(
     """The preferences of a file; rankings and votes are expanded, ties give none."""
 
     def made(records: Iterator[Record]) -> Iterator[Preference]:
-        for record in _votes_last(path, records):
+        for record in _that_count(stream, _votes_last(path, records)):
             if isinstance(record, Ranking):
                 yield from expand(record, pairs=pairs, weight=weight)
             elif isinstance(record, Preference) and not record.tie:
                 yield record
 
-    return Stream(path, RANKED, made, **options)
+    stream = Stream(path, RANKED, made, **options)
+    return stream
 
 
 def load_preferences(path: str | Path, **options: Any) -> Loaded[Preference]:
@@ -502,6 +517,38 @@ def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]
     if events and not voted and not others:
         raise DataError("no votes: only skips, flags and what was undone", where=str(path))
     yield from voted
+
+
+def _that_count(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Record]:
+    """The records without votes that their annotator replaced later in the file; those are told.
+
+    Which vote is the last is known at the end only, so a file that names annotators is read twice.
+    """
+    last: dict[int, int] | None = None
+    told = []
+    for number, record in enumerate(records):
+        ballot = ballot_of(record)
+        if ballot is None:
+            yield record
+            continue
+        if last is None:
+            again = _votes_last(stream.path, stream.again())
+            last = {key: place for place, vote in enumerate(again) if (key := ballot_of(vote))}
+        if last[ballot] == number:
+            yield record
+        else:
+            told.append(
+                Problem(
+                    str(stream.path),
+                    line_of(record),
+                    None,
+                    "contradiction",
+                    "its annotator voted on the same answers again: the last vote counts",
+                    "remove the vote that is wrong",
+                    "warning",
+                )
+            )
+    stream.problems += told
 
 
 def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:

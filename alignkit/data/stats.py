@@ -23,6 +23,7 @@ from alignkit.data.records import (
     Record,
 )
 from alignkit.data.rules import sides_of
+from alignkit.data.voting import Items
 
 EXAMPLES = 5
 BARS = 24
@@ -79,6 +80,7 @@ class Stats:
     lengths: dict[str, Lengths] = field(default_factory=lambda: defaultdict(Lengths))
     longer: list[int] = field(default_factory=lambda: [0, 0])
     votes: dict[str, dict[str, dict[str, int]]] = field(default_factory=lambda: defaultdict(dict))
+    items: Items = field(default_factory=Items)
     examples: list[Record] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
@@ -114,7 +116,8 @@ class Stats:
             self.models.update(c.model for c in record.candidates if c.model)
             if record.annotator:
                 self.annotators[record.annotator] += 1
-                self.votes[record.item or record.id][record.annotator] = record.ranks
+                place = self.items.of(record)
+                self.votes[place.item][record.annotator] = place.ranks(record.ranks)
 
     def agreement(self) -> float | None:
         """The share of pairs of completions on which two annotators of an item say the same."""

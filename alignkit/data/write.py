@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import errno
 import gzip
 import io
+import lzma
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import orjson
 
-from alignkit.data.files import cell_text, compression_of, container_of
+from alignkit.data.files import COMPRESSIONS, SUFFIXES, compression_of, container_of
 from alignkit.data.records import Record, to_json
+from alignkit.data.tables import cell_text
 from alignkit.errors import DataError, DiskFull
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
@@ -25,20 +33,120 @@ PARQUET_BATCH = 2000
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A stream that becomes `path` when the block ends well, and leaves nothing otherwise."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    """A stream that becomes `path` when the block ends well, and leaves nothing otherwise.
+
+    A link is followed. A pipe, and a descriptor that the shell opened (`/dev/stdout`,
+    `>(command)`), gets everything at once at the end. Any other device, a socket, a directory and
+    a file that is write-protected are refused. `name` of the stream is the path of what is being
+    written, for libraries that open files themselves.
+    """
+    refuse_foreign(path)
+    target = _followed(Path(path))
     try:
-        with open(partial, "wb") as stream:
+        number = _descriptor(target)
+        mode = None if number is not None else _mode_of(target)
+        if number is not None or (mode is not None and stat.S_ISFIFO(mode)):
+            with _spooled(target, number) as stream:
+                yield stream
+        else:
+            with _beside(target, mode) as stream:
+                yield stream
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _explain(error, target) from error
+
+
+@contextmanager
+def _beside(target: Path, mode: int | None) -> Iterator[BinaryIO]:
+    """A file in the same folder, renamed over the target at the end; its permissions stay."""
+    # The name of a file may have 255 bytes: what is added must not make it too long.
+    start = os.fsdecode(os.fsencode(target.name)[:200])
+    partial = target.with_name(f".{start}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb", opener=_new_file) as stream:
             yield stream
             stream.flush()
+            if mode is not None:
+                os.fchmod(stream.fileno(), stat.S_IMODE(mode))
             os.fsync(stream.fileno())
         os.replace(partial, target)
         _sync_directory(target.parent)
-    except OSError as error:
-        raise _explain(error, target) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _new_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextmanager
+def _spooled(target: Path, number: int | None) -> Iterator[BinaryIO]:
+    """A temporary file, copied into a pipe at the end: what failed half-way was never sent."""
+    try:
+        with tempfile.NamedTemporaryFile("wb") as stream:
+            yield cast(BinaryIO, stream)
+            stream.flush()
+            with open(stream.name, "rb") as whole, _sink(target, number) as sink:
+                shutil.copyfileobj(whole, sink, 1 << 20)
+    except BaseException:
+        if number is None:
+            _let_go(target)
+        raise
+
+
+def _sink(target: Path, number: int | None) -> BinaryIO:
+    if number is None:
+        return open(target, "wb")
+    if number == 1:
+        sys.stdout.flush()
+    return open(os.dup(number), "wb")
+
+
+def _let_go(pipe: Path) -> None:
+    """Whoever waits for the other end of the pipe to be opened gets its end instead."""
+    with suppress(OSError):  # nobody waits
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def _followed(path: Path) -> Path:
+    """What a link points to in the end; names of open descriptors stay as they are."""
+    for _ in range(40):
+        if _descriptor(path) is not None or not path.is_symlink():
+            return path
+        path = path.parent / os.readlink(path)
+    raise DataError("too many links", where=str(path))
+
+
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+_OPEN = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open descriptor that a name stands for, null for every other name."""
+    name = os.path.normpath(path.absolute())
+    match = _OPEN.fullmatch(name)
+    return int(match[1] or match[2]) if match else _STANDARD.get(name)
+
+
+def _mode_of(target: Path) -> int | None:
+    """The mode of a target that may be written, null when it is not there yet."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        name = target / "NAME.jsonl"
+        raise DataError("is a directory", where=str(target), hint=f"Fix: name a file: {name}")
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        kind = "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise DataError(
+            f"is {kind}, not a file", where=str(target), hint="Fix: name a file, or /dev/stdout"
+        )
+    if not (mode & 0o222 and os.access(target, os.W_OK)):
+        fix = f"Fix: chmod u+w {target}, or name a new file"
+        raise DataError("is write-protected", where=str(target), hint=fix)
+    return mode
 
 
 def _sync_directory(directory: Path) -> None:
@@ -60,21 +168,41 @@ def _explain(error: OSError, target: Path) -> Exception:
         )
     if error.errno == errno.ENOENT:
         return DataError("the folder does not exist", where=str(target.parent))
+    if error.errno == errno.ENOTDIR:
+        return DataError("is a file, not a folder", where=str(target.parent))
+    if error.errno == errno.EBADF:
+        return DataError("is not open for writing", where=str(target))
     return DataError(f"cannot be written: {error.strerror or error}", where=str(target))
+
+
+def refuse_foreign(path: str | Path, also: Container[str] = ()) -> None:
+    """Refuse a name that promises a kind of file we do not write."""
+    ending = Path(path).suffix.lower()
+    if ending in FOREIGN or ending in also:
+        raise DataError(
+            f"{ending} files cannot be written",
+            where=str(path),
+            hint=f"Fix: end the name in {', '.join([*SUFFIXES, *COMPRESSIONS])}",
+        )
 
 
 def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
     """Never write over what is being read."""
     for path in inputs:
-        source = Path(str(path).partition("#")[0])
-        if source.exists() and Path(output).exists() and source.samefile(output):
+        source, target = Path(str(path).partition("#")[0]), Path(output)
+        inside = source.is_dir() and source.resolve() in target.resolve().parents
+        if inside or (source.exists() and target.exists() and source.samefile(target)):
+            what = "is in the folder that is read" if inside else "is an input"
             raise DataError(
-                "the output is an input", where=str(output), hint="Fix: name a new file"
+                f"the output {what}",
+                where=str(output),
+                hint="Fix: name a new file elsewhere" if inside else "Fix: name a new file",
             )
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows in the container that the file's name says; how many were written."""
+    refuse_foreign(path, NO_ROWS)
     with whole_file(path) as plain, _compressed(plain, compression_of(str(path))) as stream:
         return WRITERS[container_of(str(path))](stream, rows)
 
@@ -84,6 +212,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     if container_of(str(path)) != "jsonl":
         return write_rows(path, (record.model_dump() for record in records))
     count = 0
+    refuse_foreign(path, NO_ROWS)
     with whole_file(path) as plain, _compressed(plain, compression_of(str(path))) as stream:
         for record in records:
             stream.write(to_json(record))
@@ -97,6 +226,10 @@ def _compressed(plain: BinaryIO, compression: str | None) -> Iterator[BinaryIO]:
         yield plain
     elif compression == "gzip":
         with gzip.GzipFile(fileobj=plain, mode="wb", filename="", mtime=0) as stream:
+            yield cast(BinaryIO, stream)
+    elif compression in ("bz2", "xz"):
+        opener = bz2.BZ2File if compression == "bz2" else lzma.LZMAFile
+        with opener(plain, "wb") as stream:
             yield cast(BinaryIO, stream)
     else:
         import pyarrow as pa
@@ -229,3 +362,15 @@ WRITERS: dict[str, RowWriter] = {
     "txt": _write_txt,
     "parquet": _write_parquet,
 }
+
+# Endings of files that nothing here writes: whatever went into them would not be what they say.
+FOREIGN = frozenset(
+    (
+        *(".xlsx", ".xlsm", ".xls", ".ods", ".doc", ".docx", ".pdf", ".odt"),
+        *(".arrow", ".feather", ".ipc", ".avro", ".orc", ".h5", ".hdf5", ".npy", ".npz"),
+        *(".pkl", ".pickle", ".pt", ".pth", ".bin", ".safetensors", ".gguf"),
+        *(".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".lzma", ".z", ".sz"),
+    )
+)
+# Endings of what some command writes, but never as rows.
+NO_ROWS = frozenset((".sqlite", ".sqlite3", ".db", ".html", ".htm", ".xml", ".yaml", ".yml", ".md"))

@@ -58,6 +58,7 @@ def agreement_report(
         "fleiss": _fleiss(ballots.votes, drawing),
         **_concordance(ballots.votes, drawing),
         "suspicious": suspicious(annotators, pairs),
+        "replaced": [str(problem) for problem in ballots.replaced],
         "inputs": ballots.inputs,
         "seed": seed,
         "command": shlex.join(words),
@@ -154,6 +155,8 @@ def _pairs(votes: Sequence[Vote], drawing: Drawing) -> list[dict[str, Any]]:
     by_annotator: dict[str, dict[str, Vote]] = defaultdict(dict)
     for vote in votes:
         by_annotator[vote.annotator][vote.item] = vote
+    if len(by_annotator.get("", ())) < sum(not vote.annotator for vote in votes):
+        del by_annotator[""]  # votes without a name are of several people
     found = []
     for x, y in combinations(sorted(by_annotator), 2):
         shared = sorted(by_annotator[x].keys() & by_annotator[y].keys())
@@ -361,7 +364,13 @@ def agreement_lines(report: Mapping[str, Any]) -> list[str]:
             f"  {' and '.join(pair['annotators'])}: {pair['n_items']} items, agree {agreed}, "
             f"kappa {_shown(pair['kappa'], pair['ci'])}{tau}"
         )
+    lines += _shortened(report["replaced"])
     return [*lines, *(f"look at {s['annotator']}: {s['reason']}" for s in report["suspicious"])]
+
+
+def _shortened(lines: Sequence[str], most: int = 5) -> list[str]:
+    rest = len(lines) - most
+    return [*lines[:most], *([f"and {rest:,} more votes that a later one replaces"] * (rest > 0))]
 
 
 def _shown(value: float | None, ci: Mapping[str, Any] | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.data.voting import Asked
 from alignkit.errors import DataError
-from alignkit.evaluation.json_rows import Row, RowFile
-from alignkit.evaluation.votes import Ballots, Vote, read_ballots
+from alignkit.evaluation.json_rows import Row
+from alignkit.evaluation.votes import Ballots, Vote, VoteFile, read_ballots
 
 KINDS = frozenset({"candidates", "event", "ranking"})
 # P(the first of two wins) by the category of a vote.
@@ -48,17 +49,18 @@ def contents(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(str(m.get("content") or "") for m in messages)
 
 
-def read_items(paths: Sequence[str | Path]) -> dict[str, Item]:
-    """The items of candidates, rankings and events, by the name that votes give them."""
+def read_items(paths: Sequence[str | Path], ballots: Ballots) -> dict[str, Item]:
+    """The items of candidates, rankings and events, by the name that their votes share."""
     items: dict[str, Item] = {}
     for path in paths:
-        for line, row in RowFile(path):
+        for line, row in VoteFile(path):
             told = _told(row)
             if told is None:
                 continue
             name = str(row.get("item") or row.get("id"))
             try:
-                found = _item(told)
+                place = ballots.place(name, Asked.of(told["prompt"], told["candidates"]))
+                name, found = place.item, _item(told, place.cids)
             except (KeyError, TypeError, AttributeError):
                 raise DataError(
                     "needs 'prompt' and 'candidates' with 'cid' and 'messages'",
@@ -79,13 +81,13 @@ def _told(row: Row) -> Row | None:
     return extra if carries else None
 
 
-def _item(row: Row) -> Item:
+def _item(row: Row, cids: Mapping[str, str]) -> Item:
     extra = row.get("extra")
     return Item(
         conversation(row["prompt"]),
         contents(row["prompt"]),
-        {c["cid"]: contents(c["messages"]) for c in row["candidates"]},
-        {c["cid"]: c.get("model") for c in row["candidates"]},
+        {cids[c["cid"]]: contents(c["messages"]) for c in row["candidates"]},
+        {cids[c["cid"]]: c.get("model") for c in row["candidates"]},
         extra if isinstance(extra, dict) else {},
     )
 
@@ -105,11 +107,13 @@ def decisions(paths: Sequence[str | Path], ballots: Ballots) -> Iterator[Decisio
 
     Items whose order is known beforehand test the annotator and are left out.
     """
-    items = read_items(paths)
+    items = read_items(paths, ballots)
     for vote in ballots.votes:
         if vote.gold or vote.item in ballots.expected:
             continue
         item = item_of(items, vote)
+        # Two models may give the same answers: each vote speaks of those its own row names.
+        item = replace(item, models={**item.models, **vote.models}) if vote.models else item
         place = {cid: number for number, cid in enumerate(vote.shown)}
         for (x, y), category in vote.categories().items():
             _check_models(item, vote.item, (x, y))

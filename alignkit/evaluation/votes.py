@@ -1,16 +1,34 @@
 """The votes that stand in files of rankings and events: taken back, repeated and replaced ones out.
 
-Texts are not looked at: who said what about which candidates is all that agreement needs.
+Votes on the same prompt and answers are votes on one item (`data.voting`), whatever the files call
+it; of the texts only digests are kept, as who said what is all that agreement needs.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from sys import intern
 from typing import Any
 
+from alignkit.data.files import compression_of, container_of
+from alignkit.data.pairs import ranking_of
+from alignkit.data.problems import Problem
+from alignkit.data.read import read_records
+from alignkit.data.records import Preference
+from alignkit.data.voting import (
+    Asked,
+    Items,
+    Place,
+    annotator_in,
+    last_votes,
+    line_of,
+    replaced_problem,
+)
 from alignkit.errors import DataError
 from alignkit.evaluation.json_rows import Row, RowFile
 
@@ -19,7 +37,11 @@ Ranks = dict[str, int]
 
 @dataclass(frozen=True)
 class Vote:
-    """One annotator's ranks of one item: 1 is best, equal is a tie, missing is unranked."""
+    """One annotator's ranks of one item: 1 is best, equal is a tie, missing is unranked.
+
+    `models`: the model behind each candidate, as far as the vote's own row says. `asked`: what it
+    was about, null when only another file holds the texts. `place`: (file, line).
+    """
 
     id: str
     annotator: str
@@ -29,6 +51,9 @@ class Vote:
     active_ms: int | None = None
     gold: bool = False
     repeat_of: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    asked: Asked | None = None
+    place: tuple[str, int | None] = ("", None)
 
     def categories(self) -> dict[tuple[str, str], int]:
         """1, 0 or -1 for each pair of ranked candidates in the order of their names."""
@@ -46,19 +71,42 @@ class Ballots:
 
     votes: list[Vote] = field(default_factory=list)
     repeats: list[tuple[Vote, Vote]] = field(default_factory=list)  # the first vote, its repeat
+    replaced: list[Problem] = field(default_factory=list)  # votes that a later one of a file undid
     skipped: Counter[str] = field(default_factory=Counter)
     flagged: Counter[str] = field(default_factory=Counter)
     expected: dict[str, Ranks] = field(default_factory=dict)  # gold ranks by item
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    items: Items = field(default_factory=Items)
+    asked: dict[str, Asked] = field(default_factory=dict)  # by the name that files give an item
+
+    def place(self, name: str, asked: Asked | None) -> Place:
+        """The item that files call `name`; by its name alone where no file holds its texts."""
+        asked = asked or self.asked.get(name)
+        return Place(name, {}) if asked is None else self.items.place(name, asked)
+
+    def placed(self, vote: Vote) -> Vote:
+        """The vote under the names that all votes on its item share."""
+        place = self.place(vote.item, vote.asked)
+        return replace(
+            vote,
+            item=place.item,
+            ranks=place.ranks(vote.ranks),
+            shown=tuple(place.cids.get(cid, cid) for cid in vote.shown),
+            models={place.cids.get(cid, cid): model for cid, model in vote.models.items()},
+            asked=None,
+        )
 
 
 def read_ballots(paths: Sequence[str | Path]) -> Ballots:
-    """Read rankings, events and (for the expected order of gold items) candidates, mixed."""
+    """Read rankings, events and (for the expected order of gold items) candidates, mixed.
+
+    Files of other formats that hold rankings or preferences are read as `alignkit data` does.
+    """
     if not paths:
         raise DataError("no file of rankings or events given")
     ballots, cast, void = Ballots(), [], set()
     for path in paths:
-        file = RowFile(path)
+        file = VoteFile(path)
         for line, row in file:
             try:
                 taken = _READERS[_kind(row)](row, ballots)
@@ -67,23 +115,61 @@ def read_ballots(paths: Sequence[str | Path]) -> Ballots:
             if isinstance(row.get("supersedes"), str):
                 void.add(row["supersedes"])
             if taken is not None:
-                cast.append(taken)
+                cast.append(replace(taken, place=(str(path), line)))
         ballots.inputs.append(file.as_dict())
     _settle(ballots, [vote for vote in cast if vote.id not in void or not vote.id])
     return ballots
 
 
-def _settle(ballots: Ballots, standing: Iterable[Vote]) -> None:
-    """The last vote of an annotator on an item counts; repeats go beside what they repeat."""
-    standing = list(standing)
-    by_id = {vote.id: vote for vote in standing if vote.id}
-    last: dict[tuple[str, str], Vote] = {}
-    for vote in standing:
-        if vote.repeat_of is None:
-            last[vote.annotator, vote.item] = vote
-        elif vote.repeat_of in by_id:
-            ballots.repeats.append((by_id[vote.repeat_of], vote))
-    ballots.votes = list(last.values())
+class VoteFile:
+    """One input: iterate it once for (line, row), each row our own record as JSON."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._own = RowFile(path)
+        self._read: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        plain = container_of(self.path) in ("jsonl", "json") and not compression_of(self.path)
+        rows = iter(self._own) if plain else iter(())
+        first = next(rows, None)
+        if plain and (first is None or first[1].get("kind", "preference") != "preference"):
+            yield from chain([] if first is None else [first], rows)
+            return
+        self._read = 0
+        for record in read_records(self.path, kinds=frozenset(_READERS) | {"preference"}):
+            known = ranking_of(record) if isinstance(record, Preference) else record
+            self._read += 1
+            yield line_of(record) or self._read, known.model_dump()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, digest and rows, for a report's list of inputs."""
+        if self._read is None:
+            return self._own.as_dict()
+        with open(self.path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"path": self.path, "sha256": digest, "rows": self._read}
+
+
+def _settle(ballots: Ballots, standing: Sequence[Vote]) -> None:
+    """Votes on one item get one name; the last of each annotator counts; repeats go beside what
+    they repeat."""
+    placed = [ballots.placed(vote) for vote in standing]
+    by_id = {vote.id: vote for vote in placed if vote.id}
+    first = [vote for vote in placed if vote.repeat_of is None]
+    counted = last_votes(first, lambda vote: (vote.annotator, vote.item))
+    ballots.votes = counted.votes
+    # Whoever votes again on the page means to; in a file of rankings it may be a slip.
+    ballots.replaced = [
+        replaced_problem(one.annotator, (*one.place, one.ranks), (*other.place, other.ranks))
+        for one, other in counted.replaced
+        if not other.id
+    ]
+    ballots.repeats = [(by_id[vote.repeat_of], vote) for vote in placed if vote.repeat_of in by_id]
+    places = {name: ballots.place(name, None) for name in ballots.expected}
+    ballots.expected = {
+        places[name].item: places[name].ranks(ranks) for name, ranks in ballots.expected.items()
+    }
 
 
 def _kind(row: Row) -> str:
@@ -111,11 +197,13 @@ def _ranks(value: Any, key: str = "ranks") -> Ranks:
     return dict(value)
 
 
-def _read_ranking(row: Row, _ballots: Ballots) -> Vote:
+def _read_ranking(row: Row, ballots: Ballots) -> Vote:
     item = row.get("item") or row.get("id")
     if not isinstance(item, str):
         raise DataError("a ranking needs an 'item' or an 'id' that says what was ranked")
-    return Vote("", row.get("annotator") or "", item, _ranks(row.get("ranks")))
+    extra = row.get("extra")
+    named = row.get("annotator") or annotator_in(extra if isinstance(extra, dict) else {})
+    return Vote("", named or "", item, _ranks(row.get("ranks")), **_told(item, row, ballots))
 
 
 def _read_event(row: Row, ballots: Ballots) -> Vote | None:
@@ -126,22 +214,40 @@ def _read_event(row: Row, ballots: Ballots) -> Vote | None:
         (ballots.skipped if action == "skip" else ballots.flagged)[annotator] += 1
     if action not in ("rank", "pair"):
         return None
-    active = row.get("active_ms")
+    active, item, extra = row.get("active_ms"), _text(row, "item"), row.get("extra")
     return Vote(
         id=_text(row, "id"),
         annotator=annotator,
-        item=_text(row, "item"),
+        item=item,
         ranks=_ranks(row.get("ranks")),
         shown=tuple(row.get("shown") or ()),
         active_ms=active if isinstance(active, int) else None,
         gold=bool(row.get("gold")),
         repeat_of=row.get("repeat_of"),
+        **_told(item, extra if isinstance(extra, dict) else {}, ballots),
     )
 
 
 def _read_candidates(row: Row, ballots: Ballots) -> None:
+    _told(str(row.get("id")), row, ballots)
     if row.get("gold") is not None:
         ballots.expected[_text(row, "id")] = _ranks(row["gold"], "gold")
+
+
+def _told(name: str, row: Row, ballots: Ballots) -> dict[str, Any]:
+    """What a row with texts says of its item: `asked` and `models` of a vote."""
+    if row.get("prompt") is None or row.get("candidates") is None:
+        return {}
+    try:
+        asked = Asked.of(row["prompt"], row["candidates"])
+        named = {c["cid"]: c.get("model") for c in row["candidates"]}
+    except (KeyError, TypeError, AttributeError):
+        raise DataError("needs 'prompt' and 'candidates' with 'cid' and 'messages'") from None
+    if row.get("kind") == "candidates":
+        ballots.asked[name] = asked
+    else:
+        ballots.asked.setdefault(name, asked)
+    return {"asked": asked, "models": {cid: intern(m) for cid, m in named.items() if m}}
 
 
 _ACTIONS = ("rank", "pair", "skip", "flag", "undo")

@@ -35,9 +35,10 @@ class HumanJudge:
 def human_judge(rest: str, **_options: Any) -> HumanJudge:
     """`human:votes.jsonl,candidates.jsonl`: events with the candidates they name, or rankings."""
     paths = [path for path in rest.split(",") if path]
-    items = read_items(paths)
+    ballots = read_ballots(paths)
+    items = read_items(paths, ballots)
     heard: dict[Key, list[float]] = defaultdict(list)
-    for vote in read_ballots(paths).votes:
+    for vote in ballots.votes:
         item = item_of(items, vote)
         for (x, y), category in vote.categories().items():
             left, right, score = item.texts[x], item.texts[y], SCORES[category]

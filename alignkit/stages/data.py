@@ -50,13 +50,31 @@ def load_rows(
         _tell_leaks(set(ties.prompts), asked.prompts, held_out, context)
     else:
         parts = ties.split([1.0 - config.eval_fraction, config.eval_fraction], context.seed)
+        if not parts[0]:
+            raise _nothing_to_train(len(train), config)
         train, held_out = train.only(parts[0]), train.only(parts[1])
     for line in encoder.remarks.lines() if encoder is not None else ():
         context.say(line)
+    found = len(train)
     train = fit_to_length(train, config, context)
     if not train:
-        raise DataError("no rows are left", where=", ".join(config.data))
+        raise DataError(
+            f"all {found:,} rows are longer than max_length {config.max_length}: none is left",
+            where=", ".join(config.data),
+            hint="Fix: raise max_length, or set on_overlong to truncate_prompt",
+        )
     return train, fit_to_length(held_out, config, context)
+
+
+def _nothing_to_train(rows: int, config: TrainingConfig) -> DataError:
+    """Why no row is left to train on: a prompt, and what belongs to it, is never divided."""
+    what = "1 row" if rows == 1 else f"{rows:,} rows, all of one prompt or one group"
+    return DataError(
+        f"{what}: eval_fraction {config.eval_fraction} holds all of it out, and none is left to "
+        "train on",
+        where=", ".join(config.data),
+        hint="Fix: add rows with other prompts, or train on everything: --eval-fraction 0",
+    )
 
 
 def _written(
@@ -92,7 +110,11 @@ def _written(
     for line in unread.lines() if unread is not None else ():
         context.say(line)
     if not written:
-        raise DataError("no rows are left", where=", ".join(sources))
+        raise DataError(
+            "no row says anything to learn from: all are ties, or rank fewer than two answers",
+            where=", ".join(sources),
+            hint="Fix: give the better answer the smaller rank",
+        )
     return written, ties
 
 
@@ -193,5 +215,5 @@ def load_all(
     """The records of all files, in memory. Raises DataError when nothing is left."""
     records = list(records_of(open_file, sources, config, context))
     if not records:
-        raise DataError("no rows are left", where=", ".join(sources))
+        raise DataError("holds no rows", where=", ".join(sources))
     return records

@@ -65,7 +65,8 @@ def _read_ranked(completions_key: str, row: Row) -> Fields:
     for position, completion in enumerate(completions):
         where = f"{completions_key}[{position}]"
         fields["candidates"][position]["messages"] = either(completion, where, "assistant")
-    return fields | ({"annotator": row["annotator"]} if row.get("annotator") else {})
+    annotator = row.get("annotator")
+    return fields | ({} if annotator in (None, "") else {"annotator": str(annotator)})
 
 
 def _write_ranked(completions_key: str, record: Ranking) -> Fields:
