@@ -450,39 +450,35 @@ ARENA_ROW = b'[\n{"question_id":"q","model_a":"x","model_b":"y","winner":"model_
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "message"),
+    ("text", "place", "message"),
     [
-        (b'{"kind"', 1, "not valid JSON"),
-        (b"[1]", 1, "a row must be a JSON object"),
-        (ARENA_ROW + b',\n{"b" 2}]', 3, "not valid JSON: Expecting ':' delimiter"),
-        (ARENA_ROW + b"\n{}]", 3, "not valid JSON: expected ',' or ']'"),
-        (ARENA_ROW + b"]\n\nx", 4, "not valid JSON: text after the end"),
-        (ARENA_ROW + b",]", 2, "not valid JSON"),
-        (ARENA_ROW.replace(b"x", b"\\ud800") + b"]", 2, "not valid JSON: half of a surrogate"),
-        (
-            ARENA_ROW + b"\n",
-            3,
-            "not valid JSON",
-        ),
-        (b'\n{"hello": 1}', 2, "no known format"),
-        (b'\xff{"a": 1}', 1, "not valid JSON"),
-        (b"NaN", 1, "not valid JSON"),
+        (b'{"kind"', "", "holds no whole row"),
+        (b"[1]", ":1", "expected object, got number"),
+        (ARENA_ROW + b',\n{"b" 2}]', ":3", "not JSON: Expecting ':' delimiter"),
+        (ARENA_ROW + b"\n{}]", ":3", "a comma is missing before this item"),
+        (ARENA_ROW + b"]\n\nx", ":4", "text after the end of the array"),
+        (ARENA_ROW + b",]", ":2", "trailing comma"),
+        (ARENA_ROW.replace(b"x", b"\\ud800") + b"]", ":2", "broken emoji/surrogate"),
+        (ARENA_ROW + b"\n", ":3", "the array never ends"),
+        (b'\n{"hello": 1}', ":2", "no known format"),
+        (b'\xff{"a": 1}', ":1:1", "byte 0xff at column 1 is not UTF-8"),
+        (b"NaN", ":1", "NaN is not JSON"),
     ],
 )
-def test_broken_files(tmp_path: Path, text: bytes, line: int, message: str) -> None:
-    path = tmp_path / "j.jsonl"
+def test_broken_files(tmp_path: Path, text: bytes, place: str, message: str) -> None:
+    path = tmp_path / "j.json"
     path.write_bytes(text)
     with pytest.raises(DataError) as caught:
         winrate_report([path])
-    assert str(caught.value).startswith(f"{path}:{line}: {message}")
+    assert str(caught.value).startswith(f"{path}{place}: {message}")
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
         winrate_report([tmp_path / "nowhere.jsonl"])
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(DataError, match=r"empty\.jsonl: holds no judgement"):
+    with pytest.raises(DataError, match=r"empty\.jsonl: no records"):
         winrate_report([empty])
 
 

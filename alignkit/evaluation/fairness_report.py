@@ -18,7 +18,7 @@ from alignkit.evaluation.fairness import (
     read_labelled,
     swapped,
 )
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.judgements import Judgements, read_judgements
 from alignkit.evaluation.report_files import write_whole
 from alignkit.evaluation.winrate import Pair, pair_of, sides

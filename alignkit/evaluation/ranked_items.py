@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict
+
+from alignkit.data.records import Candidate, Messages
 from alignkit.errors import DataError
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation import judged_rows as fields
+from alignkit.evaluation.judged_rows import Row, RowFile, contents
 from alignkit.evaluation.votes import Ballots, Vote, read_ballots
 
 KINDS = frozenset({"candidates", "event", "ranking"})
@@ -43,11 +47,6 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
 
 
-def contents(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The turns' texts, one paragraph each."""
-    return "\n\n".join(str(m.get("content") or "") for m in messages)
-
-
 def read_items(paths: Sequence[str | Path]) -> dict[str, Item]:
     """The items of candidates, rankings and events, by the name that votes give them."""
     items: dict[str, Item] = {}
@@ -56,14 +55,10 @@ def read_items(paths: Sequence[str | Path]) -> dict[str, Item]:
             told = _told(row)
             if told is None:
                 continue
-            name = str(row.get("item") or row.get("id"))
             try:
-                found = _item(told)
-            except (KeyError, TypeError, AttributeError):
-                raise DataError(
-                    "needs 'prompt' and 'candidates' with 'cid' and 'messages'",
-                    where=f"{path}:{line}",
-                ) from None
+                name, found = _name(row), _item(told)
+            except DataError as error:
+                raise error.at(f"{path}:{line}") from None
             # Only the candidates' own record knows a category; events repeat the texts alone.
             if row.get("kind") == "candidates" or name not in items:
                 items[name] = found
@@ -74,20 +69,36 @@ def _told(row: Row) -> Row | None:
     """What holds the texts: the record, or the `extra` of an event that carries them."""
     if row.get("kind") in ("candidates", "ranking"):
         return row
+    if row.get("kind") != "event":
+        return None
     extra = row.get("extra")
-    carries = row.get("kind") == "event" and isinstance(extra, dict) and "candidates" in extra
-    return extra if carries else None
+    return extra if isinstance(extra, dict) and "candidates" in extra else None
+
+
+def _name(row: Row) -> str:
+    found = fields.text(row, "item") or fields.text(row, "id")
+    if not found:
+        raise DataError("neither 'item' nor 'id' says what was ranked")
+    return found
+
+
+class _Asked(BaseModel):
+    """The part of a record that was on the screen, and whose answers they were."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: Messages
+    candidates: list[Candidate]
 
 
 def _item(row: Row) -> Item:
-    extra = row.get("extra")
-    return Item(
-        conversation(row["prompt"]),
-        contents(row["prompt"]),
-        {c["cid"]: contents(c["messages"]) for c in row["candidates"]},
-        {c["cid"]: c.get("model") for c in row["candidates"]},
-        extra if isinstance(extra, dict) else {},
-    )
+    asked = fields.as_model(_Asked, {key: row.get(key) for key in ("prompt", "candidates")})
+    prompt = [message.model_dump() for message in asked.prompt]
+    texts = {c.cid: contents([m.model_dump() for m in c.messages]) for c in asked.candidates}
+    if len(texts) < len(asked.candidates):
+        raise DataError("two candidates have the same cid")
+    models = {c.cid: c.model for c in asked.candidates}
+    return Item(conversation(prompt), contents(prompt), texts, models, fields.extra_of(row))
 
 
 def item_of(items: Mapping[str, Item], vote: Vote) -> Item:
