@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "alignkit.recipe_file": 2,
     "alignkit.model_files": 1,
     "alignkit.data": 2,
+    "alignkit.service": 2,
     "alignkit.tiny": 2,
     "alignkit.probe": 3,
     "alignkit.quantized_base": 2,
