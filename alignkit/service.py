@@ -129,6 +129,7 @@ class Service:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._starting = threading.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -192,10 +193,9 @@ class Service:
         self._loop.close()
 
     async def _end_calls(self) -> None:
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
-        for call in calls:
+        for call in self._calls:
             call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def _end(self) -> None:
         await self._end_calls()
@@ -209,6 +209,8 @@ class Service:
         )
 
     def _try(self, url: str, content: bytes) -> bytes:
+        if self._stop.is_set():
+            raise Trouble("was not waited for", again=False)
         with self._starting:
             if self._thread.ident is None:
                 self._thread.start()
@@ -225,6 +227,9 @@ class Service:
         """One try: the body of an answer that is no error."""
         seconds = self.limits.seconds
         answering = False
+        call = asyncio.current_task()
+        assert call is not None  # a coroutine runs in one
+        self._calls.add(call)
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -239,6 +244,7 @@ class Service:
         except httpx.HTTPError as error:
             raise Trouble(f"{type(error).__name__}: {error}", again=True) from None
         finally:
+            self._calls.discard(call)
             self._client.cookies.clear()  # nothing of one answer goes into the next question
         if reply.status_code >= 300:
             raise _refusal(reply, body)

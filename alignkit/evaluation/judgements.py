@@ -88,6 +88,7 @@ class Judgements:
     cost: Floats
     failure: Ints  # number of the reason in `failures`, -1 for a usable judgement
     failures: list[str]
+    errors: dict[str, str]  # what each judge said where it failed first, in full
     settings: list[dict[str, Any]]  # how the completions were sampled, each way once
     templates: list[str]  # digests of the wordings judges were asked with
     clusters: Ints | None  # (prompts,)
@@ -319,6 +320,7 @@ class _Builder:
         self.texts: list[Texts] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self.failures: dict[str, int] = {}
+        self.errors: dict[str, str] = {}
         self.settings: list[dict[str, Any]] = []
         self.templates: dict[str, None] = {}
 
@@ -340,7 +342,7 @@ class _Builder:
             0 if judged.output_a is None else hash(judged.output_a),
             0 if judged.output_b is None else hash(judged.output_b),
             *(math.nan if value is None else float(value) for value in judged[_FIRST_MEASURE:]),
-            -1 if judged.score is not None else self._failure(judged.error),
+            -1 if judged.score is not None else self._failure(judged),
         )
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
@@ -348,9 +350,11 @@ class _Builder:
         if self.keep_texts:
             self._keep(self.texts[prompt], judged)
 
-    def _failure(self, error: str | None) -> int:
+    def _failure(self, judged: Judged) -> int:
         """The number of the reason, which stands before the error's colon."""
-        reason = (error or "no verdict").partition(":")[0].strip()[:LONGEST_REASON]
+        error = (judged.error or "").strip() or "no verdict"
+        self.errors.setdefault(judged.judge, error[:LONGEST_ERROR])
+        reason = error.partition(":")[0].strip()[:LONGEST_REASON]
         return self.failures.setdefault(reason or "no verdict", len(self.failures))
 
     def _note(self, row: Row) -> None:
@@ -410,6 +414,7 @@ class _Builder:
             texts=self.texts if self.keep_texts else [],
             inputs=inputs,
             failures=list(self.failures),
+            errors=self.errors,
             settings=self.settings,
             templates=list(self.templates),
             **arrays,
@@ -418,6 +423,7 @@ class _Builder:
 
 _FIRST_MEASURE = Judged._fields.index("injects_a")  # from here on fields are numbers or None
 LONGEST_REASON = 60
+LONGEST_ERROR = 300
 _INTEGERS = frozenset(
     {"prompt", "left", "right", "judge", "left_hash", "right_hash", "failure", "first"}
 )
