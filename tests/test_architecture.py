@@ -53,6 +53,7 @@ LAYERS: dict[str, int] = {
     "alignkit.model_files": 1,
     "alignkit.data": 2,
     "alignkit.data.containers": 0,
+    "alignkit.service": 2,
     "alignkit.tiny": 2,
     "alignkit.probe": 3,
     "alignkit.quantized_base": 2,

@@ -248,7 +248,7 @@ def test_an_endpoint_that_dies_midway_is_resumed_and_asked_once(tmp_path: Path) 
 
 def test_a_wrong_key_or_model_stops_at_once() -> None:
     with serving(lambda _n, _t: (401, {"error": "no"})) as (url, endpoint), asking(url) as judge:
-        with pytest.raises(RecipeError, match="answers 401"):
+        with pytest.raises(RecipeError, match="answered HTTP 401"):
             compare(judge, PROMPT, "x", "y")
         assert len(endpoint.texts) == 1
 

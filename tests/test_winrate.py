@@ -450,39 +450,35 @@ ARENA_ROW = b'[\n{"question_id":"q","model_a":"x","model_b":"y","winner":"model_
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "message"),
+    ("text", "place", "message"),
     [
-        (b'{"kind"', 1, "not valid JSON"),
-        (b"[1]", 1, "a row must be a JSON object"),
-        (ARENA_ROW + b',\n{"b" 2}]', 3, "not valid JSON: Expecting ':' delimiter"),
-        (ARENA_ROW + b"\n{}]", 3, "not valid JSON: expected ',' or ']'"),
-        (ARENA_ROW + b"]\n\nx", 4, "not valid JSON: text after the end"),
-        (ARENA_ROW + b",]", 2, "not valid JSON"),
-        (ARENA_ROW.replace(b"x", b"\\ud800") + b"]", 2, "not valid JSON: half of a surrogate"),
-        (
-            ARENA_ROW + b"\n",
-            3,
-            "not valid JSON",
-        ),
-        (b'\n{"hello": 1}', 2, "no known format"),
-        (b'\xff{"a": 1}', 1, "not valid JSON"),
-        (b"NaN", 1, "not valid JSON"),
+        (b'{"kind"', "", "holds no whole row"),
+        (b"[1]", ":1", "expected object, got number"),
+        (ARENA_ROW + b',\n{"b" 2}]', ":3", "not JSON: Expecting ':' delimiter"),
+        (ARENA_ROW + b"\n{}]", ":3", "a comma is missing before this item"),
+        (ARENA_ROW + b"]\n\nx", ":4", "text after the end of the array"),
+        (ARENA_ROW + b",]", ":2", "trailing comma"),
+        (ARENA_ROW.replace(b"x", b"\\ud800") + b"]", ":2", "broken emoji/surrogate"),
+        (ARENA_ROW + b"\n", ":3", "the array ends too early"),
+        (b'\n{"hello": 1}', ":2", "no known format"),
+        (b'\xff{"a": 1}', ":1:1", "byte 0xff at column 1 is not UTF-8"),
+        (b"NaN", ":1", "NaN is not JSON"),
     ],
 )
-def test_broken_files(tmp_path: Path, text: bytes, line: int, message: str) -> None:
-    path = tmp_path / "j.jsonl"
+def test_broken_files(tmp_path: Path, text: bytes, place: str, message: str) -> None:
+    path = tmp_path / "j.json"
     path.write_bytes(text)
     with pytest.raises(DataError) as caught:
         winrate_report([path])
-    assert str(caught.value).startswith(f"{path}:{line}: {message}")
+    assert str(caught.value).startswith(f"{path}{place}: {message}")
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
         winrate_report([tmp_path / "nowhere.jsonl"])
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(DataError, match=r"empty\.jsonl: holds no judgement"):
+    with pytest.raises(DataError, match=r"empty\.jsonl: no records"):
         winrate_report([empty])
 
 
@@ -547,6 +543,86 @@ def test_gate(file: Path, tmp_path: Path) -> None:
     assert json.loads(output.read_text())["wins"] == 5
     assert run(file, "--fail-under", "0.33")[0] == 0
     assert run(file, "--fail-under", "50")[0] == 2
+
+
+FAILED = {"verdict": None, "error": "no reply: HTTP 503 (busy)"}
+
+
+def test_when_every_verdict_failed_the_command_fails(tmp_path: Path) -> None:
+    """Whatever else is asked for; the report is written, and says so too."""
+    rows = [judgement(f"p{n}", "a") | FAILED for n in range(4)]
+    rows[0]["error"] = "refusal"
+    path, output = write(tmp_path / "j.jsonl", rows), tmp_path / "r.json"
+    for more in ([], ["--fail-under", "0.5"], ["--a", "sft"], ["--baseline", "dpo"], ["--json"]):
+        code, text = run(path, "--output", output, *more)
+        assert code == 1, more
+        assert text == (
+            "no verdict: all 4 judgements failed. "
+            "The judge failed on 4 of 4 judgements; first: refusal"
+        )
+    report = json.loads(output.read_text())
+    assert (report["win_rate"], report["n_failed"]) == (None, 4)
+    assert report["failures"] == {"no reply": 3, "refusal": 1}
+
+
+def test_ties_that_nobody_was_asked_about_are_no_verdict(tmp_path: Path) -> None:
+    same = {"output_a": "x", "output_b": "x", "verdict": "tie", "extra": {"identical": True}}
+    rows = [judgement("p0", "a") | FAILED | {"output_a": "x", "output_b": "y"}]
+    rows += [judgement(f"p{n}", "a") | same for n in range(1, 4)]
+    code, text = run(write(tmp_path / "j.jsonl", rows))
+    assert (code, text.partition(".")[0]) == (1, "no verdict: all 1 judgements failed")
+    # Without a failure it is a result: the policies say the same.
+    code, text = run(write(tmp_path / "j.jsonl", rows[1:]))
+    assert code == 0
+    assert "win rate 50.0 %" in text
+
+
+def test_failed_verdicts_of_several_models(tmp_path: Path) -> None:
+    rows = [judgement(f"p{n}", "a") | {"a": a} | FAILED for n in range(3) for a in ("dpo", "ppo")]
+    path = write(tmp_path / "j.jsonl", rows)
+    assert run(path)[0] == run(path, "--baseline", "sft")[0] == 1
+    # Others met, but none of the verdicts on the baseline counts.
+    met = [judgement(f"q{n}", "a") | {"b": "ppo"} for n in range(3)]
+    path = write(tmp_path / "j.jsonl", rows + met)
+    assert run(path)[0] == 0
+    code, text = run(path, "--baseline", "sft")
+    assert code == 1
+    assert "all 6 judgements failed" in text
+    assert run(path, "--a", "dpo", "--b", "ppo")[0] == 0
+
+
+def test_judges_that_failed_in_part_are_counted(tmp_path: Path) -> None:
+    rows = [judgement(f"p{n}", "ab"[n % 2]) for n in range(4)]
+    rows += [judgement(f"p{n}", "a") | {"judge": "llm"} | FAILED for n in range(4)]
+    rows += [judgement("p0", "a") | {"judge": "ann", "verdict": None}]
+    code, text = run(write(tmp_path / "j.jsonl", rows))
+    assert code == 0
+    warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: judge llm failed on 4 of 4 judgements; first: no reply: HTTP 503 (busy)",
+        "warning: judge ann failed on 1 of 1 judgements; first: no verdict",
+    ]
+
+
+def test_models_that_never_met_are_named(tmp_path: Path) -> None:
+    rows = [judgement("p", "a"), judgement("q", "a") | {"a": "ppo"}]
+    path, output = write(tmp_path / "j.jsonl", rows), tmp_path / "r.json"
+    code, text = run(path, "--a", "dpo", "--b", "ppo", "--output", output)
+    assert (code, output.exists()) == (2, False)
+    assert text == "no judgement compares 'dpo' with 'ppo'. dpo met sft; ppo met sft"
+    code, text = run(path, "--baseline", "sft", "--fail-under", "0.5", "--output", output)
+    assert (code, output.exists()) == (2, False)
+    assert "--fail-under needs two models" in text
+
+
+@pytest.mark.parametrize("there", [b"", b"[]", b'{"inputs": [{"path": [], "rows": "x"}]}', b"\xff"])
+def test_what_stands_where_the_report_goes_is_replaced(
+    file: Path, tmp_path: Path, there: bytes
+) -> None:
+    output = tmp_path / "r.json"
+    output.write_bytes(there)
+    assert run(file, "--output", output)[0] == 0
+    assert json.loads(output.read_text())["wins"] == 5
 
 
 def test_an_output_that_cannot_be_written(file: Path, tmp_path: Path) -> None:

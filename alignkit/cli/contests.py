@@ -51,7 +51,7 @@ def hold(
     from alignkit.stages.context import progress_bar
 
     quiet_libraries()
-    entrants = parse_policies([name for text in policies for name in text.split(",") if name])
+    entrants = parse_policies(policies)
     names = [entrant.name for entrant in entrants]
     baseline = options.baseline or options.b or names[0]
     pick(dict.fromkeys(names), baseline, what="baseline")
@@ -102,6 +102,11 @@ def hold(
         return target, replace(options, baseline=baseline, b=None)
     others = [name for name in names if name != baseline]
     return target, replace(options, a=options.a or others[0], b=baseline, baseline=None)
+
+
+def names_of(texts: Sequence[str]) -> list[str]:
+    """Policies as they were typed, with spaces or with commas between them."""
+    return [name for text in texts for name in text.split(",") if name]
 
 
 def _prompts(path: Path | None, limit: int | None) -> list[Prompt]:

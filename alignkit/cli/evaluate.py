@@ -161,10 +161,13 @@ def winrate(
     options = _options(_slope(lc_slope, settings))
     paths = [Path(file) for file in files]
     if policies is not None:
-        from alignkit.cli.contests import hold
+        from alignkit.cli.contests import hold, names_of
 
         # What follows the first policy reaches us as files: options take one value only.
-        judged, options = hold([policies, *files], options, **making)
+        entrants = names_of([policies, *files])
+        if fail_under is not None and len(entrants) > 2 and options.a is None:
+            raise _gate_needs_two()
+        judged, options = hold(entrants, options, **making)
         paths = [judged]
     elif not files:
         raise click.UsageError("give one or more files of judgements, or --policies")
@@ -203,29 +206,38 @@ def _report(
     """Read, report, write, print, and hold the gate last: both files are written first."""
     from alignkit.evaluation.report_files import write_whole
     from alignkit.evaluation.screen import winrate_lines
-    from alignkit.evaluation.winrate import read_for, report_of
+    from alignkit.evaluation.winrate import NoVerdict, check_verdicts, read_for, report_of
 
     judgements = read_for(paths, options, keep_texts=html is not None)
     report = report_of(judgements, options, paths)
+    a, b = report["a"], report["b"]
+    if fail_under is not None and (a is None or b is None):
+        raise _gate_needs_two()
+    unjudged = None
+    try:
+        check_verdicts(judgements, a, b)
+    except NoVerdict as error:
+        unjudged = error
     _warn_when_grown(report, output, options.sequential)
     publish(report, output, as_json, winrate_lines(report))
     if html is not None:
         from alignkit.evaluation.report_html import winrate_page
 
         write_whole(html, winrate_page(report, judgements).encode())
+    if unjudged is not None:
+        raise unjudged
     _gate(report, fail_under)
+
+
+def _gate_needs_two() -> RecipeError:
+    return RecipeError("--fail-under needs two models", hint="Name them with --a and --b")
 
 
 def _warn_when_grown(report: dict[str, Any], output: Path | None, sequential: bool) -> None:
     """Looking again after adding judgements makes errors likelier than an interval says."""
     if output is None or sequential or not output.is_file():
         return
-    import orjson
-
-    try:
-        before = {i["path"]: i["rows"] for i in orjson.loads(output.read_bytes())["inputs"]}
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return
+    before = _rows_before(output)
     grown = [i["path"] for i in report["inputs"] if i["rows"] > before.get(i["path"], i["rows"])]
     if grown:
         click.echo(
@@ -233,6 +245,19 @@ def _warn_when_grown(report: dict[str, Any], output: Path | None, sequential: bo
             "wrong more often than 5 %; --sequential gives an interval that allows for it.",
             err=True,
         )
+
+
+def _rows_before(output: Path) -> dict[str, int]:
+    """Rows of each input by the report that is there; empty where something else is."""
+    from alignkit.data.json_text import decode
+    from alignkit.data.problems import RowError
+
+    try:
+        inputs = decode(output.read_bytes())["inputs"]
+        pairs = [(each["path"], each["rows"]) for each in inputs]
+    except (RowError, KeyError, TypeError):
+        return {}
+    return {p: n for p, n in pairs if isinstance(p, str) and isinstance(n, int)}
 
 
 def _slope(given: str | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -262,8 +287,6 @@ def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: l
 def _gate(report: dict[str, Any], fail_under: float | None) -> None:
     if fail_under is None:
         return
-    if report["a"] is None or report["b"] is None:
-        raise RecipeError("--fail-under needs two models", hint="Name them with --a and --b")
     ci = report["ci"]
     low = None if ci is None else ci["low"]
     if low is None or low < fail_under:

@@ -25,14 +25,14 @@ templated = click.option(
     metavar="FILE",
     help="A Jinja chat template. Default: the one beside a run's adapter, else the model's own.",
 )
-batched = click.option("--batch-size", type=int, default=16, show_default=True)
+batched = click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 
 
 @click.command()
 @click.argument("run", type=FILE)
 @click.option("--data", type=FILE, multiple=True, required=True, help="Rankings or preferences.")
 @click.option("--calibrate", is_flag=True, help="Keep the best temperature beside the model.")
-@click.option("--limit", type=int, help="The first N rows of each file only.")
+@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
 @click.option("--fail-under", type=float, metavar="X", help="Exit 1 unless the lower end >= X.")
 @quantized
 @templated
@@ -102,7 +102,7 @@ def _rmbench(
     judge: Any, files: Sequence[Path], limit: int | None, lines: list[str]
 ) -> dict[str, Any] | None:
     from alignkit.data.records import Message
-    from alignkit.evaluation.json_rows import RowFile
+    from alignkit.evaluation.judged_rows import RowFile, texts, word
     from alignkit.evaluation.reward_trial import rmbench_matrix
 
     sides, styles = [], 0
@@ -110,12 +110,19 @@ def _rmbench(
         for number, (line, row) in enumerate(RowFile(path)):
             if limit is not None and number >= limit:
                 break
-            texts = [*(row.get("chosen") or []), *(row.get("rejected") or [])]
-            if not isinstance(row.get("prompt"), str) or len(texts) != (styles or len(texts)):
-                raise DataError("not a row of RM-Bench", where=f"{path}:{line}")
-            styles = len(texts)
-            prompt = [Message(role="user", content=row["prompt"])]
-            sides += [(prompt, text) for text in texts]
+            try:
+                prompt = [Message(role="user", content=word(row, "prompt"))]
+                chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
+            except DataError as error:
+                raise error.at(f"{path}:{line}") from None
+            styles = styles or 2 * len(chosen)
+            if not chosen or not 2 * len(chosen) == 2 * len(rejected) == styles:
+                raise DataError(
+                    f"{len(chosen)} chosen and {len(rejected)} rejected texts",
+                    where=f"{path}:{line}",
+                    hint="RM-Bench has as many of both, and as many in every row: one a style",
+                )
+            sides += [(prompt, text) for text in (*chosen, *rejected)]
     if not sides:
         return None
     scores, half = judge.score(sides), styles // 2
@@ -143,7 +150,7 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
     metavar="MODEL",
     help="Also how far MODEL is from this one; on its own samples that is their KL.",
 )
-@click.option("--limit", type=int, help="The first N rows of each file only.")
+@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
 @quantized
 @templated
 @batched

@@ -17,17 +17,19 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import orjson
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
+from alignkit.data.files import MAX_LINE, read_jsonl
+from alignkit.data.json_text import decode
 from alignkit.data.pairs import rankings_from_votes
+from alignkit.data.problems import Problem, RowError
+from alignkit.data.read import validated
 from alignkit.data.records import Candidates, Event, Ranking, to_json
 from alignkit.errors import AlignkitError, DataError, DiskFull
 
-LONGEST_LINE = 16 * 2**20
 VOTES = ("rank", "pair")
 Stored = Literal["saved", "duplicate"]
 
@@ -260,11 +262,10 @@ def holds_events(path: Path) -> bool:
     """Whether the first line of the file is an event."""
     try:
         with path.open("rb") as file:
-            line = file.readline(LONGEST_LINE)
-        value = orjson.loads(line)
+            value = decode(file.readline(MAX_LINE))
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
-    except orjson.JSONDecodeError:
+    except RowError:
         return False
     return isinstance(value, dict) and value.get("kind") == "event"
 
@@ -291,47 +292,32 @@ def rankings_from_events(
 def _lines_and_events(
     path: Path, on_problem: Callable[[str], None] | None
 ) -> Iterator[tuple[bytes, Event]]:
+    def hear(problem: Problem) -> None:
+        if problem.kind == "torn" and on_problem:
+            on_problem(f"{problem.where}: the last line is cut short; ignored")
+        elif problem.level == "error" and problem.kind != "empty":
+            raise problem.error()
+
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(_lines(file, path), start=1):
-                if not line.strip():
-                    continue
-                if not line.endswith(b"\n") and not _is_event(line):
-                    if on_problem:
-                        on_problem(f"{path}:{number}: the last line is cut short; ignored")
-                    return
-                yield line.rstrip(b"\n"), _event(line, f"{path}:{number}")
+            for row in read_jsonl(str(path), file, hear):
+                assert row.raw is not None  # of JSON there always is
+                yield row.raw.rstrip(b"\n"), _event(row.value, f"{path}:{row.line}")
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    # Lines end at "\n" and nowhere else: answers may hold U+2028, U+0085 or a form feed.
-    number = 0
-    while line := file.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) > LONGEST_LINE:
-            raise DataError(
-                f"the line is longer than {LONGEST_LINE:,} bytes", where=f"{path}:{number}"
-            )
-        yield line
-
-
-def _event(line: bytes, where: str) -> Event:
+def _event(value: object, where: str) -> Event:
     try:
-        return Event.model_validate(orjson.loads(line))
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}", where=where) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"not an event: {place}: {first['msg']}", where=where) from None
+        return validated(Event, value)
+    except RowError as error:
+        raise DataError(f"not an event: {error.message}", where=where) from None
 
 
 def _is_event(line: bytes) -> bool:
     try:
-        _event(line, "")
-    except DataError:
+        validated(Event, decode(line))
+    except RowError:
         return False
     return True
 
@@ -349,7 +335,7 @@ def _torn_tail(path: Path) -> bytes:
             newline = tail.rfind(b"\n")
             if newline >= 0:
                 return tail[newline + 1 :]
-            if end - position > LONGEST_LINE:
+            if end - position > MAX_LINE:
                 raise DataError("the last line never ends; is this an event file?", where=str(path))
     return tail
 

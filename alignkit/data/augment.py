@@ -10,10 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.data.records import Message, Ranking, Record
 from alignkit.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from alignkit.service import Service
 
 SLOT = "{prompt}"
 SECONDS = 60.0
@@ -76,35 +79,35 @@ def paraphrased(
 
     A reply that is empty or equal to the prompt gives no row.
     """
-    import httpx
+    from alignkit.service import Limits, Service, check_address
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=endpoint.rstrip("/"), headers=headers, timeout=SECONDS) as client:
+    check_address(endpoint, what="--endpoint", example="http://127.0.0.1:8000/v1")
+    limits = Limits(seconds=SECONDS)
+    with Service(endpoint.rstrip("/"), what="endpoint", key=key, limits=limits) as service:
         for record in records:
             for number in range(1, copies + 1):
                 new = _with_prompt(
                     record,
                     "paraphrase",
                     number,
-                    partial(_rewritten, client, model, number),
+                    partial(_rewritten, service, model, number),
                 )
                 if _last_user_text(new) not in ("", _last_user_text(record)):
                     yield new
 
 
-def _rewritten(client: Any, model: str, seed: int, text: str) -> str:
-    import httpx
+def _rewritten(service: Service, model: str, seed: int, text: str) -> str:
+    from alignkit.service import ServiceFailed, json_of
 
     messages = [{"role": "system", "content": ASK}, {"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "temperature": 0.7, "seed": seed}
     try:
-        answer = client.post("/chat/completions", json=body)
-        answer.raise_for_status()
-        return str(answer.json()["choices"][0]["message"]["content"]).strip()
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        answer = service.post("/chat/completions", body, read=json_of)
+        return str(answer["choices"][0]["message"]["content"]).strip()
+    except (ServiceFailed, LookupError, TypeError) as error:
         raise DataError(
             f"the endpoint gave no paraphrase: {error}",
-            where=str(client.base_url),
+            where=service.url,
             hint="Fix: check --endpoint and --endpoint-model",
         ) from None
 

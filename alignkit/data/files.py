@@ -36,7 +36,7 @@ from alignkit.data.row import (
 )
 from alignkit.data.shards import parts_of
 from alignkit.data.tables import read_csv, read_tsv, read_txt
-from alignkit.errors import DataError
+from alignkit.errors import DataError, did_you_mean
 from alignkit.what_is import as_data, guessed
 
 __all__ = [
@@ -58,28 +58,33 @@ def watched(advance: Callable[[int], None]) -> Iterator[None]:
         _WATCH.reset(token)
 
 
-def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
+def read_rows(
+    path: str | Path, report: Report, *, heard: Callable[[bytes], object] | None = None
+) -> Iterator[Row]:
     """The rows of a file in any container we know, or of all parts of a folder.
 
-    DataError when it cannot be opened.
+    `heard` gets the bytes as they are read: a pipe, which can be read once only, has a fingerprint
+    too. DataError when a file cannot be opened.
     """
     refuse_other_things(str(path))
     parts = parts_of(str(path))
     if parts is None:
-        yield from _rows_of_file(str(path), report)
+        yield from _rows_of_file(str(path), report, heard)
         return
     number = 0
     for part in parts:
-        for row in _rows_of_file(part, report):
+        for row in _rows_of_file(part, report, heard):
             yield Row(row.line, number, row.value, row.raw, part)
             number += 1
 
 
-def _rows_of_file(name: str, report: Report) -> Iterator[Row]:
+def _rows_of_file(
+    name: str, report: Report, heard: Callable[[bytes], object] | None
+) -> Iterator[Row]:
     container = container_of(name)
     try:
         watch = _WATCH.get()
-        with opened(name) as stream:
+        with opened(name, heard) as stream:
             if (foreign := _foreign(name, container, stream)) is not None:
                 report(foreign)
                 return
@@ -124,9 +129,10 @@ def _foreign(name: str, container: str, stream: Any) -> Problem | None:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[BinaryIO]:
+def opened(name: str, heard: Callable[[bytes], object] | None = None) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed; a compression bomb stops with a DataError."""
-    with open(name, "rb") as plain:
+    with open(name, "rb") as file:
+        plain = file if heard is None else _heard(file, name, heard)
         compression = compression_of(name)
         if compression is None:
             yield plain
@@ -134,6 +140,32 @@ def opened(name: str) -> Iterator[BinaryIO]:
             size = Path(name).stat().st_size
             bounded = _Bounded(_decompressed(plain, compression), name, size)
             yield cast(BinaryIO, io.BufferedReader(bounded, 1 << 20))
+
+
+def _heard(file: BinaryIO, name: str, heard: Callable[[bytes], object]) -> BinaryIO:
+    """The file, its bytes told as they are read; Parquet is read here and there, so beforehand."""
+    if container_of(name) != "parquet":
+        return cast(BinaryIO, io.BufferedReader(_Heard(file, heard), 1 << 20))
+    while part := file.read(1 << 20):
+        heard(part)
+    file.seek(0)
+    return file
+
+
+class _Heard(io.RawIOBase):
+    """A stream that tells every byte it hands out."""
+
+    def __init__(self, stream: BinaryIO, heard: Callable[[bytes], object]) -> None:
+        self.stream, self.heard = stream, heard
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self.stream.read(len(target))
+        self.heard(data)
+        target[: len(data)] = data
+        return len(data)
 
 
 def _decompressed(plain: BinaryIO, compression: str) -> Any:
@@ -212,7 +244,7 @@ def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
         try:
             yield Row(line, number, _object(decode(raw)), raw)
         except RowError as error:
-            if error.kind == "incomplete" and not raw.endswith(b"\n"):
+            if _cut_short(raw, error):
                 report(_torn(name, line))
             else:
                 if error.kind == "incomplete" and number == 0 and raw.lstrip()[:1] == b"{":
@@ -261,6 +293,20 @@ def _object(value: Any) -> dict[str, Any]:
     raise RowError(
         "not-object", f"expected object, got {type_name(value)}", "one JSON object per line"
     )
+
+
+def _cut_short(raw: bytes, error: RowError) -> bool:
+    """Whether a power cut explains the line: the last one, ending in the middle of a value, of a
+    character, or in the NUL bytes of a block that never reached the disk."""
+    if raw.endswith(b"\n"):
+        return False
+    if error.kind != "encoding":
+        return error.kind == "incomplete" or raw.endswith(b"\0")
+    try:
+        raw.rstrip(b"\0").decode()
+    except UnicodeDecodeError as reason:
+        return reason.reason == "unexpected end of data"
+    return False
 
 
 def _torn(name: str, line: int) -> Problem:

@@ -31,6 +31,8 @@ JSON_TYPES = {
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _TRAILING_COMMA = re.compile(r",\s*[}\]]")
 _PYTHON_QUOTES = re.compile(r"""[{\[,:]\s*'""")
+# What the start of a word, of a number's rest or of an escape looks like where a line was cut.
+_BEGUN = re.compile(r"t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?|u[0-9a-fA-F]{0,4}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -183,7 +185,8 @@ def _explain(text: str, error: json.JSONDecodeError) -> RowError:
 
 
 def _ends_too_early(text: str, error: json.JSONDecodeError) -> bool:
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+    rest = text.rstrip()[error.pos :]
+    return not rest or error.msg.startswith("Unterminated") or bool(_BEGUN.fullmatch(rest))
 
 
 def strings(value: object, path: str = "") -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
@@ -42,6 +42,7 @@ from alignkit.errors import DataError, ErrorList, did_you_mean
 
 OnBadRow = Literal["error", "drop"]
 R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=BaseModel)
 
 LOOK_AHEAD = 20
 NO_ROW = ("not-jsonl", "empty")
@@ -152,10 +153,15 @@ def _record(
                 fields["id"] = fields["extra"].pop("id")
     if not fields.get("id"):
         fields["id"] = generated_id
+    return validated(KINDS[kind], fields)
+
+
+def validated(model: type[M], fields: Any) -> M:
+    """`model` with these fields; RowError in our words where they do not fit."""
     try:
-        return KINDS[kind].model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise _explain(error, KINDS[kind]) from None
+        raise _explain(error, model) from None
 
 
 def _template_keys(
@@ -205,7 +211,7 @@ def _has_huge_float(value: Any) -> bool:
     return isinstance(value, list) and any(_has_huge_float(inner) for inner in value)
 
 
-def _explain(error: ValidationError, model: type[Record]) -> RowError:
+def _explain(error: ValidationError, model: type[BaseModel]) -> RowError:
     """The first complaint of pydantic in our words."""
     first = error.errors(include_url=False)[0]
     path = ""

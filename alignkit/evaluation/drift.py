@@ -25,7 +25,7 @@ from alignkit.evaluation.distributions import (
     normal_two_sided,
 )
 from alignkit.evaluation.intervals import Floats, wilson
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.judged_rows import LARGEST, Row, RowFile, shown
 
 SCHEMA_VERSION = 1
 PSI_BINS = 10
@@ -192,10 +192,11 @@ class Sample:
         self.numbers: dict[str, list[float]] = {}
         self.categories: dict[str, list[str]] = {}
         self.texts: dict[str, list[str]] = {}
-        for _line, row in self.file:
-            self._take(row)
-        if not self.file.rows:
-            raise DataError("holds no row", where=str(path))
+        for line, row in self.file:
+            try:
+                self._take(row)
+            except DataError as error:
+                raise error.at(f"{path}:{line}") from None
 
     def _take(self, row: Row) -> None:
         for name, text in _texts(row).items():
@@ -208,6 +209,8 @@ class Sample:
             if isinstance(value, bool):
                 self.categories.setdefault(key, []).append(str(value).lower())
             elif isinstance(value, int | float):
+                if not abs(value) <= LARGEST:
+                    raise DataError(f"{key!r} is {shown(value)}, which no measure comes near")
                 self.numbers.setdefault(key, []).append(float(value))
             elif isinstance(value, str) and key in CATEGORY_KEYS:
                 self.categories.setdefault(key, []).append(value)

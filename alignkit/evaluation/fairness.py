@@ -31,7 +31,7 @@ from alignkit.evaluation.intervals import (
     mean_interval,
     wilson,
 )
-from alignkit.evaluation.json_rows import RowFile
+from alignkit.evaluation.judged_rows import RowFile
 
 Groups = Sequence[str]
 

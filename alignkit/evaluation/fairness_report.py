@@ -18,10 +18,10 @@ from alignkit.evaluation.fairness import (
     read_labelled,
     swapped,
 )
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.judgements import Judgements, read_judgements
 from alignkit.evaluation.report_files import write_whole
-from alignkit.evaluation.winrate import Pair, pair_of, sides
+from alignkit.evaluation.winrate import Pair, check_verdicts, pair_of, sides
 
 SCHEMA_VERSION = 1
 
@@ -59,6 +59,7 @@ def _pair(judgements: Judgements, a: str | None, b: str | None) -> Pair:
     one, other = sides(judgements, a, b, None)
     if one is None or other is None:
         raise RecipeError("more than two models", hint="Name two with --a and --b")
+    check_verdicts(judgements, one, other)
     return pair_of(judgements, one, other)
 
 

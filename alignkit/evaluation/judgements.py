@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkit.errors import DataError, did_you_mean, pick
+from alignkit.evaluation import judged_rows as fields
 from alignkit.evaluation.intervals import Floats, Ints
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.ranked_items import KINDS, read_decisions
 
 TIE = 0.5
@@ -87,6 +88,7 @@ class Judgements:
     cost: Floats
     failure: Ints  # number of the reason in `failures`, -1 for a usable judgement
     failures: list[str]
+    errors: dict[str, str]  # what each judge said where it failed first, in full
     settings: list[dict[str, Any]]  # how the completions were sampled, each way once
     templates: list[str]  # digests of the wordings judges were asked with
     clusters: Ints | None  # (prompts,)
@@ -132,107 +134,54 @@ SIDED = tuple(
 )
 
 
-# --- fields of a row -----------------------------------------------------------------------------
-
-
-def _need(row: Row, key: str) -> Any:
-    try:
-        return row[key]
-    except KeyError:
-        raise DataError(f"{key!r} is missing{did_you_mean(key, row)}") from None
-
-
-def _name(row: Row, key: str) -> str:
-    value = _need(row, key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{key!r} must be a non-empty text, not {value!r}")
-    return value
-
-
-def _text(row: Row, key: str) -> str | None:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise DataError(f"{key!r} must be a text or null, not {value!r}")
-    return value
-
-
-def _flag(row: Row, key: str) -> bool | None:
-    value = _looked_up(row, key)
-    return value if isinstance(value, bool) else None
-
-
-def _measure(row: Row, key: str) -> float | None:
-    """A number of the row or its `extra`; None for anything else, which is not ours to refuse."""
-    value = _looked_up(row, key)
-    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-
-
-def _length(row: Row, key: str) -> int | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise DataError(f"{key!r} must be a whole number from 0 or null, not {value!r}")
-    return value
-
-
-def _number(value: Any, key: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise DataError(f"{key!r} must be a number from {low:g} to {high:g}, not {value!r}")
-    return float(value)
-
-
-def _choice(value: Any, key: str, table: dict[str, Any]) -> Any:
-    if not isinstance(value, str) or value not in table:
-        known = ", ".join(repr(name) for name in table)
-        near = did_you_mean(value, table) if isinstance(value, str) else ""
-        raise DataError(f"{key!r} is {value!r}{near}", hint=f"Known: {known} or null")
-    return table[value]
-
-
-def _judge(value: Any) -> str:
+def _judge(row: Row, key: str = "judge") -> str:
     """A judge's name; MT-bench gives a list of model and template."""
-    if isinstance(value, list):
-        return "/".join(str(part) for part in value)
-    return "" if value is None else str(value)
-
-
-def _conversation(value: Any) -> str | None:
-    """The prompt's text: as it is, or the contents of its messages, one paragraph each."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        return "\n\n".join(str(turn.get("content") or "") for turn in value)
-    raise DataError("'prompt' must be a text, a list of messages or null")
+    value = row.get(key)
+    return (
+        "/".join(fields.texts(row, key))
+        if isinstance(value, list)
+        else fields.label(row, key) or ""
+    )
 
 
 # --- formats -------------------------------------------------------------------------------------
 
 
+def _flag(row: Row, key: str) -> bool | None:
+    value = fields.looked_up(row, key).get(key)
+    return value if isinstance(value, bool) else None
+
+
+def _measure(row: Row, key: str) -> float | None:
+    """A number of the row or its `extra`; None for another value, which is not ours to refuse."""
+    found = fields.looked_up(row, key)
+    value = found.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return fields.measure(found, key) if is_number else None
+
+
 def _read_judgement(row: Row) -> Iterator[Judged]:
     if row.get("kind") != "judgement":
-        raise DataError(f"'kind' must be 'judgement', not {row.get('kind')!r}")
+        raise DataError(f"'kind' must be 'judgement', not {fields.shown(row.get('kind'))}")
     if "verdict" not in row and "score" not in row:
         raise DataError("'verdict' and 'score' are both missing", hint="One of them is needed")
     verdict, score, first = row.get("verdict"), row.get("score"), row.get("first")
-    decided = None if verdict is None else _choice(verdict, "verdict", SCORES)
+    decided = None if verdict is None else fields.choice(verdict, "verdict", SCORES)
     if first is not None:
-        _choice(first, "first", {"a": 1, "b": 0})
+        fields.choice(first, "first", {"a": 1, "b": 0})
     yield Judged(
-        prompt_id=_name(row, "prompt_id"),
-        a=_name(row, "a"),
-        b=_name(row, "b"),
-        score=decided if score is None else _number(score, "score", 0, 1),
+        prompt_id=fields.name(row, "prompt_id"),
+        a=fields.name(row, "a"),
+        b=fields.name(row, "b"),
+        score=decided if score is None else fields.number(score, "score", 0, 1),
         first=first,
-        judge=_judge(row.get("judge")),
-        prompt=_conversation(row.get("prompt")),
-        output_a=_text(row, "output_a"),
-        output_b=_text(row, "output_b"),
-        len_a=_length(row, "len_a"),
-        len_b=_length(row, "len_b"),
-        error=_text(row, "error"),
+        judge=_judge(row),
+        prompt=fields.conversation_text(row.get("prompt")),
+        output_a=fields.text(row, "output_a"),
+        output_b=fields.text(row, "output_b"),
+        len_a=fields.count(row, "len_a"),
+        len_b=fields.count(row, "len_b"),
+        error=fields.text(row, "error"),
         injects_a=_flag(row, "injection_a"),
         injects_b=_flag(row, "injection_b"),
         worth_a=_measure(row, "score_a"),
@@ -247,20 +196,20 @@ def _read_judgement(row: Row) -> Iterator[Judged]:
 
 def _read_alpacaeval(row: Row) -> Iterator[Judged]:
     """`preference` is 1 for output_1, 2 for output_2, between for a soft verdict; 0 is a draw."""
-    preference = _need(row, "preference")
+    preference = fields.need(row, "preference")
     score: float | None = None
     if preference is not None:
         is_draw = preference == 0 and not isinstance(preference, bool)
-        score = TIE if is_draw else _number(preference, "preference", 1, 2) - 1.0
+        score = TIE if is_draw else fields.number(preference, "preference", 1, 2) - 1.0
     yield Judged(
         prompt_id=None,
-        a=_name(row, "generator_2"),
-        b=_name(row, "generator_1"),
+        a=fields.name(row, "generator_2"),
+        b=fields.name(row, "generator_1"),
         score=score,
-        judge=_judge(row.get("annotator")),
-        prompt=_text(row, "instruction"),
-        output_a=_text(row, "output_2"),
-        output_b=_text(row, "output_1"),
+        judge=_judge(row, "annotator"),
+        prompt=fields.text(row, "instruction"),
+        output_a=fields.text(row, "output_2"),
+        output_b=fields.text(row, "output_1"),
     )
 
 
@@ -268,14 +217,14 @@ MTBENCH_WINNERS = {"model_1": 1.0, "tie": TIE, "model_2": 0.0, "error": None}
 
 
 def _read_mtbench(row: Row) -> Iterator[Judged]:
-    question = _name(row, "question_id")
+    question = fields.name(row, "question_id")
     turn = row.get("turn")
-    prompt_id = question if turn is None else f"{question} turn {turn}"
-    a, b = _name(row, "model_1"), _name(row, "model_2")
+    prompt_id = question if turn is None else f"{question} turn {fields.name(row, 'turn')}"
+    a, b = fields.name(row, "model_1"), fields.name(row, "model_2")
     for key, first in (("g1_winner", "a"), ("g2_winner", "b")):
-        winner = _need(row, key)
-        score = None if winner is None else _choice(winner, key, MTBENCH_WINNERS)
-        yield Judged(prompt_id, a, b, score, first, _judge(row.get("judge")))
+        winner = fields.need(row, key)
+        score = None if winner is None else fields.choice(winner, key, MTBENCH_WINNERS)
+        yield Judged(prompt_id, a, b, score, first, _judge(row))
 
 
 ARENA_WINNERS = {
@@ -288,13 +237,13 @@ ARENA_WINNERS = {
 
 
 def _read_arena(row: Row) -> Iterator[Judged]:
-    winner = _need(row, "winner")
+    winner = fields.need(row, "winner")
     yield Judged(
-        prompt_id=_name(row, "question_id"),
-        a=_name(row, "model_a"),
-        b=_name(row, "model_b"),
-        score=None if winner is None else _choice(winner, "winner", ARENA_WINNERS),
-        judge=_judge(row.get("judge")),
+        prompt_id=fields.name(row, "question_id"),
+        a=fields.name(row, "model_a"),
+        b=fields.name(row, "model_b"),
+        score=None if winner is None else fields.choice(winner, "winner", ARENA_WINNERS),
+        judge=_judge(row),
     )
 
 
@@ -308,19 +257,23 @@ GAME_SCORES = {
 
 def _read_arenahard(row: Row) -> Iterator[Judged]:
     """Two games; A is the baseline in the first and the model in the second, and shown first."""
-    uid, model, baseline = _name(row, "uid"), _name(row, "model"), _name(row, "baseline")
-    games = _need(row, "games")
+    uid, model, baseline = (
+        fields.name(row, "uid"),
+        fields.name(row, "model"),
+        fields.name(row, "baseline"),
+    )
+    games = fields.need(row, "games")
     if not isinstance(games, list) or len(games) != 2:
         raise DataError("'games' must be a list of two games")
     for game, first in zip(games, ("b", "a"), strict=True):
         if game is not None and not isinstance(game, dict):
             raise DataError("a game must be an object with 'score', or null")
-        given = None if game is None else _need(game, "score")
-        shown_wins = None if given is None else _choice(given, "score", GAME_SCORES)
+        given = None if game is None else fields.need(game, "score")
+        shown_wins = None if given is None else fields.choice(given, "score", GAME_SCORES)
         score = shown_wins
         if shown_wins is not None and first == "b":
             score = 1.0 - shown_wins
-        yield Judged(uid, model, baseline, score, first, _judge(row.get("judge")))
+        yield Judged(uid, model, baseline, score, first, _judge(row))
 
 
 class Format(NamedTuple):
@@ -367,6 +320,7 @@ class _Builder:
         self.texts: list[Texts] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self.failures: dict[str, int] = {}
+        self.errors: dict[str, str] = {}
         self.settings: list[dict[str, Any]] = []
         self.templates: dict[str, None] = {}
 
@@ -388,7 +342,7 @@ class _Builder:
             0 if judged.output_a is None else hash(judged.output_a),
             0 if judged.output_b is None else hash(judged.output_b),
             *(math.nan if value is None else float(value) for value in judged[_FIRST_MEASURE:]),
-            -1 if judged.score is not None else self._failure(judged.error),
+            -1 if judged.score is not None else self._failure(judged),
         )
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
@@ -396,16 +350,16 @@ class _Builder:
         if self.keep_texts:
             self._keep(self.texts[prompt], judged)
 
-    def _failure(self, error: str | None) -> int:
+    def _failure(self, judged: Judged) -> int:
         """The number of the reason, which stands before the error's colon."""
-        reason = (error or "no verdict").partition(":")[0].strip()[:LONGEST_REASON]
+        error = (judged.error or "").strip() or "no verdict"
+        self.errors.setdefault(judged.judge, error[:LONGEST_ERROR])
+        reason = error.partition(":")[0].strip()[:LONGEST_REASON]
         return self.failures.setdefault(reason or "no verdict", len(self.failures))
 
     def _note(self, row: Row) -> None:
         """How the completions were sampled and the judge was asked, where the row says so."""
-        extra = row.get("extra")
-        if not isinstance(extra, dict):
-            return
+        extra = fields.extra_of(row)
         settings, template = extra.get("settings"), extra.get("template")
         if isinstance(settings, dict) and settings not in self.settings:
             self.settings.append(settings)
@@ -419,20 +373,20 @@ class _Builder:
         index = self.prompts.setdefault(name, len(self.prompts))
         is_new = index == len(self.categories)
         if is_new:
-            category = _looked_up(row, "category") or _looked_up(row, "dataset")
-            self.categories.append(None if category is None else str(category))
+            category = _label(row, "category") or _label(row, "dataset")
+            self.categories.append(category)
             self.texts.append(Texts())
         if self.cluster is not None:
             self._check_cluster(self.cluster, name, index, is_new, row)
         return index
 
     def _check_cluster(self, key: str, name: str, index: int, is_new: bool, row: Row) -> None:
-        value = _looked_up(row, key)
+        value = _label(row, key)
         if value is None:
             raise DataError(f"no {key!r} to cluster by, in the row or in its 'extra'")
         if is_new:
-            self.clusters.append(str(value))
-        elif self.clusters[index] != str(value):
+            self.clusters.append(value)
+        elif self.clusters[index] != value:
             raise DataError(
                 f"prompt {name!r} is in cluster {value!r} here and {self.clusters[index]!r} above"
             )
@@ -460,6 +414,7 @@ class _Builder:
             texts=self.texts if self.keep_texts else [],
             inputs=inputs,
             failures=list(self.failures),
+            errors=self.errors,
             settings=self.settings,
             templates=list(self.templates),
             **arrays,
@@ -468,6 +423,7 @@ class _Builder:
 
 _FIRST_MEASURE = Judged._fields.index("injects_a")  # from here on fields are numbers or None
 LONGEST_REASON = 60
+LONGEST_ERROR = 300
 _INTEGERS = frozenset(
     {"prompt", "left", "right", "judge", "left_hash", "right_hash", "failure", "first"}
 )
@@ -483,12 +439,9 @@ def _measured(output: str | None, given: int | None) -> float:
     return math.nan if given is None else float(given)
 
 
-def _looked_up(row: Row, key: str) -> Any:
-    """A key of the row, else of its `extra`."""
-    if row.get(key) is not None:
-        return row[key]
-    extra = row.get("extra")
-    return extra.get(key) if isinstance(extra, dict) else None
+def _label(row: Row, key: str) -> str | None:
+    value = fields.looked_up(row, key).get(key)
+    return None if value is None else str(value)
 
 
 def judgements_in(
@@ -511,7 +464,8 @@ def _holds_votes(path: str | Path) -> bool:
     """Whether a file holds what `alignkit rank` writes, or rankings, rather than judgements."""
     if not Path(path).is_file():
         return False  # a pipe can be read once only
-    return next((row.get("kind") in KINDS for _line, row in RowFile(path)), False)
+    kind = next((row.get("kind") for _line, row in RowFile(path)), None)
+    return isinstance(kind, str) and kind in KINDS
 
 
 def _rows_in(
@@ -526,8 +480,6 @@ def _rows_in(
                 yield judged, row, place
         except DataError as error:
             raise error.at(place) from None
-    if not file.rows:
-        raise DataError("holds no judgement", where=file.path)
     inputs.append(file.as_dict())
 
 

@@ -25,7 +25,7 @@ from alignkit.evaluation.intervals import (
     resampled_counts,
     wilson,
 )
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation.judged_rows import LARGEST, Row, RowFile, number, shown
 
 # The slope judges have where it can be measured, and its spread. Calibrated in sample, on the
 # verdicts of a GPT-4-turbo judge over AlpacaEval's prompts: another judge may differ.
@@ -268,10 +268,10 @@ def _finished(
 
 
 def _value(row: Row, key: str, where: str) -> float:
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{key!r} must be a number, not {value!r}", where=where)
-    return float(value)
+    try:
+        return number(row.get(key), key, -LARGEST, LARGEST)
+    except DataError as error:
+        raise error.at(where) from None
 
 
 def read_difficulty(path: str | Path) -> dict[str, float]:
@@ -284,7 +284,7 @@ def read_difficulty(path: str | Path) -> dict[str, float]:
         where = f"{path}:{line}"
         text = row.get("instruction")
         if not isinstance(text, str):
-            raise DataError(f"'instruction' must be a text, not {text!r}", where=where)
+            raise DataError(f"'instruction' must be a text, not {shown(text)}", where=where)
         found.setdefault(text, []).append(_value(row, "instruction_difficulty", where))
     return {text: sum(values) / len(values) for text, values in found.items()}
 
@@ -309,13 +309,11 @@ def read_regulariser(path: str | Path) -> Regulariser:
     for line, row in RowFile(path):
         where = f"{path}:{line}"
         if not isinstance(row.get("model"), str):
-            raise DataError(f"'model' must be a text, not {row.get('model')!r}", where=where)
+            raise DataError(f"'model' must be a text, not {shown(row.get('model'))}", where=where)
         models.add(row["model"])
         values.append([_value(row, key, where) for key in keys])
         if not 0 <= values[-1][2] <= 1:
             raise DataError("'preference' must be from 0 to 1", where=where)
-    if not values:
-        raise DataError("holds no row", where=str(path))
     delta, difficulty, preference = np.array(values).T
     weight = np.full(len(values), REGULARISER_WEIGHT / len(models))
     return Regulariser(delta, difficulty, preference, weight)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from alignkit.data.voting import Asked
 from alignkit.errors import DataError
-from alignkit.evaluation.json_rows import Row
+from alignkit.evaluation import judged_rows as fields
+from alignkit.evaluation.judged_rows import Row, Shown, contents, shown_of
 from alignkit.evaluation.votes import Ballots, Vote, VoteFile, read_ballots
 
 KINDS = frozenset({"candidates", "event", "ranking"})
@@ -44,11 +45,6 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
 
 
-def contents(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The turns' texts, one paragraph each."""
-    return "\n\n".join(str(m.get("content") or "") for m in messages)
-
-
 def read_items(paths: Sequence[str | Path], ballots: Ballots) -> dict[str, Item]:
     """The items of candidates, rankings and events, by the name that their votes share."""
     items: dict[str, Item] = {}
@@ -57,15 +53,12 @@ def read_items(paths: Sequence[str | Path], ballots: Ballots) -> dict[str, Item]
             told = _told(row)
             if told is None:
                 continue
-            name = str(row.get("item") or row.get("id"))
             try:
-                place = ballots.place(name, Asked.of(told["prompt"], told["candidates"]))
-                name, found = place.item, _item(told, place.cids)
-            except (KeyError, TypeError, AttributeError):
-                raise DataError(
-                    "needs 'prompt' and 'candidates' with 'cid' and 'messages'",
-                    where=f"{path}:{line}",
-                ) from None
+                shown = shown_of(told)
+                place = ballots.place(_name(row), Asked.of(shown.prompt, shown.candidates))
+                name, found = place.item, _item(shown, place.cids, fields.extra_of(told))
+            except DataError as error:
+                raise error.at(f"{path}:{line}") from None
             # Only the candidates' own record knows a category; events repeat the texts alone.
             if row.get("kind") == "candidates" or name not in items:
                 items[name] = found
@@ -76,20 +69,24 @@ def _told(row: Row) -> Row | None:
     """What holds the texts: the record, or the `extra` of an event that carries them."""
     if row.get("kind") in ("candidates", "ranking"):
         return row
+    if row.get("kind") != "event":
+        return None
     extra = row.get("extra")
-    carries = row.get("kind") == "event" and isinstance(extra, dict) and "candidates" in extra
-    return extra if carries else None
+    return extra if isinstance(extra, dict) and "candidates" in extra else None
 
 
-def _item(row: Row, cids: Mapping[str, str]) -> Item:
-    extra = row.get("extra")
-    return Item(
-        conversation(row["prompt"]),
-        contents(row["prompt"]),
-        {cids[c["cid"]]: contents(c["messages"]) for c in row["candidates"]},
-        {cids[c["cid"]]: c.get("model") for c in row["candidates"]},
-        extra if isinstance(extra, dict) else {},
-    )
+def _name(row: Row) -> str:
+    found = fields.text(row, "item") or fields.text(row, "id")
+    if not found:
+        raise DataError("neither 'item' nor 'id' says what was ranked")
+    return found
+
+
+def _item(shown: Shown, cids: Mapping[str, str], extra: Mapping[str, Any]) -> Item:
+    prompt = [message.model_dump() for message in shown.prompt]
+    texts = {cids[c.cid]: contents([m.model_dump() for m in c.messages]) for c in shown.candidates}
+    models = {cids[c.cid]: c.model for c in shown.candidates}
+    return Item(conversation(prompt), contents(prompt), texts, models, extra)
 
 
 def item_of(items: Mapping[str, Item], vote: Vote) -> Item:

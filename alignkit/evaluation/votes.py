@@ -30,7 +30,8 @@ from alignkit.data.voting import (
     replaced_problem,
 )
 from alignkit.errors import DataError
-from alignkit.evaluation.json_rows import Row, RowFile
+from alignkit.evaluation import judged_rows as fields
+from alignkit.evaluation.judged_rows import Row, RowFile
 
 Ranks = dict[str, int]
 
@@ -110,10 +111,11 @@ def read_ballots(paths: Sequence[str | Path]) -> Ballots:
         for line, row in file:
             try:
                 taken = _READERS[_kind(row)](row, ballots)
+                replaced = fields.text(row, "supersedes")
             except DataError as error:
                 raise error.at(f"{path}:{line}") from None
-            if isinstance(row.get("supersedes"), str):
-                void.add(row["supersedes"])
+            if replaced:
+                void.add(replaced)
             if taken is not None:
                 cast.append(replace(taken, place=(str(path), line)))
         ballots.inputs.append(file.as_dict())
@@ -173,76 +175,51 @@ def _settle(ballots: Ballots, standing: Sequence[Vote]) -> None:
 
 
 def _kind(row: Row) -> str:
-    kind = row.get("kind")
-    if not isinstance(kind, str) or kind not in _READERS:
-        raise DataError(
-            f"'kind' is {kind!r}", hint=f"Agreement reads {', '.join(sorted(_READERS))}"
-        )
-    return kind
-
-
-def _text(row: Row, key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{key!r} must be a non-empty text, not {value!r}")
-    return value
-
-
-def _ranks(value: Any, key: str = "ranks") -> Ranks:
-    if not isinstance(value, Mapping):
-        raise DataError(f"{key!r} must be an object of candidates and ranks, not {value!r}")
-    for cid, rank in value.items():
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise DataError(f"the rank of {cid!r} must be a whole number from 1, not {rank!r}")
-    return dict(value)
+    return fields.one_of(row, "kind", _READERS, f"Agreement reads {', '.join(sorted(_READERS))}")
 
 
 def _read_ranking(row: Row, ballots: Ballots) -> Vote:
-    item = row.get("item") or row.get("id")
-    if not isinstance(item, str):
+    item = fields.text(row, "item") or fields.text(row, "id")
+    if not item:
         raise DataError("a ranking needs an 'item' or an 'id' that says what was ranked")
-    extra = row.get("extra")
-    named = row.get("annotator") or annotator_in(extra if isinstance(extra, dict) else {})
-    return Vote("", named or "", item, _ranks(row.get("ranks")), **_told(item, row, ballots))
+    annotator = fields.text(row, "annotator") or annotator_in(fields.extra_of(row)) or ""
+    return Vote("", annotator, item, fields.ranks(row.get("ranks")), **_told(item, row, ballots))
 
 
 def _read_event(row: Row, ballots: Ballots) -> Vote | None:
-    action, annotator = _text(row, "action"), _text(row, "annotator")
-    if action not in _ACTIONS:
-        raise DataError(f"'action' is {action!r}", hint=f"Known: {', '.join(_ACTIONS)}")
+    action = fields.one_of(row, "action", _ACTIONS, f"Known: {', '.join(_ACTIONS)}")
+    annotator = fields.word(row, "annotator")
     if action in ("skip", "flag"):
         (ballots.skipped if action == "skip" else ballots.flagged)[annotator] += 1
     if action not in ("rank", "pair"):
         return None
-    active, item, extra = row.get("active_ms"), _text(row, "item"), row.get("extra")
+    item = fields.word(row, "item")
     return Vote(
-        id=_text(row, "id"),
+        id=fields.word(row, "id"),
         annotator=annotator,
         item=item,
-        ranks=_ranks(row.get("ranks")),
-        shown=tuple(row.get("shown") or ()),
-        active_ms=active if isinstance(active, int) else None,
-        gold=bool(row.get("gold")),
-        repeat_of=row.get("repeat_of"),
-        **_told(item, extra if isinstance(extra, dict) else {}, ballots),
+        ranks=fields.ranks(row.get("ranks")),
+        shown=fields.texts(row, "shown"),
+        active_ms=fields.count(row, "active_ms"),
+        gold=fields.flag(row, "gold") or False,
+        repeat_of=fields.text(row, "repeat_of"),
+        **_told(item, fields.extra_of(row), ballots),
     )
 
 
 def _read_candidates(row: Row, ballots: Ballots) -> None:
     _told(str(row.get("id")), row, ballots)
     if row.get("gold") is not None:
-        ballots.expected[_text(row, "id")] = _ranks(row["gold"], "gold")
+        ballots.expected[fields.word(row, "id")] = fields.ranks(row["gold"], "gold")
 
 
 def _told(name: str, row: Row, ballots: Ballots) -> dict[str, Any]:
     """What a row with texts says of its item: `asked` and `models` of a vote."""
     if row.get("prompt") is None or row.get("candidates") is None:
         return {}
-    try:
-        asked = Asked.of(row["prompt"], row["candidates"])
-        named = {c["cid"]: c.get("model") for c in row["candidates"]}
-    except (KeyError, TypeError, AttributeError):
-        raise DataError("needs 'prompt' and 'candidates' with 'cid' and 'messages'") from None
+    shown = fields.shown_of(row)
+    asked = Asked.of(shown.prompt, shown.candidates)
+    named = {c.cid: c.model for c in shown.candidates}
     if row.get("kind") == "candidates":
         ballots.asked[name] = asked
     else:

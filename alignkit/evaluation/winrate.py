@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignkit import __version__
-from alignkit.errors import DataError, RecipeError, pick
+from alignkit.errors import AlignkitError, DataError, RecipeError, pick
 from alignkit.evaluation import length_control as lc
 from alignkit.evaluation.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
 from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
@@ -42,6 +43,10 @@ POWER = 0.8
 LEVEL = 0.95
 # Scores are means of a few judgements: this far from 1/2 is rounding, not a verdict.
 ROUNDING = 1e-12
+
+
+class NoVerdict(AlignkitError):
+    """Every judge that was asked failed: there is nothing to report."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,58 @@ def failures_of(judgements: Judgements) -> dict[str, int]:
     counts = np.bincount(judgements.failure[judgements.failure >= 0])
     named = {judgements.failures[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
     return {reason: count for reason, count in named.items() if count}
+
+
+def _asked(judgements: Judgements) -> NDArray[np.bool_]:
+    """Which judgements somebody was asked for: equal completions are a tie of themselves."""
+    known = judgements.left_hash != 0
+    return ~(known & (judgements.left_hash == judgements.right_hash))
+
+
+def failing_judges(judgements: Judgements) -> list[str]:
+    """A sentence for each judge that failed: how often, and what it said first."""
+    asked, failed = _asked(judgements), np.isnan(judgements.score)
+    found = []
+    for number in np.unique(judgements.judge[failed]):
+        own = judgements.judge == number
+        name = judgements.judges[number]
+        counts = f"{int(np.sum(own & failed))} of {int(np.sum(own & (asked | failed)))}"
+        who = f"judge {name}" if name else "the judge"
+        found.append(f"{who} failed on {counts} judgements; first: {judgements.errors[name]}")
+    return found
+
+
+def check_verdicts(judgements: Judgements, a: str | None, b: str | None) -> None:
+    """Raises NoVerdict where every judge failed on everything that was to be reported.
+
+    Two models that never met are a mistake of who named them: a DataError.
+    """
+    own = judgements
+    if a is not None and b is not None:
+        own = pair_of(judgements, a, b).judgements
+        if not len(own):
+            raise DataError(f"no judgement compares {a!r} with {b!r}", hint=_met(judgements, a, b))
+    elif b is not None:
+        number = judgements.models.index(b)
+        own = judgements.where((judgements.left == number) | (judgements.right == number))
+    asked = _asked(own)
+    if asked.any() and np.isnan(own.score[asked]).all():
+        raise NoVerdict(
+            f"no verdict: all {int(asked.sum())} judgements failed",
+            hint=". ".join(each[0].upper() + each[1:] for each in failing_judges(own)),
+        )
+
+
+def _met(judgements: Judgements, *names: str) -> str:
+    """Whom each of these models was compared with."""
+    lines = []
+    for name in names:
+        number = judgements.models.index(name)
+        others = {*judgements.right[judgements.left == number]}
+        others |= {*judgements.left[judgements.right == number]}
+        met = ", ".join(sorted(judgements.models[other] for other in others))
+        lines.append(f"{name} met {met}")
+    return "; ".join(lines)
 
 
 def usage_of(judgements: Judgements) -> dict[str, Any] | None:
@@ -679,7 +736,7 @@ def report_of(
         "tie_rule": options.ties,
         "settings": judgements.settings,
         "templates": judgements.templates,
-        "warnings": warnings + ((two["warnings"] or []) if pair else []),
+        "warnings": warnings + ((two["warnings"] or []) if pair else []) + failing_judges(own),
         "inputs": judgements.inputs,
         "seed": options.seed,
         "command": options.command(paths),

@@ -15,13 +15,18 @@ from typing import Any, NamedTuple
 
 import orjson
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from alignkit.artifacts import write_durably
 from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
+from alignkit.data.files import read_rows
+from alignkit.data.json_text import decode
+from alignkit.data.problems import Problem, RowError
+from alignkit.data.read import validated
 from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
 from alignkit.data.template_input import TemplateContext
-from alignkit.errors import RecipeError
+from alignkit.errors import DataError, RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge
 from alignkit.judges.both_orders import Duel, judged, prompt_names
@@ -200,8 +205,7 @@ def log_ratios(
         partial = file.with_suffix(".partial")
         write_durably(partial, orjson.dumps(found))
         partial.replace(file)
-    known: list[float] = orjson.loads(file.read_bytes())
-    return known
+    return _read_ratios(file, len(answers))
 
 
 @torch.no_grad()
@@ -267,12 +271,48 @@ def _line(answer: Answer) -> bytes:
     return orjson.dumps(told) + b"\n"
 
 
+class _Kept(BaseModel):
+    """One line of a file of completions."""
+
+    model_config = ConfigDict(strict=True)
+
+    reply: str
+    ids: list[int]
+    stopped: bool
+
+
 def _read(file: Path) -> list[Answer]:
     """The whole lines of a file that may have been cut short."""
     if not file.exists():
         return []
-    rows = map(orjson.loads, file.read_bytes().split(b"\n")[:-1])
-    return [Answer(row["reply"], row["ids"], row["stopped"]) for row in rows]
+    found = []
+    for row in read_rows(file, _cut_is_no_problem):
+        try:
+            kept = validated(_Kept, row.value)
+        except RowError as error:
+            raise _not_ours(error.message, f"{file}:{row.line}") from None
+        found.append(Answer(kept.reply, kept.ids, kept.stopped))
+    return found
+
+
+def _cut_is_no_problem(problem: Problem) -> None:
+    if problem.level == "error" and problem.kind != "empty":
+        raise _not_ours(problem.message, problem.where)
+
+
+def _read_ratios(file: Path, count: int) -> list[float]:
+    try:
+        kept = decode(file.read_bytes())
+    except RowError as error:
+        raise _not_ours(error.message, str(file)) from None
+    whole = isinstance(kept, list) and len(kept) == count
+    if not whole or not all(isinstance(value, float) for value in kept):
+        raise _not_ours(f"holds no list of {count} numbers", str(file))
+    return kept
+
+
+def _not_ours(message: str, where: str) -> DataError:
+    return DataError(message, where=where, hint="Delete the file: it is made again")
 
 
 def for_people(

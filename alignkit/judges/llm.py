@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import random
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +19,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 
+from alignkit.data.json_text import decode
+from alignkit.data.problems import RowError
 from alignkit.errors import AlignkitError, RecipeError, pick
 from alignkit.judges import Comparison, Verdict
 from alignkit.judges.injection import attempts_injection
 from alignkit.judges.reply_cache import ReplyCache
+from alignkit.service import Limits, Service, ServiceFailed, Trouble, check_address
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 KEY_VARIABLES = ("ALIGNKIT_JUDGE_API_KEY", "OPENAI_API_KEY")
-# Statuses that a later try may not meet again.
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-LONGEST_PAUSE = 30.0
 LARGEST_REPLY = 4 << 20
 
 
@@ -171,7 +169,7 @@ def parse_logprobs(choice: Mapping[str, Any]) -> Verdict:
         for token in likely:
             if token["token"].strip() in mass:
                 mass[token["token"].strip()] += math.exp(min(0.0, float(token["logprob"])))
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return Verdict(None, "parse: the reply holds no log-probabilities")
     if not sum(mass.values()):
         return _failure(choice, str(choice["message"].get("content") or ""))
@@ -204,15 +202,6 @@ MODES: dict[str, Mode] = {
 # --- asking --------------------------------------------------------------------------------------
 
 
-class _Failed(Exception):
-    """One call failed; `again` says whether another try may help, `pause` what the server asks."""
-
-    def __init__(self, reason: str, *, again: bool, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.again = again
-        self.pause = pause
-
-
 class LlmJudge:
     """Asks the endpoint for each comparison it has no reply to yet."""
 
@@ -228,9 +217,16 @@ class LlmJudge:
         self._memory: dict[str, bytes] = {}
         self._stop = threading.Event()
         self._failures_in_a_row = 0
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=settings.concurrency)
-        self._client = httpx.Client(headers=headers, timeout=settings.timeout, limits=limits)
+        check_address(settings.url, what="judge", example=f"llm:MODEL@{DEFAULT_URL}")
+        limits = Limits(settings.timeout, LARGEST_REPLY, settings.retries + 1, settings.first_pause)
+        self._service = Service(
+            settings.url.rstrip("/"),
+            what="judge",
+            key=api_key,
+            limits=limits,
+            connections=settings.concurrency,
+            stop=self._stop,
+        )
 
     @property
     def template_sha256(self) -> str:
@@ -258,7 +254,7 @@ class LlmJudge:
                     zip(distinct, pool.map(self._answer, distinct.values()), strict=True)
                 )
             except BaseException:
-                self._stop.set()
+                self._give_up()
                 pool.shutdown(cancel_futures=True)
                 raise
         if self._stop.is_set():
@@ -279,7 +275,7 @@ class LlmJudge:
         return f"judge {self.name}: {counts}{cost}"
 
     def close(self) -> None:
-        self._client.close()
+        self._service.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -310,7 +306,7 @@ class LlmJudge:
 
     def _answer(self, request: Mapping[str, Any]) -> Verdict:
         key = _key(request)
-        reply = self._memory.get(key) or (self.cache.get(key) if self.cache else None)
+        reply = self._memory.get(key) or self._kept(key)
         if reply is not None:
             self.tally.add(kept=1)
             return self._read(reply)
@@ -318,9 +314,9 @@ class LlmJudge:
             return Verdict(None, "not asked")
         try:
             reply = self._asked(request)
-        except _Failed as failure:
-            self._count_failure(str(failure))
-            return Verdict(None, f"no reply: {failure}")
+        except ServiceFailed as failure:
+            self._count_failure(failure.reason)
+            return Verdict(None, f"no reply: {failure.reason}")
         self._failures_in_a_row = 0
         if self.cache is not None:
             self.cache.put(key, reply)
@@ -328,6 +324,14 @@ class LlmJudge:
         verdict = self._read(reply)
         self.tally.add(asked=1, **_tokens(verdict.notes or {}))
         return verdict
+
+    def _kept(self, key: str) -> bytes | None:
+        """A reply of an earlier run; one that was harmed on the disk is asked for again."""
+        reply = self.cache.get(key) if self.cache else None
+        try:
+            return None if reply is None else _chat_completion(reply)
+        except Trouble:
+            return None
 
     def _read(self, reply: bytes) -> Verdict:
         """The verdict with what it took: tokens, and their price where prices are known."""
@@ -345,48 +349,29 @@ class LlmJudge:
         self._failures_in_a_row += 1
         self._last_reason = reason
         if self._failures_in_a_row >= self.settings.give_up_after:
-            self._stop.set()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let no question be asked any more, and none wait for its reply."""
+        self._stop.set()
+        self._service.cancel()
 
     def _asked(self, request: Mapping[str, Any]) -> bytes:
-        """The reply's bytes after as many tries as allowed; _Failed when none worked."""
-        pause = self.settings.first_pause
-        for tried in range(self.settings.retries + 1):
-            try:
-                return self._call(request)
-            except _Failed as failure:
-                if not failure.again or tried == self.settings.retries or self._stop.is_set():
-                    raise
-                self.tally.add(retries=1)
-                # Half of each pause is chance, so that clients do not come back together.
-                wait = max(failure.pause, pause * random.uniform(0.5, 1.0))
-                self._stop.wait(min(wait, LONGEST_PAUSE))
-                pause *= 2
-        raise AssertionError("unreachable: the last try returns or raises")
+        """The reply's bytes after as many tries as allowed. Raises ServiceFailed."""
 
-    def _call(self, request: Mapping[str, Any]) -> bytes:
-        """One call; the body of a well-formed reply."""
-        url = self.settings.url.rstrip("/") + "/chat/completions"
-        body = bytearray()
+        def count_retry() -> None:
+            self.tally.add(retries=1)
+
         try:
-            with self._client.stream("POST", url, json=dict(request)) as reply:
-                for part in reply.iter_bytes():
-                    body += part
-                    if len(body) > LARGEST_REPLY:
-                        raise _Failed("the reply is larger than 4 MB", again=False)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Failed(f"{type(error).__name__}: {error}", again=True) from None
-        if reply.status_code in (401, 403, 404):
-            raise RecipeError(
-                f"{url} answers {reply.status_code}",
-                hint=f"Check the URL, the model and {KEY_VARIABLES[0]}",
+            return self._service.post(
+                "/chat/completions", request, read=_chat_completion, on_retry=count_retry
             )
-        if reply.status_code != 200:
-            again = reply.status_code in PASSING
-            pause = _seconds(reply.headers.get("retry-after"))
-            raise _Failed(f"status {reply.status_code}", again=again, pause=pause)
-        if not _is_reply(bytes(body)):
-            raise _Failed("the body is no chat completion", again=True)
-        return bytes(body)
+        except ServiceFailed as failure:
+            if failure.status in (401, 403, 404):
+                raise RecipeError(
+                    failure.message, hint=f"Check the URL, the model and {KEY_VARIABLES[0]}"
+                ) from None
+            raise
 
 
 def _key(request: Mapping[str, Any]) -> str:
@@ -394,13 +379,18 @@ def _key(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _is_reply(body: bytes) -> bool:
+def _chat_completion(body: bytes) -> bytes:
+    """The body, where there is a message to read in it; else another try may bring one."""
     try:
-        return isinstance(orjson.loads(body)["choices"][0]["message"], dict)
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
-        return False
+        message = decode(body)["choices"][0]["message"]
+    except (RowError, KeyError, IndexError, TypeError):
+        message = None
+    if not isinstance(message, dict):
+        raise Trouble("the body is no chat completion", again=True)
+    return body
 
 
+MOST_TOKENS = 10**9
 TOKENS = ("prompt_tokens", "completion_tokens")
 
 
@@ -409,13 +399,9 @@ def _tokens(notes: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _count(usage: Any, key: str) -> int:
+    """A count of tokens; 0 for what cannot be one."""
     value = usage.get(key) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) else 0
-
-
-def _seconds(header: str | None) -> float:
-    """A Retry-After in seconds; a date counts as none."""
-    return float(header) if header and header.isdigit() else 0.0
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
 def llm_judge(rest: str, *, settings: Mapping[str, Any] | None = None, **_options: Any) -> LlmJudge:

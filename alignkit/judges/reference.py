@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.data.records import Message
 from alignkit.errors import DataError
-from alignkit.evaluation.json_rows import RowFile
+from alignkit.evaluation.judged_rows import RowFile
 from alignkit.evaluation.text_metrics import METRICS
 from alignkit.judges import Comparison, Verdict
 

@@ -41,7 +41,7 @@ class ReplyCache:
 
     def put(self, key: str, reply: bytes) -> None:
         with self._lock, self._database:
-            self._database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, reply))
+            self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
 
     def __len__(self) -> int:
         with self._lock:

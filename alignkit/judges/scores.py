@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from alignkit.artifacts import write_durably
+from alignkit.data.json_text import decode
+from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Ranking
 from alignkit.data.template_input import NOTHING, TemplateContext
 from alignkit.errors import DataError, RecipeError
@@ -167,8 +169,9 @@ def stored_temperature(directory: Path) -> float | None:
     if not file.is_file():
         return None
     try:
-        value = float(orjson.loads(file.read_bytes())["temperature"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        kept = decode(file.read_bytes())
+        value = float(kept["temperature"])
+    except (RowError, KeyError, TypeError, ValueError, OverflowError):
         raise DataError("holds no temperature", where=str(file), hint="Calibrate again") from None
     if not (math.isfinite(value) and value > 0):
         raise DataError(f"temperature {value} is not above 0", where=str(file))

@@ -18,7 +18,8 @@ from typing import Any
 from alignkit.backbone import POLICY, Backbone
 from alignkit.errors import TrainingFailed
 from alignkit.generation import Completion
-from alignkit.ppo.http import check_address, post_json
+from alignkit.ppo.http import post_json
+from alignkit.service import check_address
 
 TIMEOUT = 600.0  # seconds for one batch of completions
 

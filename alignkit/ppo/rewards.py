@@ -28,9 +28,10 @@ from alignkit.backbone import REWARD, Backbone
 from alignkit.errors import DataError, RecipeError, TrainingFailed, did_you_mean
 from alignkit.heads import Scale
 from alignkit.logps import Group
-from alignkit.ppo.http import check_address, post_json
+from alignkit.ppo.http import post_json
 from alignkit.recipe import OnlineConfig, is_function
 from alignkit.reward_model import RewardModel
+from alignkit.service import check_address
 from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
 

@@ -1,0 +1,342 @@
+"""The one client for services we speak to over HTTP: judges, rewards, rollouts, paraphrases.
+
+A service may be slow, busy, broken or hostile. What it answers is bounded in size (decompressed),
+in depth, and in time from the first packet to the last byte, however slowly bytes drip; Ctrl-C ends
+a call at once. Answers that ask to come back, broken connections and silence are tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Self, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+import orjson
+
+from alignkit.data.json_text import decode
+from alignkit.data.problems import RowError
+from alignkit.errors import AlignkitError, RecipeError
+
+T = TypeVar("T")
+
+# Statuses that a later try may not meet again.
+PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LONGEST_PAUSE = 60.0  # a service that asks for more is not waited for
+# Silence until time is up is bought twice at most: an overloaded service is not helped by more.
+MOST_SILENCES = 2
+LARGEST_REFUSAL = 1 << 16  # of an answer that is an error, as much as this is read
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may take: `seconds` for each try as a whole, `size` in bytes of its answer."""
+
+    seconds: float = 120.0
+    size: int = 64 << 20
+    tries: int = 5
+    first_pause: float = 0.5
+
+
+class ServiceFailed(AlignkitError):
+    """The service gave no usable answer; `reason` says why without naming it."""
+
+    def __init__(self, message: str, *, reason: str, status: int | None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+
+
+class Trouble(Exception):
+    """One try failed; `again` says whether another may not, `pause` what the service asks for."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        again: bool,
+        pause: float = 0.0,
+        status: int | None = None,
+        silent: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.pause = pause
+        self.status = status
+        self.silent = silent
+
+
+def check_address(url: str, *, what: str, example: str) -> SplitResult:
+    """The parts of an http address. Raises RecipeError where nothing can be behind it."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port  # raises beyond 65535
+        httpx.URL(url).raw_host.decode("ascii").encode("idna")  # as connecting will do
+    except (ValueError, httpx.InvalidURL) as error:
+        raise RecipeError(
+            f"{what} {url!r} is no http address ({error})", hint=f"such as {example}"
+        ) from None
+    if not is_address:
+        raise RecipeError(f"{what} {url!r} is no http address", hint=f"such as {example}")
+    return parts
+
+
+def json_of(answer: bytes) -> Any:
+    """The JSON value of an answer. Raises Trouble at anything else and at deep nesting."""
+    try:
+        return decode(answer)
+    except RowError as error:
+        start = answer[:80].decode("utf-8", "replace")
+        reason = error.message.replace("the line", "it")
+        raise Trouble(f"did not answer in JSON: {start!r} ({reason})", again=False) from None
+
+
+def text_of(answer: bytes) -> str:
+    """An answer as text, whatever its bytes are."""
+    return answer.decode("utf-8", "replace")
+
+
+class Service:
+    """A service at `url`; a context manager, or `close` it. Threads may share it.
+
+    `what` names the service in errors; `key` is sent as a bearer token. Pauses between tries end
+    early when `stop` is set.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        what: str,
+        key: str | None = None,
+        limits: Limits | None = None,
+        connections: int = 1,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.url, self.what = url, what
+        self.limits = limits or Limits()
+        self._stop = stop or threading.Event()
+        # Calls run as tasks of an event loop: a task can be ended at any byte, a thread cannot.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._starting = threading.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # noqa: S113  each try has one limit for everything, in _exchange
+            limits=httpx.Limits(max_connections=connections),
+            # Reading the certificates of all authorities takes 20 ms, which http does not need.
+            verify=url.startswith("https:"),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        read: Callable[[bytes], T],
+        on_retry: Callable[[], None] | None = None,
+    ) -> T:
+        """What `read` makes of the answer to a POST of JSON. Raises ServiceFailed.
+
+        `read` may raise Trouble, and say whether another try can help.
+        """
+        content = orjson.dumps(body)
+        pause = self.limits.first_pause
+        silences = 0
+        for tried in range(1, self.limits.tries + 1):
+            try:
+                return read(self._try(self.url + path, content))
+            except Trouble as trouble:
+                silences += trouble.silent
+                over = tried == self.limits.tries or silences == MOST_SILENCES
+                if not trouble.again or over or self._stop.is_set():
+                    raise self._failed(trouble, path, tried) from None
+                if on_retry:
+                    on_retry()
+                # Half of each pause is chance, so that clients do not come back together.
+                self._stop.wait(max(trouble.pause, pause * random.uniform(0.5, 1.0)))
+                pause = min(2 * pause, LONGEST_PAUSE)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def cancel(self) -> None:
+        """End every call under way; their threads see them fail."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end_calls(), self._loop)
+
+    def close(self) -> None:
+        """End every call and give the connections back; harmless when done already."""
+        if self._loop.is_closed():
+            return
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    async def _end_calls(self) -> None:
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _end(self) -> None:
+        await self._end_calls()
+        await self._client.aclose()
+        await self._loop.shutdown_asyncgens()
+
+    def _failed(self, trouble: Trouble, path: str, tried: int) -> ServiceFailed:
+        reason = f"gave no answer in {tried} tries ({trouble})" if trouble.again else str(trouble)
+        return ServiceFailed(
+            f"{self.what} {self.url}{path} {reason}", reason=str(trouble), status=trouble.status
+        )
+
+    def _try(self, url: str, content: bytes) -> bytes:
+        if self._stop.is_set():
+            raise Trouble("was not waited for", again=False)
+        with self._starting:
+            if self._thread.ident is None:
+                self._thread.start()
+        call = asyncio.run_coroutine_threadsafe(self._exchange(url, content), self._loop)
+        try:
+            return call.result()
+        except CancelledError:
+            raise Trouble("was not waited for", again=False) from None
+        except BaseException:
+            call.cancel()  # Ctrl-C while waiting: the connection must not drip on
+            raise
+
+    async def _exchange(self, url: str, content: bytes) -> bytes:
+        """One try: the body of an answer that is no error."""
+        seconds = self.limits.seconds
+        answering = False
+        call = asyncio.current_task()
+        assert call is not None  # a coroutine runs in one
+        self._calls.add(call)
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._client.stream("POST", url, content=content) as reply,
+            ):
+                answering = True
+                body = await self._body(reply)
+        except TimeoutError:
+            if answering:
+                raise Trouble(f"was still answering after {seconds:g} s", again=False) from None
+            raise Trouble(f"no answer in {seconds:g} s", again=True, silent=True) from None
+        except httpx.HTTPError as error:
+            raise Trouble(f"{type(error).__name__}: {error}", again=True) from None
+        finally:
+            self._calls.discard(call)
+            self._client.cookies.clear()  # nothing of one answer goes into the next question
+        if reply.status_code >= 300:
+            raise _refusal(reply, body)
+        return body
+
+    async def _body(self, reply: httpx.Response) -> bytes:
+        failed = reply.status_code >= 300
+        limit = LARGEST_REFUSAL if failed else self.limits.size
+        unpack = _unpacking(reply.headers.get("Content-Encoding", ""))
+        body, received = bytearray(), 0
+        async for part in reply.aiter_raw():
+            received += len(part)
+            body += unpack.some(part, limit + 1 - len(body))
+            # Compressed bytes count too: a header of gzip can go on for ever and unpack to nothing.
+            if max(len(body), received) > limit:
+                if failed:
+                    break
+                raise Trouble(f"answered with more than {limit / 2**20:g} MiB", again=False)
+        else:
+            unpack.check_end()
+        return bytes(body[:limit])
+
+
+class _Plain:
+    """Bytes that are not compressed."""
+
+    def some(self, part: bytes, _most: int) -> bytes:
+        return part
+
+    def check_end(self) -> None:
+        """There is no end that could be missing."""
+
+
+class _Deflated:
+    """gzip and deflate, unpacked no further than asked: a kilobyte may stand for a megabyte."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+
+    def some(self, part: bytes, most: int) -> bytes:
+        """At most `most` bytes, which is above 0, of what the part unpacks to."""
+        try:
+            return self._stream.decompress(part, most)
+        except zlib.error as error:
+            raise Trouble(f"broken compression: {error}", again=True) from None
+
+    def check_end(self) -> None:
+        """Refuse an answer that was cut."""
+        if not self._stream.eof:
+            raise Trouble("the compressed answer ends too early", again=True)
+
+
+def _unpacking(encoding: str) -> _Plain | _Deflated:
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return _Plain()
+    if name in ("gzip", "x-gzip", "deflate"):
+        return _Deflated()
+    # Also several one over the other, each of which multiplies.
+    raise Trouble(f"compressed its answer ({name[:40]}), which it was not asked to", again=False)
+
+
+def _refusal(reply: httpx.Response, body: bytes) -> Trouble:
+    """What an answer that is no success says; redirects are not followed.
+
+    A POST may become a GET on the way, and the key is for this address.
+    """
+    status = reply.status_code
+    target = reply.headers.get("Location")
+    if target and status < 400:
+        reason = f"answered HTTP {status}, which points to {target[:200]}"
+        return Trouble(reason, again=False, status=status)
+    text = " ".join(text_of(body).split())[:200]
+    pause = seconds_until(reply.headers.get("Retry-After"))
+    if status not in PASSING:
+        reason = f"answered HTTP {status}{f': {text}' if text else ''}"
+        return Trouble(reason, again=False, status=status)
+    if pause > LONGEST_PAUSE:
+        reason = f"answered HTTP {status} and asks to come back in {pause:.0f} s"
+        return Trouble(reason, again=False, status=status)
+    return Trouble(f"HTTP {status}", again=True, pause=pause, status=status)
+
+
+def seconds_until(header: str | None) -> float:
+    """A Retry-After in seconds from now (RFC 9110, section 10.2.3); 0 where it says nothing."""
+    if not header:
+        return 0.0
+    if header.strip().isascii() and header.strip().isdigit():
+        return float(header.strip()[:12])
+    try:
+        then = parsedate_to_datetime(header)
+    except (ValueError, OverflowError):
+        return 0.0
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return max(0.0, then.timestamp() - datetime.now(UTC).timestamp())
