@@ -59,6 +59,12 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def doubt(problem: Any) -> None:
+    """A problem that stops nothing, on stderr."""
+    if problem.level == "warning":
+        say(f"warning: {problem}")
+
+
 @contextmanager
 def reading(files: Iterable[str], label: str) -> Iterator[None]:
     """A bar on stderr over the bytes of these files, when somebody looks and it takes a while."""
@@ -152,12 +158,13 @@ def _show(report: Any) -> None:
 
     shown: dict[str, int] = {}
     for problem in report.problems:
-        shown[problem.kind] = shown.get(problem.kind, 0) + 1
-        if shown[problem.kind] <= SHOWN_PER_KIND:
+        # What concerns the file as a whole stands there once, and is never one of many.
+        if problem.line is None or shown.get(problem.kind, 0) < SHOWN_PER_KIND:
+            shown[problem.kind] = shown.get(problem.kind, 0) + 1
             click.echo(f"{problem.level}: {problem}" if problem.level != "error" else str(problem))
     for kind, count in report.counts.items():
-        if count > SHOWN_PER_KIND:
-            click.echo(f"{report.file}: and {count - SHOWN_PER_KIND:,} more of kind {kind}")
+        if count > shown.get(kind, 0):
+            click.echo(f"{report.file}: and {count - shown.get(kind, 0):,} more of kind {kind}")
     click.echo(summary(report))
 
 
@@ -182,7 +189,8 @@ def convert(
     from alignkit.data.convert import convert as run
 
     with reading(files, "converting"):
-        done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
+        done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy,
+                   tell=doubt)  # fmt: skip
     lost = ", ".join(f"{name} in {count:,} rows" for name, count in done.lost.items())
     say(f"{output}: {done.rows:,} rows as {to}" + (f"; lost: {lost}" if lost else ""))
 
@@ -250,7 +258,7 @@ def split(
     shares = parse_shares(parts)
     if "{}" not in output:
         raise RecipeError("--output has no {} for the part's name", hint="Fix: -o 'out/{}.jsonl'")
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
     stratum = None if stratify is None else (lambda record: field_of(record, stratify))
     divided = split_parts(records, list(shares.values()), seed, stratum=stratum)
     for name, part in zip(shares, divided, strict=True):
@@ -389,7 +397,9 @@ def clean(
         not_in=not_in,
     )
     with reading([file], "cleaning"):
-        done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
+        done = cleaning.clean(
+            file, output, plan, to=to, format=format_, columns=columns, log=log, doubt=doubt
+        )
     say(f"{output}: {cleaning.counts_line(done)}")
 
 
@@ -480,7 +490,8 @@ def mix(
     weights = dict(parse_weight(source) for source in sources)
     refuse_in_place(weights, output)
     records = {
-        path: list(read_to_convert(path, format=format_, columns=columns)) for path in weights
+        path: list(read_to_convert(path, format=format_, columns=columns, tell=doubt))
+        for path in weights
     }
     result = mixed(records, weights, total=total, cap=cap, seed=seed)
     say(f"{output}: {write_records(output, result):,} rows")
@@ -526,7 +537,7 @@ def augment(
     from alignkit.errors import RecipeError
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
     if method == "order":
         new = augmenting.reordered(records, copies=copies, seed=seed)
     elif method == "template":
@@ -578,7 +589,7 @@ def balance(
     from alignkit.data.write import refuse_in_place, write_records
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns))
+    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
     say(
         f"{output}: {write_records(output, balanced(records, by, method=method, seed=seed)):,} rows"
     )

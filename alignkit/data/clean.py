@@ -196,11 +196,12 @@ def clean(
     format: str | None = None,
     columns: Columns | None = None,
     log: str | Path | None = None,
+    doubt: Callable[[Problem], None] | None = None,
 ) -> Cleaned:
     """Clean a file into a new one, in its own format unless `to` says another.
 
     The log gets one JSON line for every change and drop: position in the input, place, repair,
-    before and after.
+    before and after. Doubts about the file (a column that nothing reads) go to `doubt`.
     """
     plan.check()
     log_path = Path(log or f"{output}.changes.jsonl")
@@ -208,7 +209,7 @@ def clean(
     refuse_in_place([path, output], log_path)
     done, reading = Cleaned(), Reading(str(path))
     with whole_file(log_path) as log_stream:
-        cleaner = _Cleaner(plan, done, lambda entry: log_stream.write(json_line(entry)))
+        cleaner = _Cleaner(plan, done, lambda entry: log_stream.write(json_line(entry)), doubt)
 
         def rows() -> Iterator[dict[str, Any]]:
             records = cleaner.records(path, reading, format, columns)
@@ -230,6 +231,7 @@ class _Cleaner:
     plan: Plan
     done: Cleaned
     tell: Callable[[dict[str, Any]], object]
+    doubt: Callable[[Problem], None] | None = None
     seen: dict[object, int] = field(default_factory=dict)
     place: dict[str, Any] = field(default_factory=dict)
 
@@ -259,9 +261,13 @@ class _Cleaner:
     def _refuse(self, problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
+        if self.doubt is not None:
+            self.doubt(problem)
 
     def _drop_malformed(self, problem: Problem) -> None:
-        if problem.level == "error":
+        if problem.level != "error":
+            self._refuse(problem)
+        else:
             count(self.done.dropped, "malformed")
             self.tell({"position": None, "line": problem.line, "id": None, "repair": "malformed",
                        "message": problem.message})  # fmt: skip

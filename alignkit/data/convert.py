@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import orjson
 from alignkit.data.columns import Columns
 from alignkit.data.files import Row, container_of
 from alignkit.data.formats import Format, format_named
+from alignkit.data.formats.beside import claims
 from alignkit.data.formats.shape import Fields
 from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
@@ -49,7 +51,7 @@ def _digest(value: Any) -> str:
 
 def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
     """The records of a row with what their format's writer would not give back by itself."""
-    if form.name == "alignkit":
+    if form.name == "alignkit" or not records:
         return records
     try:
         written = _merged([_plain_row(record, form) for record in records], form)
@@ -106,7 +108,7 @@ def _plain_row(record: Record, form: Format) -> Fields:
     """What the writer says, with the unknown keys and an id that means something."""
     row = form.write(record)
     for key, value in record.extra.items():
-        if key != AS_READ and key not in row:
+        if key != AS_READ and key not in row and not claims(form, key, value):
             row[key] = value
     if not _id_was_generated(record) and "id" not in row:
         row["id"] = record.id
@@ -199,12 +201,18 @@ def read_to_convert(
     format: str | None = None,
     columns: Columns | None = None,
     reading: Reading | None = None,
+    tell: Callable[[Problem], None] | None = None,
 ) -> Iterator[Record]:
-    """Every well-formed record, whatever the rules say of it, able to become its row again."""
+    """Every well-formed record, whatever the rules say of it, able to become its row again.
+
+    A bad row raises a DataError; what is no more than doubtful goes to `tell`.
+    """
 
     def bad(problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
+        if tell is not None:
+            tell(problem)
 
     state = reading or Reading(str(path))
     for row, records in scan(path, bad, format=format, columns=columns, reading=state):
@@ -220,27 +228,30 @@ def convert(
     format: str | None = None,
     columns: Columns | None = None,
     lossy: bool = False,
+    tell: Callable[[Problem], None] | None = None,
 ) -> Conversion:
-    """Convert files into one; what the target cannot hold is an error unless `lossy`."""
+    """Convert files into one; what the target cannot hold is an error unless `lossy`.
+
+    Doubts about a file (a column that nothing reads) go to `tell`.
+    """
     files = list(paths)
     refuse_in_place(files, output)
     form, done = format_named(to), Conversion(format=to)
-    done.rows = write_rows(output, _converted(files, form, format, columns, lossy, done, output))
+    read = partial(read_to_convert, format=format, columns=columns, tell=tell)
+    done.rows = write_rows(output, _converted(files, form, read, lossy, done, output))
     return done
 
 
 def _converted(
     files: list[str | Path],
     form: Format,
-    source_format: str | None,
-    columns: Columns | None,
+    read: Callable[[str | Path], Iterator[Record]],
     lossy: bool,
     done: Conversion,
     output: str | Path,
 ) -> Iterator[Fields]:
     for path in files:
-        records = read_to_convert(path, format=source_format, columns=columns)
-        for group in by_row(records, form):
+        for group in by_row(read(path), form):
             where = _place(group[0], path)
             try:
                 row = row_of(group, form)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.files import Report, Row, read_rows
-from alignkit.data.formats import FORMATS, Format, detect, format_named
+from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.json_text import decode_exactly, type_name
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
@@ -31,6 +31,7 @@ from alignkit.data.records import (
     Record,
 )
 from alignkit.data.rules import findings
+from alignkit.data.unread import Unread
 from alignkit.errors import DataError, ErrorList, did_you_mean
 
 OnBadRow = Literal["error", "drop"]
@@ -39,6 +40,14 @@ R = TypeVar("R", bound=Record)
 LOOK_AHEAD = 20
 NO_ROW = ("not-jsonl", "empty")
 MOST_ERRORS_SHOWN = 20
+
+
+NOTHING_COMPARED = Finding(
+    "unranked",
+    "nothing in this row is compared: no record of it",
+    "remove the row if that is not meant",
+    level="warning",
+)
 
 
 @dataclass(slots=True)
@@ -86,15 +95,26 @@ def scan(
     if reading.format is None:
         reading.rows = len(ahead) + malformed.count
         return
+    if reading.format.gather is not None:
+        rows, ahead = reading.format.gather(chain(ahead, rows)), []
+        reading.format = format_named(reading.format.gathered)
     name = Path(file).name
-    good = 0
+    good, left = 0, Unread(reading.format)
     for row in chain(ahead, rows):
         good += 1
         try:
-            yield row, records_of(row, reading.format, name)
+            records = records_of(row, reading.format, name)
         except RowError as error:
             report(Problem.of(error, file, row.line))
+            continue
+        if not records:
+            report(Problem.found(NOTHING_COMPARED, file, row.line))
+        if names := unread(row.value, reading.format):
+            left.add(row.value, names, records)
+        yield row, records
     reading.rows = good + malformed.count
+    for finding in left.findings():
+        report(Problem.found(finding, file, None))
 
 
 def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
@@ -117,6 +137,7 @@ def records_of(row: Row, form: Format, file: str) -> list[Record]:
     read = form.read(value)
     source = {"format": form.name, "file": file, "row": row.number}
     if isinstance(read, dict):
+        beside.join(read, value, form)
         return [_record(read, form, row, source, f"{file}:{row.number}")]
     return [
         _record(fields, form, row, source, f"{file}:{row.number}.{position}")
@@ -136,7 +157,7 @@ def _record(
     else:
         kind = form.kind
         fields["source"] = source
-        unknown = row.value.keys() - form.keys - form.also
+        unknown = unread(row.value, form)
         if unknown:
             fields["extra"] = _extra(row, unknown) | fields.get("extra", {})
             given = fields["extra"].get("id")
@@ -148,6 +169,14 @@ def _record(
         return KINDS[kind].model_validate(fields)
     except ValidationError as error:
         raise _explain(error, KINDS[kind]) from None
+
+
+def unread(value: dict[str, Any], form: Format) -> set[str]:
+    """The columns of a row that nothing read; our own records say what they carry by themselves."""
+    if form.name == "alignkit":
+        return set()
+    unknown = value.keys() - form.own(value)
+    return unknown.difference(beside.columns(value, form)) if unknown else unknown
 
 
 def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:

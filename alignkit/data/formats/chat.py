@@ -97,7 +97,9 @@ def pair_format(name: str, prompt_key: str, completion_key: str, about: str) -> 
         )
 
     wanted = keys(prompt_key, completion_key)
-    return Format(name, "demonstration", wanted, read, write, sample=prompt_key, about=about)
+    return Format(
+        name, "demonstration", wanted, read, write, sample=prompt_key, asks=prompt_key, about=about
+    )
 
 
 def _in_one_shape(sides: Mapping[str, tuple[Sequence[Message], str]]) -> Fields:
@@ -540,7 +542,8 @@ CONVERSATIONS = [
 
 PLAIN = [
     Format("kto", "label", keys("completion", "label"), read_label, write_label,
-           also=keys("prompt"), sample="completion", about="TRL unpaired preference"),
+           also=keys("prompt"), asks="prompt", sample="completion",
+           about="TRL unpaired preference"),
     Format("messages-kto", "label", keys("messages", "label"), read_messages_label,
            write_messages_label, about="messages whose last answer is good or bad"),
     Format("openai-chat", "demonstration", keys("messages"), read_messages, write_openai,
@@ -550,7 +553,8 @@ PLAIN = [
            also=keys("prompt", "messages"), when=_is_binarized, about="two whole chats and scores"),
     Format("preference", "preference", keys("chosen", "rejected"), read_preference,
            write_preference, also=keys("prompt", "margin", "weight", "group", "tie"),
-           sample="chosen", about="TRL: [prompt,] chosen, rejected; text or messages"),
+           asks="prompt", sample="chosen",
+           about="TRL: [prompt,] chosen, rejected; text or messages"),
     Format("messages", "demonstration", keys("messages"), read_messages, write_messages,
            about="messages of {role, content} (TRL, OpenAI, Hugging Face)"),
     pair_format("prompt-completion", "prompt", "completion", "TRL: prompt and completion"),
@@ -562,6 +566,6 @@ PLAIN = [
     Format("text", "demonstration", keys("text"), read_text, write_text, about="bare text"),
     Format("mt-bench", "prompt", keys("turns"), read_turns, write_turns,
            when=lambda row: "question_id" in row, about="MT-bench questions"),
-    Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, sample="prompt",
-           about="prompts alone"),
+    Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, asks="prompt",
+           sample="prompt", about="prompts alone"),
 ]  # fmt: skip

@@ -6,20 +6,28 @@ them in one place), a writer turns a record into a row. Both raise RowError and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import orjson
 
 from alignkit.data.json_text import type_name
 from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Record
 from alignkit.errors import did_you_mean
 
+if TYPE_CHECKING:
+    from alignkit.data.files import Row as FileRow
+
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 Turn = dict[str, Any]
 Reader = Callable[[Row], Fields | list[Fields]]
 Writer = Callable[[Any], Fields]
+Gatherer = Callable[[Iterator["FileRow"]], Iterator["FileRow"]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class Format:
 
     `sample` names a field that may be text or messages; a file must not mix the two. `merge` makes
     one row of the rows written for the records that one row gave (several annotators, say).
+    `asks` names the column of the question, which other columns may belong to (`beside`). `reads`
+    tells which columns of a row are read, where `keys` and `also` do not. `gather` makes rows of
+    the format `gathered` from rows that say something together only.
     """
 
     name: str
@@ -40,6 +51,19 @@ class Format:
     sample: str | None = None
     about: str = ""
     merge: Callable[[Sequence[Fields]], Fields] | None = field(default=None, repr=False)
+    asks: str | None = None
+    reads: Callable[[Row], frozenset[str]] | None = field(default=None, repr=False)
+    gather: Gatherer | None = field(default=None, repr=False)
+    gathered: str = ""
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The keys it needs or understands, in any row."""
+        return self.keys | self.also
+
+    def own(self, row: Row) -> frozenset[str]:
+        """The keys of this row that its reader reads."""
+        return self.known if self.reads is None else self.reads(row)
 
     def fits(self, row: Row) -> bool:
         """Whether the row looks like this format."""
@@ -137,6 +161,16 @@ def texts(row: Row, key: str) -> list[str]:
     return value
 
 
+def json_list(value: object) -> list[Any] | None:
+    """The array, also where a table holds it as JSON text; null for anything else."""
+    if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return None
+    return value if isinstance(value, list) else None
+
+
 def boolean(row: Row, key: str) -> bool:
     """true or false, also as tables write it: 1, 0, "1", "0", "true", "false"."""
     value = row[key]
@@ -155,11 +189,28 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def as_number(value: object) -> float | None:
+    """A finite number, also as tables write it; null for anything else."""
+    if is_number(value):
+        number = float(value)
+    elif isinstance(value, str) and value[:20].strip()[:1] in tuple("+-.0123456789"):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+    else:
+        return None
+    return number if isfinite(number) else None
+
+
 def one_of(row: Row, key: str, choices: Mapping[Any, Any]) -> Any:
     """The choice that the value under `key` stands for."""
     value = row[key]
     if (value is None or isinstance(value, str | int | float)) and value in choices:
         return choices[value]
+    number = as_number(value)  # tables write numbers as text
+    if number is not None and number in choices:
+        return choices[number]
     known = ", ".join(str(choice) for choice in choices)
     raise RowError(
         "value",
@@ -421,6 +472,13 @@ def ranks_by_score(scores: Sequence[float | None]) -> list[int | None]:
 
 def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
     """(first text, second text, `first`|`second`|`tie`|`none`) of a ranking of two."""
+    order = two_ranks(record, what)
+    left, right = record.candidates
+    return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
+
+
+def two_ranks(record: Any, what: str) -> str:
+    """Which of a ranking's two candidates is better: `first`, `second`, `tie` or `none`."""
     if len(record.candidates) != 2:
         raise RowError(
             "shape",
@@ -429,8 +487,7 @@ def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
         )
     left, right = record.candidates
     first, second = record.ranks.get(left.cid), record.ranks.get(right.cid)
-    order = "none" if first is None or second is None else _order(first, second)
-    return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
+    return "none" if first is None or second is None else _order(first, second)
 
 
 def _order(first: int, second: int) -> str:

@@ -1,0 +1,768 @@
+"""Answers with feedback under columns of many names: scores, ranks, verdicts, grades.
+
+One reader for each shape, whatever its columns are called: answers in a list, answers in numbered
+columns, one graded answer, two sides. Published data sets that have such a shape and quirks of
+their own (signed strengths, several turns in one text) follow with a name each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alignkit.data.formats.compared import labelled_pair
+from alignkit.data.formats.shape import (
+    PAIR_RANKS,
+    Fields,
+    Format,
+    Row,
+    Turn,
+    as_number,
+    assistant,
+    either,
+    expected,
+    is_number,
+    json_list,
+    keys,
+    message_rows,
+    missing,
+    not_text,
+    only_text,
+    ranking,
+    ranks_by_score,
+    sides_of,
+    split_completion,
+    split_sides,
+    text,
+    text_or_rows,
+    turns,
+    two_candidates,
+    two_ranks,
+    user,
+)
+from alignkit.data.formats.sides import (
+    Series,
+    answers_in,
+    named_side,
+    numbers_in,
+    ranks_of_winner,
+)
+from alignkit.data.problems import RowError
+from alignkit.data.records import Candidates, Preference, Ranking
+
+# --- the columns of a row -----------------------------------------------------------------------
+
+# What the question is called; the first of these that holds text or messages is the question.
+QUESTIONS = ("prompt", "instruction", "question", "query", "user_prompt", "problem", "user_input",
+             "orig_instruction", "post", "input", "conversation", "context")  # fmt: skip
+LISTS = ("completions", "responses", "answers", "candidates", "outputs", "generations", "samples",
+         "replies", "model_responses", "model_outputs")  # fmt: skip
+ANSWERS = ("completion", "response", "answer", "output", "reply", "generation", "orig_response")
+SCORES = ("scores", "rewards", "ratings", "grades", "rating", "score", "reward")
+RANKS = ("ranks", "rank")
+GRADES = ("score", "rating", "grade", "reward", "overall_score", "overall_rating", "stars",
+          "orig_score")  # fmt: skip
+TEXTS = ("text", "content", "response", "completion", "output", "answer", "generation", "value",
+         "message", "generated_text")  # fmt: skip
+MODELS = ("model", "model_name", "generator", "name", "source")
+
+
+def question_in(row: Row) -> str | None:
+    """The column that holds the question, null when there is none."""
+    return _first(row, QUESTIONS, lambda value: _can_ask(value) or _turn_texts(value) is not None)
+
+
+def _can_ask(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+    )
+
+
+def _asked(row: Row) -> list[Turn]:
+    name = question_in(row)
+    if name is None:
+        raise _no_column(row, QUESTIONS, "text or messages")
+    asked = _turn_texts(row[name])
+    return either(row[name], name, "user") if asked is None else [user(asked[0])]
+
+
+def _no_column(row: Row, names: Sequence[str], what: str) -> RowError:
+    """None of these columns is there, or the first that is there holds something else."""
+    found = next((name for name in names if name in row), None)
+    return missing(row, keys(names[0])) if found is None else expected(row[found], what, found)
+
+
+def _turn_texts(value: Any) -> list[Any] | None:
+    """The texts of several turns, where a column lists them; null for anything else."""
+    listed = json_list(value)
+    return listed if listed and all(item is None or type(item) is str for item in listed) else None
+
+
+def _first(row: Row, names: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+    return next((name for name in names if name in row and fits(row[name])), None)
+
+
+def _is_list(value: Any) -> bool:
+    return bool(json_list(value))
+
+
+# --- answers in a list --------------------------------------------------------------------------
+
+
+def _list_columns(row: Row) -> tuple[str | None, str | None, str | None]:
+    """(answers, scores, ranks): the columns that hold them, null where there is none."""
+    answers = _first(row, LISTS, _is_list)
+    return answers, _first(row, SCORES, _is_list), _first(row, RANKS, _is_list)
+
+
+def _is_open(row: Row) -> bool:
+    """Whether no column says already what the row is: sides, a chat, a label of one answer."""
+    return not (
+        {"chosen", "rejected"} <= row.keys()
+        or {"completion", "label"} <= row.keys()
+        or isinstance(row.get("messages"), list)
+        or isinstance(row.get("conversations"), list)
+    )
+
+
+def _has_answers(row: Row) -> bool:
+    name = _list_columns(row)[0]
+    alone = _first(row, ANSWERS, _can_ask)
+    return name is not None and alone is None and question_in(row) is not None and _is_open(row)
+
+
+def _has_scored_answers(row: Row) -> bool:
+    answers, scores, ranks = _list_columns(row)
+    if answers is None or question_in(row) is None or not _is_open(row):
+        return False
+    listed = json_list(row[answers]) or []
+    inside = all(isinstance(a, dict) and _number_of(a, (*GRADES, "rank")) for a in listed)
+    return scores is not None or ranks is not None or inside
+
+
+def _number_of(answer: dict[str, Any], names: Sequence[str]) -> bool:
+    return any(as_number(answer.get(name)) is not None for name in names)
+
+
+def _read_of_list(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), *_list_columns(row))))
+
+
+def _listed(row: Row) -> tuple[list[list[Turn]], list[str | None], list[dict[str, Any]]]:
+    """(answers as turns, their models, their objects) of the list of answers."""
+    name = _list_columns(row)[0]
+    if name is None:
+        raise _no_column(row, LISTS, "an array of answers")
+    answers, models, found = [], [], []
+    for position, answer in enumerate(json_list(row[name]) or []):
+        where = f"{name}[{position}]"
+        told = answer if isinstance(answer, dict) else {}
+        if isinstance(answer, dict) and not {"role", "from"} & answer.keys():
+            key = _first(answer, TEXTS, lambda value: isinstance(value, str))
+            if key is None:
+                raise missing(answer, keys("text")).within(where)
+            answers.append([assistant(answer[key])])
+        else:
+            answers.append(
+                either([answer] if isinstance(answer, dict) else answer, where, "assistant")
+            )
+        model = _first(told, MODELS, lambda value: isinstance(value, str))
+        models.append(None if model is None else told[model])
+        found.append(told)
+    return answers, models, found
+
+
+def read_scored_list(row: Row) -> Fields:
+    """Answers in a list, with scores (more is better) or ranks (1 is best) beside or inside."""
+    answers, models, found = _listed(row)
+    name, scores_key, ranks_key = _list_columns(row)
+    scores = _parallel(row, scores_key, name, len(answers))
+    ranks = _parallel(row, ranks_key, name, len(answers))
+    if scores is None and ranks is None:
+        scores = [_inside(answer, GRADES) for answer in found]
+        ranks = [_inside(answer, ("rank",)) for answer in found]
+    by_rank = ranks is not None and any(rank is not None for rank in ranks)
+    order = _whole_ranks(ranks or []) if by_rank else ranks_by_score(scores or [])
+    return ranking(_asked(row), [""] * len(answers), order, models=models, scores=scores) | {
+        "candidates": [
+            {"cid": f"c{i}", "messages": answer, "model": models[i],
+             "score": scores[i] if scores else None}
+            for i, answer in enumerate(answers)
+        ]
+    }  # fmt: skip
+
+
+def _inside(answer: dict[str, Any], names: Sequence[str]) -> float | None:
+    name = _first(answer, names, lambda value: as_number(value) is not None)
+    return None if name is None else as_number(answer[name])
+
+
+def _parallel(row: Row, key: str | None, of: str | None, count: int) -> list[float | None] | None:
+    """The numbers of a column that has one for each answer."""
+    if key is None:
+        return None
+    listed = json_list(row[key]) or []
+    if len(listed) != count:
+        raise RowError(
+            "scores",
+            f'{count} in "{of}" but {len(listed)} in "{key}"',
+            "give each answer one number, null where it has none",
+            field=key,
+        )
+    for position, value in enumerate(listed):
+        if value is not None and as_number(value) is None:
+            raise expected(value, "a number", f"{key}[{position}]")
+    return [as_number(value) for value in listed]
+
+
+def _whole_ranks(ranks: Sequence[float | None]) -> list[int | None]:
+    if any(rank is not None and not rank.is_integer() for rank in ranks):
+        raise RowError("ranks", "a rank is no whole number", "1 is the best rank", field="ranks")
+    # Some count from 0: the order is the same.
+    start = 1 if 0 in ranks else 0
+    return [None if rank is None else int(rank) + start for rank in ranks]
+
+
+def write_scored_list(record: Ranking) -> Fields:
+    """prompt, responses and their scores, or their ranks where scores do not say the same."""
+    ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
+    scores = [candidate.score for candidate in record.candidates]
+    row: Fields = {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "responses": [text_or_rows(c.messages, "assistant") for c in record.candidates],
+    }
+    by_score = any(s is not None for s in scores) and ranks_by_score(scores) == ranks
+    return row | ({"scores": scores} if by_score else {"ranks": ranks})
+
+
+def read_list(row: Row) -> Fields:
+    """Answers in a list that nobody ranked."""
+    answers, models, _ = _listed(row)
+    return {
+        "prompt": _asked(row),
+        "candidates": [
+            {"cid": f"c{i}", "messages": answer, "model": models[i]}
+            for i, answer in enumerate(answers)
+        ],
+    }
+
+
+def write_list(record: Candidates) -> Fields:
+    """prompt and completions."""
+    return {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "completions": [text_or_rows(c.messages, "assistant") for c in record.candidates],
+    }
+
+
+# --- answers in numbered columns ----------------------------------------------------------------
+
+# Names of verdicts, letters only; the first that a row has counts.
+VERDICTS = ("winner", "betterresponseid", "betterresponse", "preferredresponse", "preferred",
+            "bestresponse", "preferredanswer", "betteranswer", "preference", "origpreference",
+            "humanpreference", "humanwinner", "winnerid", "verdict", "vote", "choice", "better",
+            "best", "selected", "decision", "chosen", "judgment", "judgement", "label")  # fmt: skip
+# Of these, the ones whose sign says which of two is better: below zero, the first.
+SIGNED = ("preferencestrength", "overallpreference")
+GRADED = ("score", "rating", "reward", "grade", "overallscore", "overallrating")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def _answer_series(row: Row) -> Series | None:
+    """The numbered columns with the answers, all of them text or messages."""
+    given = [name for name, value in row.items() if _can_ask(value) or json_list(value)]
+    return answers_in(given)
+
+
+def _of_each(row: Row, series: Series, words: Sequence[str]) -> list[str] | None:
+    """Columns that tell something of each answer: `score_a`, `response_a_score`, `a_score`."""
+    names = {_letters(name): name for name in row}
+    for word in words:
+        for wanted in (
+            [word + part for part in series.parts],
+            [_letters(name) + word for name in series.names],
+            [word + _letters(name) for name in series.names],
+            [part + word for part in series.parts],
+        ):
+            if all(name in names for name in wanted):
+                return [names[name] for name in wanted]
+    return None
+
+
+def _verdict_in(row: Row, series: Series) -> str | None:
+    names = {_letters(name): name for name in row if name not in series.names}
+    for word in (*SIGNED, *VERDICTS):
+        name = names.get(word)
+        if name is not None and not isinstance(row[name], dict | list):
+            if word != "label" or _is_verdict(row[name], series):
+                return name
+    return None
+
+
+def _is_verdict(value: Any, series: Series) -> bool:
+    """Whether a `label` is about the sides, not a category of the row."""
+    if as_number(value) is not None:
+        return True
+    try:
+        return named_side(value, series, "label") is not None
+    except RowError:
+        return False
+
+
+def _judged_by(row: Row, series: Series) -> tuple[str, list[str]] | None:
+    """(how, columns): a `verdict`, one column for the `winner` of each, a `score` of each."""
+    verdict = _verdict_in(row, series)
+    if verdict is not None:
+        return "verdict", [verdict]
+    winners = _of_each(row, series, ("winner", "winnermodel", "winnerresponse"))
+    if winners is not None:
+        names = {_letters(name): name for name in row}
+        ties = [names[tie] for tie in ("winnertie", "tie") if tie in names]
+        return "winner", winners + ties[:1]
+    ranks = _of_each(row, series, ("rank",))
+    if ranks is not None:
+        return "rank", ranks
+    scores = _of_each(row, series, GRADED)
+    return None if scores is None else ("score", scores)
+
+
+def _is_compared(row: Row) -> bool:
+    series = _answer_series(row)
+    if series is None or not _asks_beside(row, series) or not _is_open(row):
+        return False
+    return _judged_by(row, series) is not None
+
+
+def _is_uncompared(row: Row) -> bool:
+    series = _answer_series(row)
+    if series is None or not _asks_beside(row, series) or not _is_open(row):
+        return False
+    return series.holds_answers and _first(row, ANSWERS, _can_ask) is None
+
+
+def _asks_beside(row: Row, series: Series) -> bool:
+    name = question_in(row)
+    return name is not None and name not in series.names
+
+
+def _read_of_columns(row: Row) -> frozenset[str]:
+    series = _answer_series(row)
+    if series is None:
+        return frozenset()
+    judged = _judged_by(row, series)
+    models = _of_each(row, series, ("model", "modelname")) or []
+    question = question_in(row)
+    return frozenset(
+        [*([question] if question else []), *series.names, *(judged[1] if judged else []), *models]
+    )
+
+
+def _columns_as_candidates(row: Row) -> tuple[Series, list[Turn], list[dict[str, Any]]]:
+    series = _answer_series(row)
+    if series is None:
+        raise RowError(
+            "missing-key",
+            f"no columns of answers that differ in a number or letter. Found: {', '.join(row)}",
+            "name the sides: --map chosen=COLUMN,rejected=COLUMN",
+        )
+    models = _of_each(row, series, ("model", "modelname"))
+    return series, _asked(row), [
+        {
+            "cid": name,
+            "messages": _side(row, name),
+            "model": row[models[i]] if models and isinstance(row[models[i]], str) else None,
+        }
+        for i, name in enumerate(series.names)
+    ]  # fmt: skip
+
+
+def _side(row: Row, name: str) -> list[Turn]:
+    """An answer; where question and answer list several turns, all that follows the first."""
+    question = question_in(row) or ""
+    asked, answered = _turn_texts(row.get(question)), _turn_texts(row[name])
+    if asked is None or answered is None:
+        return either(row[name], name, "assistant")
+    if len(asked) != len(answered):
+        raise RowError(
+            "turns",
+            f'{len(asked)} in "{question}" but {len(answered)} in "{name}"',
+            "give each question one answer",
+            field=name,
+        )
+    texts_in(asked, question)
+    conversation: list[Turn] = []
+    for said, reply in zip(asked, texts_in(answered, name), strict=True):
+        conversation += [user(said), assistant(reply)]
+    return conversation[1:]
+
+
+def texts_in(listed: Sequence[Any], key: str) -> list[str]:
+    """The texts of a list; null, which some files have for a lost answer, is told by place."""
+    for position, item in enumerate(listed):
+        if type(item) is not str:
+            raise not_text(item, f"{key}[{position}]")
+    return list(listed)
+
+
+def read_columns(row: Row) -> Fields:
+    """Answers in numbered columns and a verdict, a winner, ranks or scores that name them."""
+    series, prompt, candidates = _columns_as_candidates(row)
+    judged = _judged_by(row, series)
+    if judged is None:
+        raise _no_column(row, ("winner",), "a verdict")
+    how, columns = judged
+    if how == "score":
+        scores = numbers_in(row, columns)
+        ranks = ranks_by_score(scores)
+        candidates = [c | {"score": s} for c, s in zip(candidates, scores, strict=True)]
+    elif how == "rank":
+        ranks = _whole_ranks(numbers_in(row, columns))
+    elif how == "winner":
+        ranks = ranks_of_winner(_one_hot(row, columns, len(candidates)), len(candidates))
+    elif _letters(columns[0]) in SIGNED:
+        ranks = list(PAIR_RANKS[_by_sign(row, columns[0])])
+    else:
+        winner = named_side(row[columns[0]], series, columns[0])
+        ranks = ranks_of_winner(winner, len(candidates))
+    ranked = {c["cid"]: rank for c, rank in zip(candidates, ranks, strict=True) if rank is not None}
+    return {"prompt": prompt, "candidates": candidates, "ranks": ranked}
+
+
+def _one_hot(row: Row, columns: Sequence[str], count: int) -> int | None:
+    """The position of the one column that is 1, -1 for the tie behind them, null for none."""
+    marks = [as_number(int(v) if isinstance(v := row[name], bool) else v) for name in columns]
+    chosen = [position for position, mark in enumerate(marks) if mark]
+    if len(chosen) > 1:
+        raise RowError(
+            "verdict",
+            f"{len(chosen)} of {', '.join(columns)} are set: one winner or a tie is expected",
+            "correct or remove the row",
+            field=columns[chosen[1]],
+        )
+    if not chosen:
+        return None
+    return chosen[0] if chosen[0] < count else -1
+
+
+def _by_sign(row: Row, key: str) -> str:
+    """Which of two a signed strength prefers: below zero the first, above the second, 0 a tie."""
+    number = as_number(row[key])
+    if number is None:
+        if row[key] in (None, ""):
+            return "none"
+        raise expected(row[key], "a number below zero, zero or above", key)
+    return "first" if number < 0 else "second" if number > 0 else "tie"
+
+
+def write_columns(record: Ranking) -> Fields:
+    """prompt, response_1, response_2 …, winner: the number of the best, or tie."""
+    ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
+    row = write_uncompared(record)
+    for winner in (None, -1, *range(len(ranks))):
+        if ranks_of_winner(winner, len(ranks)) == ranks:
+            name = None if winner is None else "tie" if winner < 0 else str(winner + 1)
+            return row | {"winner": name}
+    raise RowError(
+        "shape", "one winner or a tie is all that this format holds", "choose another format"
+    )
+
+
+def write_kaggle(record: Ranking) -> Fields:
+    """prompt, response_a and response_b as lists of turns, three columns for the winner."""
+    left, right = record.candidates[0], record.candidates[-1]
+    order = two_ranks(record, "lmsys-kaggle")
+    sides = [[*record.prompt, *left.messages], [*record.prompt, *right.messages]]
+    for side in sides:
+        spoken = [message.role for message in side]
+        if spoken != ["user", "assistant"] * (len(side) // 2):
+            raise RowError(
+                "shape", "lmsys-kaggle holds user and assistant turns", "choose another format"
+            )
+    asked, other = ([m.content for m in side if m.role == "user"] for side in sides)
+    if asked != other:
+        raise RowError("shape", "the two sides answer different turns", "choose another format")
+    row: Fields = {"model_a": left.model, "model_b": right.model, "prompt": asked}
+    for name, side in zip(("response_a", "response_b"), sides, strict=True):
+        row[name] = [message.content for message in side if message.role == "assistant"]
+    marks = {"winner_model_a": "first", "winner_model_b": "second", "winner_tie": "tie"}
+    return row | {name: int(order == meant) for name, meant in marks.items()}
+
+
+def write_uncompared(record: Ranking | Candidates) -> Fields:
+    """prompt, response_1, response_2 …"""
+    return {"prompt": text_or_rows(record.prompt, "user")} | {
+        f"response_{i}": text_or_rows(candidate.messages, "assistant")
+        for i, candidate in enumerate(record.candidates, start=1)
+    }
+
+
+def read_uncompared(row: Row) -> Fields:
+    """Answers in numbered columns that nobody compared."""
+    _, prompt, candidates = _columns_as_candidates(row)
+    return {"prompt": prompt, "candidates": candidates}
+
+
+# --- one graded answer --------------------------------------------------------------------------
+
+
+def _grade_columns(row: Row) -> tuple[str | None, str | None]:
+    return (
+        _first(row, ANSWERS, _can_ask),
+        _first(row, GRADES, lambda value: as_number(value) is not None),
+    )
+
+
+def _is_graded(row: Row) -> bool:
+    answer, grade = _grade_columns(row)
+    question = question_in(row)
+    return None not in (answer, grade, question) and question != answer and _is_open(row)
+
+
+def read_graded(row: Row) -> Fields:
+    """A question, one answer and its grade; rows with the same question are compared by it."""
+    answer, grade = _grade_columns(row)
+    if answer is None:
+        raise _no_column(row, ANSWERS[1:2], "text or messages")
+    if grade is None:
+        raise _no_column(row, GRADES, "a number")
+    candidate = {"cid": "c0", "messages": either(row[answer], answer, "assistant"),
+                 "score": as_number(row[grade])}  # fmt: skip
+    model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
+    if model is not None:
+        candidate["model"] = row[model]
+    return {"prompt": _asked(row), "candidates": [candidate]}
+
+
+def _read_of_graded(row: Row) -> frozenset[str]:
+    model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
+    return frozenset(filter(None, (question_in(row), *_grade_columns(row), model)))
+
+
+def _only_candidate(record: Candidates) -> Any:
+    if len(record.candidates) != 1:
+        raise RowError("shape", "this format holds one answer a row", "choose another format")
+    return record.candidates[0]
+
+
+def write_graded(record: Candidates) -> Fields:
+    """prompt, response, score."""
+    candidate = _only_candidate(record)
+    row = {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "response": text_or_rows(candidate.messages, "assistant"),
+        "score": candidate.score,
+    }
+    return row | ({} if candidate.model is None else {"model": candidate.model})
+
+
+# --- two sides under other names ----------------------------------------------------------------
+
+SIDES = (
+    ("chosen", "rejected"), ("response_j", "response_k"), ("pos_resp", "neg_resp"),
+    ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"), ("preferred", "dispreferred"),
+    ("preferred_response", "dispreferred_response"), ("preferred_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"), ("positive", "negative"), ("good", "bad"),
+    ("good_response", "bad_response"), ("better", "worse"), ("better_response", "worse_response"),
+    ("good_edited_response", "bad_edited_response"), ("accepted", "rejected"), ("win", "lose"),
+    ("winner", "loser"), ("winning_response", "losing_response"),
+)  # fmt: skip
+
+
+def _sides_in(row: Row) -> tuple[str, str] | None:
+    for better, worse in SIDES:
+        if better in row and worse in row and _can_ask(row[better]) and _can_ask(row[worse]):
+            return better, worse
+    return None
+
+
+def _has_sides(row: Row) -> bool:
+    """Sides and a question, one of them under a name that no other format knows."""
+    sides, question = _sides_in(row), question_in(row)
+    if sides is None or question is None or question in sides:
+        return False
+    return sides != SIDES[0] or question not in ("prompt", "context", "conversation")
+
+
+def read_sides(row: Row) -> Fields:
+    """A question and two sides, the better one first in the table of names."""
+    sides = _sides_in(row)
+    if sides is None:
+        raise _no_column(row, SIDES[0], "text or messages")
+    chosen, rejected = (either(row[side], side, "assistant") for side in sides)
+    return {"prompt": _asked(row), "chosen": chosen, "rejected": rejected}
+
+
+def write_sides(record: Preference) -> Fields:
+    """question, chosen, rejected."""
+    return {
+        "question": text_or_rows(record.prompt, "user"),
+        "chosen": text_or_rows(record.chosen, "assistant"),
+        "rejected": text_or_rows(record.rejected, "assistant"),
+    }
+
+
+def _read_of_sides(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), *(_sides_in(row) or ()))))
+
+
+# --- data sets with a shape of their own --------------------------------------------------------
+
+_STEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def steer_turns(prompt: str) -> list[Turn]:
+    """A prompt of HelpSteer: text, or turns marked `<extra_id_1>User` and `<extra_id_1>Assistant`.
+
+    The first turn may stand without its mark; it is the user's.
+    """
+    pieces = ["User", *_STEER_TURN.split(prompt)]
+    spoken = list(zip(pieces[0::2], pieces[1::2], strict=True))
+    if len(spoken) > 1 and not spoken[0][1].strip():
+        spoken = spoken[1:]
+    if spoken[-1] == ("Assistant", ""):
+        spoken = spoken[:-1]  # where the answer would begin
+    return [(user if who == "User" else assistant)(said) for who, said in spoken]
+
+
+def signed_pair(name: str, question: str, sides: tuple[str, str], strength: str, about: str) -> Any:
+    """Two answers and a strength from -3 (the first is much better) to 3."""
+
+    def read(row: Row) -> Fields:
+        given = row[question]
+        prompt = steer_turns(given) if isinstance(given, str) else turns(given, question)
+        order = PAIR_RANKS[_by_sign(row, strength)]
+        number = as_number(row[strength])
+        told = {} if number is None else {"extra": {strength: row[strength]}}
+        return ranking(prompt, [text(row, side) for side in sides], order) | told
+
+    def write(record: Ranking) -> Fields:
+        first, second, order = two_candidates(record, name)
+        known = record.extra.get(strength)
+        number: Any = {"first": -1, "second": 1, "tie": 0, "none": None}[order]
+        if is_number(known) and number is not None and (known > 0) - (known < 0) == number:
+            number = known
+        prompt = text_or_rows(record.prompt, "user")
+        return {question: prompt, sides[0]: first, sides[1]: second, strength: number}
+
+    wanted = keys(question, *sides, strength)
+    return Format(name, "ranking", wanted, read, write, asks=question, about=about)
+
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def read_helpsteer(row: Row) -> Fields:
+    """An answer with five attributes from 0 to 4; helpfulness, the overall one, is its score."""
+    for name in ATTRIBUTES:
+        if row.get(name) is not None and as_number(row[name]) is None:
+            raise expected(row[name], "a number", name)
+    candidate = {"cid": "c0", "messages": [assistant(text(row, "response"))],
+                 "score": as_number(row["helpfulness"])}  # fmt: skip
+    return {"prompt": steer_turns(text(row, "prompt")), "candidates": [candidate]}
+
+
+def write_helpsteer(record: Candidates) -> Fields:
+    """prompt, response, helpfulness."""
+    candidate = _only_candidate(record)
+    return {
+        "prompt": only_text(record.prompt, "prompt"),
+        "response": only_text(candidate.messages, candidate.cid),
+        "helpfulness": candidate.score,
+    }
+
+
+def read_swift_messages(row: Row) -> Fields:
+    """A chat that ends with the better answer, and the text of the worse one."""
+    prompt, chosen = split_completion(turns(row["messages"], "messages"), "messages")
+    rejected = either(row["rejected_response"], "rejected_response", "assistant")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def write_swift_messages(record: Preference) -> Fields:
+    """messages and rejected_response."""
+    return {
+        "messages": message_rows([*record.prompt, *record.chosen]),
+        "rejected_response": text_or_rows(record.rejected, "assistant"),
+    }
+
+
+def read_swift_chats(row: Row) -> Fields:
+    """Two whole chats that begin alike."""
+    return split_sides(
+        turns(row["messages"], "messages"), turns(row["rejected_messages"], "rejected_messages")
+    )
+
+
+def write_swift_chats(record: Preference) -> Fields:
+    """messages and rejected_messages."""
+    chosen, rejected = sides_of(record)
+    return {"messages": message_rows(chosen), "rejected_messages": message_rows(rejected)}
+
+
+def three_texts(name: str, question: str, chosen: str, rejected: str, about: str) -> Format:
+    """A question and two sides in columns of these names, text or messages."""
+    sides = {question: "user", chosen: "assistant", rejected: "assistant"}
+
+    def read(row: Row) -> Fields:
+        prompt, better, worse = (either(row[key], key, role) for key, role in sides.items())
+        return {"prompt": prompt, "chosen": better, "rejected": worse}
+
+    def write(record: Preference) -> Fields:
+        parts = (record.prompt, record.chosen, record.rejected)
+        return {
+            key: text_or_rows(part, role)
+            for (key, role), part in zip(sides.items(), parts, strict=True)
+        }
+
+    return Format(name, "preference", frozenset(sides), read, write, asks=question, about=about)
+
+
+# Ahead of the formats that ask for less of the same columns.
+NAMED = [
+    labelled_pair("safe-rlhf", ("response_0", "response_1"), "prompt", "better_response_id",
+                  {0: "first", 1: "second"}, "PKU-SafeRLHF, by the more helpful response"),
+    signed_pair("helpsteer2-preference", "prompt", ("response_1", "response_2"),
+                "preference_strength", "HelpSteer2 preferences, strength -3 to 3"),
+    signed_pair("helpsteer3", "context", ("response1", "response2"), "overall_preference",
+                "HelpSteer3 preferences, strength -3 to 3"),
+    Format("helpsteer", "candidates", keys("prompt", "response", *ATTRIBUTES), read_helpsteer,
+           write_helpsteer, asks="prompt", about="HelpSteer, HelpSteer2: one graded response"),
+    Format("lmsys-kaggle", "ranking",
+           keys("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b",
+                "winner_tie"),
+           read_columns, write_kaggle, reads=_read_of_columns, asks="prompt",
+           about="LMSYS on Kaggle: lists of turns, one column for each verdict"),
+    three_texts("stack-exchange", "question", "response_j", "response_k",
+                "Stack Exchange pairs: response_j is the better"),
+    three_texts("ms-swift-query", "query", "response", "rejected_response",
+                "ms-swift: query, response, rejected_response"),
+    Format("ms-swift", "preference", keys("messages", "rejected_response"), read_swift_messages,
+           write_swift_messages, about="ms-swift: messages, rejected_response"),
+    Format("ms-swift-messages", "preference", keys("messages", "rejected_messages"),
+           read_swift_chats, write_swift_chats, about="ms-swift: two whole chats"),
+]  # fmt: skip
+
+# Behind all formats that know their columns by name.
+SHAPES = [
+    Format("scored-answers", "ranking", keys(), read_scored_list, write_scored_list,
+           when=_has_scored_answers, reads=_read_of_list, asks="prompt",
+           about="a question, a list of answers, their scores or ranks"),
+    Format("answers", "candidates", keys(), read_list, write_list, when=_has_answers,
+           reads=_read_of_list, asks="prompt", about="a question and a list of answers"),
+    Format("compared-columns", "ranking", keys(), read_columns, write_columns, when=_is_compared,
+           reads=_read_of_columns, asks="prompt",
+           about="a question, answers in numbered columns, and which is better"),
+    Format("answer-columns", "candidates", keys(), read_uncompared, write_uncompared,
+           when=_is_uncompared, reads=_read_of_columns, asks="prompt",
+           about="a question and answers in numbered columns"),
+    Format("two-sides", "preference", keys(), read_sides, write_sides, when=_has_sides,
+           reads=_read_of_sides, asks="prompt",
+           about="a question and two sides under other names"),
+    Format("graded", "candidates", keys(), read_graded, write_graded, when=_is_graded,
+           reads=_read_of_graded, asks="prompt", about="a question, one answer, its score"),
+]  # fmt: skip

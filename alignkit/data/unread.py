@@ -1,0 +1,191 @@
+"""Columns that no reader read: text, scores and votes among them are told by name.
+
+Identifiers, categories, dates and other short values are metadata and stay quiet. What a column
+repeats of the record (the prompt once more beside the messages, say) is not lost and is quiet too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.data.formats import Format
+from alignkit.data.problems import Finding
+from alignkit.data.records import Record
+from alignkit.data.rules import texts_of
+
+# Words of a column's name that promise text, and those that promise metadata.
+TEXT = frozenset(
+    """answer answers article background body chosen completion completions comment comments content
+    context contexts cot critique criticism description dialog dialogue document documents
+    elaboration
+    explanation feedback hint history input inputs instruction instructions justification knowledge
+    note notes output outputs passage passages prompt query question questions rationale reasoning
+    reference references rejected reply response responses rubric solution statement summary system
+    target targets text texts thinking thought thoughts translation trajectory user utterance
+    """.split()
+)
+METADATA = frozenset(
+    """agent annotator annotators author category categories checksum class config created creator
+    dataset date datetime difficulty domain emojis file filename format generator hash id ids idx
+    index key kind lang language level license locale meta metadata model models name origin path
+    policy provider role row session sha sha1 sha256 md5 source sources split state status style
+    subject subset tag tags task tasks time timestamp tokens topic topics tool tools tstamp type
+    updated url urls user uuid uid version worker year images image videos audios labels label
+    """.split()
+)
+VOTES = re.compile(
+    r"(^|[^a-z])(votes?|upvotes?|downvotes?|likes?|dislikes?|scores?|ratings?|ranks?|rankings?"
+    r"|rewards?|grades?|winner|preferences?|preferred|better|best|choice|chosen|selected|verdicts?"
+    r"|safer?|helpful(ness)?|harmless(ness)?|correct(ness)?|accept(ed)?|thumbs?|label|labels|stars)"
+    r"($|[^a-z])"
+)
+UNDECIDED = ("prompt", "demonstration", "candidates")  # kinds in which a vote could be meant
+
+MOST_VALUES = 64  # distinct values of a column that are remembered
+MOST_TEXTS = 32  # texts looked at inside one nested value
+WORDS_OF_PROSE = 3
+WORDS_IN_METADATA = 8
+SHORT = 60
+ROWS_FOR_CATEGORIES = 8
+
+_WORDS = re.compile(r"[-_.\s/:]+|(?<=[a-z])(?=[A-Z])")
+_ENDS_A_SENTENCE = re.compile(r"[^\W\d_][.!?…。！？]['\")\]]?$")
+# Scripts that write words without blanks between them.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{6}")
+
+
+@dataclass(slots=True)
+class Column:
+    """What was seen of one unread column."""
+
+    rows: int = 0  # rows with something in it
+    texts: int = 0  # of these, rows with text that the record does not hold
+    prose: int = 0
+    long: int = 0
+    longest: int = 0
+    numbers: int = 0
+    values: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Unread:
+    """Counts the unread columns of a file, row by row."""
+
+    format: Format
+    columns: dict[str, Column] = field(default_factory=dict)
+
+    def add(
+        self, value: Mapping[str, Any], names: Collection[str], records: Sequence[Record]
+    ) -> None:
+        """One row, the names of its columns that were not read, and what was read from it."""
+        said: list[str] | None = None
+        for name in value:
+            cell = value[name]
+            if name not in names or cell is None or cell == "" or cell == [] or cell == {}:
+                continue
+            column = self.columns.get(name)
+            if column is None:
+                column = self.columns[name] = Column()
+            column.rows += 1
+            if isinstance(cell, bool | int | float):
+                column.numbers += 1
+                continue
+            texts = list(_texts(cell))
+            if not texts:
+                column.numbers += 1
+                continue
+            if any(map(_is_prose, texts)) or _promises(name, TEXT):
+                said = _said(records) if said is None else said
+                texts = [text for text in texts if not _repeats(text, said)]
+            if texts:
+                _count(column, texts)
+
+    def findings(self) -> Iterator[Finding]:
+        """A warning for each column of text, scores or votes, in the order of the file."""
+        for name, column in self.columns.items():
+            what, rows = "", column.texts
+            if column.texts and _is_text(name, column):
+                what = "text"
+            elif self.format.kind in UNDECIDED and VOTES.search(name.lower()):
+                if column.numbers or column.texts:
+                    what, rows = "scores or votes", column.numbers + column.texts
+            if what:
+                yield Finding(
+                    "unread-column",
+                    f'column "{name}" holds {what} in {rows:,} row{"s" * (rows != 1)} and is not '
+                    f"read as {self.format.name}",
+                    _advice(name, self.format),
+                    name,
+                    "warning",
+                )
+
+
+def _count(column: Column, texts: Sequence[str]) -> None:
+    column.texts += 1
+    column.prose += any(map(_is_prose, texts))
+    column.long += any(text.count(" ") >= WORDS_IN_METADATA - 1 for text in texts)
+    column.longest = max(column.longest, *map(len, texts))
+    if len(column.values) < MOST_VALUES:
+        column.values.add("\x1e".join(texts)[: 2 * SHORT])
+
+
+def _texts(cell: Any, room: int = MOST_TEXTS) -> Iterator[str]:
+    """The texts inside a value, those under names of metadata left out."""
+    if isinstance(cell, str):
+        if cell.strip():
+            yield cell.strip()
+    elif isinstance(cell, list):
+        for item in cell[:room]:
+            yield from _texts(item, room)
+    elif isinstance(cell, dict):
+        for name, item in list(cell.items())[:room]:
+            if not (isinstance(name, str) and _promises(name, METADATA)):
+                yield from _texts(item, room)
+
+
+def _is_prose(text: str) -> bool:
+    return (
+        text.count(" ") >= WORDS_OF_PROSE - 1
+        or "\n" in text
+        or _ENDS_A_SENTENCE.search(text) is not None
+        or (not text.isascii() and _UNSPACED.search(text) is not None)
+    )
+
+
+def _promises(name: str, words: frozenset[str]) -> bool:
+    """Whether the name, or its last word (digits aside), is one of these."""
+    parts = [part.lower().rstrip("0123456789") for part in _WORDS.split(name)]
+    parts = [part for part in parts if part]
+    return bool(parts) and (parts[-1] in words or "_".join(parts) in words)
+
+
+def _is_text(name: str, column: Column) -> bool:
+    if _promises(name, TEXT) and not _promises(name, METADATA):
+        return True
+    if _promises(name, METADATA):
+        return 2 * column.long > column.texts and 2 * len(column.values) > min(
+            column.texts, MOST_VALUES
+        )
+    few = column.texts >= ROWS_FOR_CATEGORIES and 4 * len(column.values) <= column.texts
+    return column.prose > 0 and not (few and column.longest <= SHORT)
+
+
+def _said(records: Sequence[Record]) -> list[str]:
+    return [text.strip() for record in records for _, text in texts_of(record) if text.strip()]
+
+
+def _repeats(text: str, said: Sequence[str]) -> bool:
+    """Whether the record holds the text, or the text is all of the record (a rendered chat)."""
+    return any(text in own for own in said) or (bool(said) and all(own in text for own in said))
+
+
+def _advice(name: str, form: Format) -> str:
+    if form.kind in UNDECIDED:
+        return (
+            f"name what it is (--map context={name}; of compared answers --map "
+            f"chosen=COLUMN,rejected=COLUMN), or remove it"
+        )
+    return f"name what it is, e.g. --map context={name}, or remove it"
