@@ -218,7 +218,8 @@ BASE = {"prompt": "What is two and two?", "response": "It is four."}
         {"hint_2": "Count."}, {"whatever": "Two and two make four."}, {"whatever": "Yes."},
         {"choices": ["It is five.", "It is six, I believe."]},
         {"extra_info": {"why": "Because it has always been so."}},
-        {"whatever": "二加二等于四没错"}, {"steps": "one\ntwo"}, {"category": FERRY + " So it says."},
+        {"whatever": "二加二等于四没错"}, {"steps": "one\ntwo"},
+        {"category": FERRY + " So it says."},
     ],
 )  # fmt: skip
 def test_text_that_is_not_used_is_told(value: dict[str, Any], tmp_path: Path) -> None:

@@ -232,10 +232,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                       "winner_tie": "1"}],
     "stack-exchange": [{"qid": 1, "question": "Two?", "date": "2012/01/01", "metadata": ["u"],
                         "response_j": "4", "response_k": "5"}],
-    "ms-swift-query": [{"query": "Two?", "response": "4", "rejected_response": "5",
-                        "history": [["Hi", "Hello"]], "system": "S"}],
-    "ms-swift": [{"messages": ASKED + YES, "rejected_response": "Five."}],
-    "ms-swift-messages": [{"messages": ASKED + YES, "rejected_messages": ASKED + NO}],
+    "swift-chats": [{"messages": ASKED + YES, "rejected_messages": ASKED + NO}],
     "scored-answers": [{"prompt": "Two?", "responses": ["a", "b", "c"], "scores": [0.1, 0.9, 0.5]},
                        {"instruction": "Two?", "generations": ["a", "b"], "ratings": [4, None],
                         "generation_models": ["m", "n"]},
@@ -257,7 +254,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "graded": [{"prompt": "Two?", "response": "4", "score": 9},
                {"instruction": "Two?", "input": "x", "output": "4", "rating": "3.5"}],
     "question-response": [{"id": "f.1", "system_prompt": "S", "question": "Q", "response": "A"}],
-    "query-response": [{"query": "Two?", "response": "4"}],
     "input-output": [{"input": "Two?", "output": "4"}],
     "prompt-output": [{"prompt": "Two?", "output": "4"}],
     "prompt-answer": [{"prompt": "Two?", "answer": "4"}],
@@ -315,7 +311,8 @@ def test_there_and_back_is_the_same_row(name: str, position: int, tmp_path: Path
         assert "18446744073709551616" in kept  # not 1.8446744073709552e19
 
 
-@pytest.mark.parametrize("name", [n for n in ROWS if n not in ("labelled-text", "alignkit", *GATHERED)]
+@pytest.mark.parametrize(
+    "name", [n for n in ROWS if n not in ("labelled-text", "alignkit", *GATHERED)]
 )
 @pytest.mark.parametrize("suffix", [".json", ".parquet", ".jsonl.gz", ".jsonl.zst"])
 def test_there_and_back_in_every_container(name: str, suffix: str, tmp_path: Path) -> None:

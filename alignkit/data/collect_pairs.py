@@ -15,7 +15,7 @@ from alignkit.data.pairs import (
     rankings_from_votes,
 )
 from alignkit.data.problems import Problem
-from alignkit.data.read import load_candidates, load_records
+from alignkit.data.read import RANKED, graded_last, load_candidates, load_records
 from alignkit.data.records import Event, Preference, Ranking, Record
 from alignkit.errors import RecipeError
 
@@ -34,9 +34,9 @@ def pairs_of_files(
     problems: list[Problem] = []
     records: list[Record] = []
     for path in files:
-        loaded = load_records(path, {"ranking", "preference", "event"}, **reading)
+        loaded = load_records(path, RANKED, **reading)
         problems += loaded.problems
-        records += loaded.records
+        records += graded_last(path, loaded.records)
     rankings = [record for record in records if isinstance(record, Ranking)]
     events = [record for record in records if isinstance(record, Event)]
     preferences = [record for record in records if isinstance(record, Preference)]

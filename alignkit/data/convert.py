@@ -23,10 +23,11 @@ from alignkit.data.files import Row, container_of
 from alignkit.data.formats import Format, format_named
 from alignkit.data.formats.beside import claims
 from alignkit.data.formats.shape import Fields
+from alignkit.data.grades import demonstration_of
 from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.read import Reading, exact_value, records_of, scan
-from alignkit.data.records import KINDS, Preference, Ranking, Record
+from alignkit.data.records import KINDS, Candidates, Preference, Ranking, Record
 from alignkit.data.write import refuse_in_place, write_rows
 from alignkit.errors import DataError
 
@@ -146,6 +147,10 @@ def fit_kind(record: Record, form: Format) -> Record:
         return record
     if form.kind == "ranking" and isinstance(record, Preference):
         return ranking_of(record)
+    if form.kind == "demonstration" and isinstance(record, Candidates):
+        shown = demonstration_of(record)
+        if shown is not None:
+            return shown
     if form.kind == "preference" and isinstance(record, Ranking):
         raise RowError(
             "kind",

@@ -17,6 +17,7 @@ from alignkit.data.columns import Columns, resolve
 from alignkit.data.files import Report, Row, read_rows
 from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
 from alignkit.data.formats.shape import Fields, missing
+from alignkit.data.grades import demonstration_of, is_graded, rankings_from_grades
 from alignkit.data.json_text import decode_exactly, type_name
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
 from alignkit.data.problems import Finding, Problem, RowError, tally
@@ -109,8 +110,7 @@ def scan(
             continue
         if not records:
             report(Problem.found(NOTHING_COMPARED, file, row.line))
-        if names := unread(row.value, reading.format):
-            left.add(row.value, names, records)
+        left.add(row.value, records)
         yield row, records
     reading.rows = good + malformed.count
     for finding in left.findings():
@@ -172,9 +172,7 @@ def _record(
 
 
 def unread(value: dict[str, Any], form: Format) -> set[str]:
-    """The columns of a row that nothing read; our own records say what they carry by themselves."""
-    if form.name == "alignkit":
-        return set()
+    """The columns of a row that neither its format nor the question beside them reads."""
     unknown = value.keys() - form.own(value)
     return unknown.difference(beside.columns(value, form)) if unknown else unknown
 
@@ -297,11 +295,15 @@ def _ignore(problem: Problem) -> None:
 
 def _expect_kind(record: Record, kinds: Collection[str] | None, where: str) -> None:
     if kinds is not None and record.kind not in kinds:
-        raise DataError(
-            f"a {record.kind} record where {' or '.join(sorted(kinds))} is due",
-            where=where,
-            hint="Fix: give the right file, or: alignkit data convert",
-        )
+        raise _kind_error(record, kinds, where)
+
+
+def _kind_error(record: Record, kinds: Collection[str], where: str | Path) -> DataError:
+    return DataError(
+        f"a {record.kind} record where {' or '.join(sorted(kinds))} is due",
+        where=str(where),
+        hint="Fix: give the right file, or: alignkit data convert",
+    )
 
 
 @dataclass(frozen=True)
@@ -402,12 +404,19 @@ def _all_of(errors: list[Problem]) -> ErrorList | DataError:
 
 
 def stream_demonstrations(path: str | Path, **options: Any) -> Stream[Demonstration]:
-    """The demonstrations of a file."""
+    """The demonstrations of a file; one graded answer is one, whatever its grade."""
 
     def made(records: Iterator[Record]) -> Iterator[Demonstration]:
-        return (record for record in records if isinstance(record, Demonstration))
+        for record in records:
+            if isinstance(record, Demonstration):
+                yield record
+            elif isinstance(record, Candidates):
+                shown = demonstration_of(record)
+                if shown is None:
+                    raise _kind_error(record, ("demonstration",), path)
+                yield shown
 
-    return Stream(path, {"demonstration"}, made, **options)
+    return Stream(path, ("demonstration", "candidates"), made, **options)
 
 
 def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
@@ -492,7 +501,7 @@ def load_preferences(path: str | Path, **options: Any) -> Loaded[Preference]:
     return stream_preferences(path, **options).load()
 
 
-RANKED = ("ranking", "preference", "event")
+RANKED = ("ranking", "preference", "event", "candidates")
 
 
 def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]:
@@ -503,7 +512,7 @@ def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]
     """
     events: list[Event] = []
     others = 0
-    for record in records:
+    for record in graded_last(path, records):
         if isinstance(record, Event):
             events.append(record)
         else:
@@ -513,6 +522,30 @@ def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]
     if events and not voted and not others:
         raise DataError("no votes: only skips, flags and what was undone", where=str(path))
     yield from voted
+
+
+def graded_last(path: str | Path, records: Iterable[Record]) -> Iterator[Record]:
+    """The records, and behind them rankings from the answers that were graded one by one.
+
+    The next answer to a prompt may stand anywhere, so graded ones are kept to the end of the file.
+    Raises DataError for candidates without grades, and when no prompt has two graded answers.
+    """
+    graded: list[Candidates] = []
+    for record in records:
+        if not isinstance(record, Candidates):
+            yield record
+        elif is_graded(record):
+            graded.append(record)
+        else:
+            raise _kind_error(record, ("ranking", "preference"), path)
+    compared = rankings_from_grades(graded)
+    if graded and not compared:
+        raise DataError(
+            f"{len(graded)} graded answers, and no prompt has two of them: nothing is compared",
+            where=str(path),
+            hint="Fix: give rows with the same prompt, or train with sft, which takes each answer",
+        )
+    yield from compared
 
 
 def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:

@@ -7,7 +7,7 @@ repeats of the record (the prompt once more beside the messages, say) is not los
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,25 +16,33 @@ from alignkit.data.problems import Finding
 from alignkit.data.records import Record
 from alignkit.data.rules import texts_of
 
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
 # Words of a column's name that promise text, and those that promise metadata.
-TEXT = frozenset(
-    """answer answers article background body chosen completion completions comment comments content
-    context contexts cot critique criticism description dialog dialogue document documents
-    elaboration
-    explanation feedback hint history input inputs instruction instructions justification knowledge
-    note notes output outputs passage passages prompt query question questions rationale reasoning
-    reference references rejected reply response responses rubric solution statement summary system
-    target targets text texts thinking thought thoughts translation trajectory user utterance
-    """.split()
+TEXT = _words(
+    """
+    answer answers article background body chosen completion completions comment comments
+    content context contexts cot critique criticism description dialog dialogue document
+    documents elaboration explanation feedback hint history input inputs instruction
+    instructions justification knowledge note notes output outputs passage passages prompt
+    query question questions rationale reasoning reference references rejected reply
+    response responses rubric solution statement summary system target targets text texts
+    thinking thought thoughts translation trajectory user utterance
+    """
 )
-METADATA = frozenset(
-    """agent annotator annotators author category categories checksum class config created creator
-    dataset date datetime difficulty domain emojis file filename format generator hash id ids idx
-    index key kind lang language level license locale meta metadata model models name origin path
-    policy provider role row session sha sha1 sha256 md5 source sources split state status style
-    subject subset tag tags task tasks time timestamp tokens topic topics tool tools tstamp type
-    updated url urls user uuid uid version worker year images image videos audios labels label
-    """.split()
+METADATA = _words(
+    """
+    agent annotator annotators author category categories checksum class config created
+    creator dataset date datetime difficulty domain emojis file filename format generator
+    hash id ids idx index key kind lang language level license locale meta metadata model
+    models name origin path policy provider role row session sha sha1 sha256 md5 source
+    sources split state status style subject subset tag tags task tasks time timestamp
+    tokens topic topics tool tools tstamp type updated url urls user uuid uid version worker
+    year images image videos audios labels label
+    """
 )
 VOTES = re.compile(
     r"(^|[^a-z])(votes?|upvotes?|downvotes?|likes?|dislikes?|scores?|ratings?|ranks?|rankings?"
@@ -42,6 +50,8 @@ VOTES = re.compile(
     r"|safer?|helpful(ness)?|harmless(ness)?|correct(ness)?|accept(ed)?|thumbs?|label|labels|stars)"
     r"($|[^a-z])"
 )
+# Where one verdict was read, another one beside it may say the contrary.
+RIVALS = re.compile(r"(^|[^a-z])(safer|winner|better|preferred|verdict)($|[^a-z])")
 UNDECIDED = ("prompt", "demonstration", "candidates")  # kinds in which a vote could be meant
 
 MOST_VALUES = 64  # distinct values of a column that are remembered
@@ -77,14 +87,20 @@ class Unread:
     format: Format
     columns: dict[str, Column] = field(default_factory=dict)
 
-    def add(
-        self, value: Mapping[str, Any], names: Collection[str], records: Sequence[Record]
-    ) -> None:
-        """One row, the names of its columns that were not read, and what was read from it."""
+    def add(self, value: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """One row and the records read from it, which carry what nothing read in `extra`."""
+        carried = records[0].extra if records else {}
+        cells: dict[str, Any] = {}
+        if carried and self.format.name != "alignkit":
+            own = self.format.own(value)
+            cells = {name: value[name] for name in carried if name in value and name not in own}
+        if self.format.inside is not None:
+            cells |= _inside(value, self.format)
+        if not cells:
+            return
         said: list[str] | None = None
-        for name in value:
-            cell = value[name]
-            if name not in names or cell is None or cell == "" or cell == [] or cell == {}:
+        for name, cell in cells.items():
+            if cell is None or cell == "" or cell == [] or cell == {}:
                 continue
             column = self.columns.get(name)
             if column is None:
@@ -109,9 +125,8 @@ class Unread:
             what, rows = "", column.texts
             if column.texts and _is_text(name, column):
                 what = "text"
-            elif self.format.kind in UNDECIDED and VOTES.search(name.lower()):
-                if column.numbers or column.texts:
-                    what, rows = "scores or votes", column.numbers + column.texts
+            elif column.numbers + column.texts and self._may_vote(name):
+                what, rows = "scores or votes", column.numbers + column.texts
             if what:
                 yield Finding(
                     "unread-column",
@@ -121,6 +136,21 @@ class Unread:
                     name,
                     "warning",
                 )
+
+    def _may_vote(self, name: str) -> bool:
+        """Whether a column of this name decides something that the format has not decided."""
+        pattern = VOTES if self.format.kind in UNDECIDED else RIVALS
+        return pattern.search(name.lower()) is not None
+
+
+def _inside(value: Mapping[str, Any], form: Format) -> dict[str, Any]:
+    """The columns inside an object of the row that were not read, by their dotted names."""
+    held = value.get(form.inside or "")
+    if not isinstance(held, dict):
+        return {}
+    own = form.own(value)
+    dotted = {f"{form.inside}.{name}": cell for name, cell in held.items()}
+    return {name: cell for name, cell in dotted.items() if name not in own}
 
 
 def _count(column: Column, texts: Sequence[str]) -> None:

@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
-from alignkit.data.formats import chat, compared, exports, feedback, instruct, own, trees
+from alignkit.data.formats import (
+    argilla,
+    chat,
+    compared,
+    exports,
+    feedback,
+    instruct,
+    label_studio,
+    own,
+    published,
+    trees,
+)
 from alignkit.data.formats.beside import BESIDE
 from alignkit.data.formats.shape import Fields, Format, missing
 from alignkit.data.problems import RowError
@@ -25,11 +36,13 @@ FORMATS: dict[str, Format] = {
         *own.FORMATS,
         *trees.FORMATS,
         *chat.CONVERSATIONS,
-        *feedback.NAMED,
+        *published.FORMATS,
         *compared.FORMATS,
         *instruct.COMPARED,
+        *argilla.FORMATS,
+        *label_studio.FORMATS,
         *exports.FORMATS,
-        *feedback.SHAPES,
+        *feedback.FORMATS,
         *instruct.FORMATS,
         *(plain for plain in chat.PLAIN if plain.kind != "prompt"),
         *instruct.PAIRS,

@@ -6,7 +6,7 @@ the format's own reader: a format only names the column of its question (`Format
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from alignkit.data.formats.chat import FROM, is_transcript, shared, transcript
@@ -39,9 +39,11 @@ BESIDE = frozenset(PART)
 
 def columns(row: Row, form: Format) -> list[str]:
     """The columns of the row that belong to the format's question, in the order of the table."""
-    if form.asks is None or BESIDE.isdisjoint(row):
-        return []
-    taken = form.own(row)
+    return [] if form.asks is None or BESIDE.isdisjoint(row) else names_in(row, form.own(row))
+
+
+def names_in(row: Row, taken: Container[str]) -> list[str]:
+    """The columns beside a question in a row, those that are read otherwise left out."""
     return [name for name in PART if name in row and name not in taken and _joins(name, row[name])]
 
 
@@ -56,21 +58,23 @@ def _joins(name: str, value: object) -> bool:
 
 
 def join(fields: Fields, row: Row, form: Format) -> None:
-    """Add what stands beside the question to the prompt of `fields`.
+    """Add what stands beside the question to the prompt of `fields`."""
+    if names := columns(row, form):
+        add(fields, row, names, row.get(form.asks or ""))
+
+
+def add(fields: Fields, row: Row, names: Sequence[str], asked: Any = None) -> None:
+    """Add these columns of the row to the prompt of `fields`; `asked` is the question's value.
 
     System prompt first, then the earlier turns, then the question with its context on the next
     line, as Alpaca's instruction and input are joined. Text that the prompt holds already is not
     said twice.
     """
-    names = columns(row, form)
-    if not names:
-        return
     parts: dict[str, list[Any]] = {"system": [], "history": [], "context": []}
     for name in names:
         part = PART[name]
         parts[part] += READERS[part](row[name], name)
     where = "messages" if "messages" in fields else "prompt"
-    asked = row.get(form.asks or "")
     # A demonstration's prompt is as long as the question's column; the rest is the answer.
     end = (len(asked) if isinstance(asked, list) else 1) if where == "messages" else None
     whole = fields[where]

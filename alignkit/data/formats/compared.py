@@ -461,6 +461,6 @@ FORMATS = [
            keys("model_a", "model_b", "winner", "conversation_a", "conversation_b"), read_arena,
            write_arena, about="Chatbot Arena votes"),
     Format("alpacaeval", "ranking", keys("instruction", "output_1", "output_2", "preference"),
-           read_alpacaeval, write_alpacaeval, also=keys("generator_1", "generator_2"), asks="instruction",
-           about="AlpacaEval annotations"),
+           read_alpacaeval, write_alpacaeval, also=keys("generator_1", "generator_2"),
+           asks="instruction", about="AlpacaEval annotations"),
 ]  # fmt: skip

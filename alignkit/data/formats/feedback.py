@@ -1,8 +1,7 @@
 """Answers with feedback under columns of many names: scores, ranks, verdicts, grades.
 
 One reader for each shape, whatever its columns are called: answers in a list, answers in numbered
-columns, one graded answer, two sides. Published data sets that have such a shape and quirks of
-their own (signed strengths, several turns in one text) follow with a name each.
+columns, one graded answer, two sides.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignkit.data.formats.compared import labelled_pair
 from alignkit.data.formats.shape import (
     PAIR_RANKS,
     Fields,
@@ -22,23 +20,13 @@ from alignkit.data.formats.shape import (
     assistant,
     either,
     expected,
-    is_number,
     json_list,
     keys,
-    message_rows,
     missing,
     not_text,
-    only_text,
     ranking,
     ranks_by_score,
-    sides_of,
-    split_completion,
-    split_sides,
-    text,
     text_or_rows,
-    turns,
-    two_candidates,
-    two_ranks,
     user,
 )
 from alignkit.data.formats.sides import (
@@ -297,9 +285,10 @@ def _verdict_in(row: Row, series: Series) -> str | None:
     names = {_letters(name): name for name in row if name not in series.names}
     for word in (*SIGNED, *VERDICTS):
         name = names.get(word)
-        if name is not None and not isinstance(row[name], dict | list):
-            if word != "label" or _is_verdict(row[name], series):
-                return name
+        if name is None or isinstance(row[name], dict | list):
+            continue
+        if word != "label" or _is_verdict(row[name], series):
+            return name
     return None
 
 
@@ -349,7 +338,7 @@ def _asks_beside(row: Row, series: Series) -> bool:
     return name is not None and name not in series.names
 
 
-def _read_of_columns(row: Row) -> frozenset[str]:
+def read_of_columns(row: Row) -> frozenset[str]:
     series = _answer_series(row)
     if series is None:
         return frozenset()
@@ -424,7 +413,7 @@ def read_columns(row: Row) -> Fields:
     elif how == "winner":
         ranks = ranks_of_winner(_one_hot(row, columns, len(candidates)), len(candidates))
     elif _letters(columns[0]) in SIGNED:
-        ranks = list(PAIR_RANKS[_by_sign(row, columns[0])])
+        ranks = list(PAIR_RANKS[by_sign(row, columns[0])])
     else:
         winner = named_side(row[columns[0]], series, columns[0])
         ranks = ranks_of_winner(winner, len(candidates))
@@ -448,7 +437,7 @@ def _one_hot(row: Row, columns: Sequence[str], count: int) -> int | None:
     return chosen[0] if chosen[0] < count else -1
 
 
-def _by_sign(row: Row, key: str) -> str:
+def by_sign(row: Row, key: str) -> str:
     """Which of two a signed strength prefers: below zero the first, above the second, 0 a tie."""
     number = as_number(row[key])
     if number is None:
@@ -469,27 +458,6 @@ def write_columns(record: Ranking) -> Fields:
     raise RowError(
         "shape", "one winner or a tie is all that this format holds", "choose another format"
     )
-
-
-def write_kaggle(record: Ranking) -> Fields:
-    """prompt, response_a and response_b as lists of turns, three columns for the winner."""
-    left, right = record.candidates[0], record.candidates[-1]
-    order = two_ranks(record, "lmsys-kaggle")
-    sides = [[*record.prompt, *left.messages], [*record.prompt, *right.messages]]
-    for side in sides:
-        spoken = [message.role for message in side]
-        if spoken != ["user", "assistant"] * (len(side) // 2):
-            raise RowError(
-                "shape", "lmsys-kaggle holds user and assistant turns", "choose another format"
-            )
-    asked, other = ([m.content for m in side if m.role == "user"] for side in sides)
-    if asked != other:
-        raise RowError("shape", "the two sides answer different turns", "choose another format")
-    row: Fields = {"model_a": left.model, "model_b": right.model, "prompt": asked}
-    for name, side in zip(("response_a", "response_b"), sides, strict=True):
-        row[name] = [message.content for message in side if message.role == "assistant"]
-    marks = {"winner_model_a": "first", "winner_model_b": "second", "winner_tie": "tie"}
-    return row | {name: int(order == meant) for name, meant in marks.items()}
 
 
 def write_uncompared(record: Ranking | Candidates) -> Fields:
@@ -542,7 +510,7 @@ def _read_of_graded(row: Row) -> frozenset[str]:
     return frozenset(filter(None, (question_in(row), *_grade_columns(row), model)))
 
 
-def _only_candidate(record: Candidates) -> Any:
+def only_candidate(record: Candidates) -> Any:
     if len(record.candidates) != 1:
         raise RowError("shape", "this format holds one answer a row", "choose another format")
     return record.candidates[0]
@@ -550,7 +518,7 @@ def _only_candidate(record: Candidates) -> Any:
 
 def write_graded(record: Candidates) -> Fields:
     """prompt, response, score."""
-    candidate = _only_candidate(record)
+    candidate = only_candidate(record)
     row = {
         "prompt": text_or_rows(record.prompt, "user"),
         "response": text_or_rows(candidate.messages, "assistant"),
@@ -610,155 +578,18 @@ def _read_of_sides(row: Row) -> frozenset[str]:
     return frozenset(filter(None, (question_in(row), *(_sides_in(row) or ()))))
 
 
-# --- data sets with a shape of their own --------------------------------------------------------
-
-_STEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-
-
-def steer_turns(prompt: str) -> list[Turn]:
-    """A prompt of HelpSteer: text, or turns marked `<extra_id_1>User` and `<extra_id_1>Assistant`.
-
-    The first turn may stand without its mark; it is the user's.
-    """
-    pieces = ["User", *_STEER_TURN.split(prompt)]
-    spoken = list(zip(pieces[0::2], pieces[1::2], strict=True))
-    if len(spoken) > 1 and not spoken[0][1].strip():
-        spoken = spoken[1:]
-    if spoken[-1] == ("Assistant", ""):
-        spoken = spoken[:-1]  # where the answer would begin
-    return [(user if who == "User" else assistant)(said) for who, said in spoken]
-
-
-def signed_pair(name: str, question: str, sides: tuple[str, str], strength: str, about: str) -> Any:
-    """Two answers and a strength from -3 (the first is much better) to 3."""
-
-    def read(row: Row) -> Fields:
-        given = row[question]
-        prompt = steer_turns(given) if isinstance(given, str) else turns(given, question)
-        order = PAIR_RANKS[_by_sign(row, strength)]
-        number = as_number(row[strength])
-        told = {} if number is None else {"extra": {strength: row[strength]}}
-        return ranking(prompt, [text(row, side) for side in sides], order) | told
-
-    def write(record: Ranking) -> Fields:
-        first, second, order = two_candidates(record, name)
-        known = record.extra.get(strength)
-        number: Any = {"first": -1, "second": 1, "tie": 0, "none": None}[order]
-        if is_number(known) and number is not None and (known > 0) - (known < 0) == number:
-            number = known
-        prompt = text_or_rows(record.prompt, "user")
-        return {question: prompt, sides[0]: first, sides[1]: second, strength: number}
-
-    wanted = keys(question, *sides, strength)
-    return Format(name, "ranking", wanted, read, write, asks=question, about=about)
-
-
-ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-
-
-def read_helpsteer(row: Row) -> Fields:
-    """An answer with five attributes from 0 to 4; helpfulness, the overall one, is its score."""
-    for name in ATTRIBUTES:
-        if row.get(name) is not None and as_number(row[name]) is None:
-            raise expected(row[name], "a number", name)
-    candidate = {"cid": "c0", "messages": [assistant(text(row, "response"))],
-                 "score": as_number(row["helpfulness"])}  # fmt: skip
-    return {"prompt": steer_turns(text(row, "prompt")), "candidates": [candidate]}
-
-
-def write_helpsteer(record: Candidates) -> Fields:
-    """prompt, response, helpfulness."""
-    candidate = _only_candidate(record)
-    return {
-        "prompt": only_text(record.prompt, "prompt"),
-        "response": only_text(candidate.messages, candidate.cid),
-        "helpfulness": candidate.score,
-    }
-
-
-def read_swift_messages(row: Row) -> Fields:
-    """A chat that ends with the better answer, and the text of the worse one."""
-    prompt, chosen = split_completion(turns(row["messages"], "messages"), "messages")
-    rejected = either(row["rejected_response"], "rejected_response", "assistant")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def write_swift_messages(record: Preference) -> Fields:
-    """messages and rejected_response."""
-    return {
-        "messages": message_rows([*record.prompt, *record.chosen]),
-        "rejected_response": text_or_rows(record.rejected, "assistant"),
-    }
-
-
-def read_swift_chats(row: Row) -> Fields:
-    """Two whole chats that begin alike."""
-    return split_sides(
-        turns(row["messages"], "messages"), turns(row["rejected_messages"], "rejected_messages")
-    )
-
-
-def write_swift_chats(record: Preference) -> Fields:
-    """messages and rejected_messages."""
-    chosen, rejected = sides_of(record)
-    return {"messages": message_rows(chosen), "rejected_messages": message_rows(rejected)}
-
-
-def three_texts(name: str, question: str, chosen: str, rejected: str, about: str) -> Format:
-    """A question and two sides in columns of these names, text or messages."""
-    sides = {question: "user", chosen: "assistant", rejected: "assistant"}
-
-    def read(row: Row) -> Fields:
-        prompt, better, worse = (either(row[key], key, role) for key, role in sides.items())
-        return {"prompt": prompt, "chosen": better, "rejected": worse}
-
-    def write(record: Preference) -> Fields:
-        parts = (record.prompt, record.chosen, record.rejected)
-        return {
-            key: text_or_rows(part, role)
-            for (key, role), part in zip(sides.items(), parts, strict=True)
-        }
-
-    return Format(name, "preference", frozenset(sides), read, write, asks=question, about=about)
-
-
-# Ahead of the formats that ask for less of the same columns.
-NAMED = [
-    labelled_pair("safe-rlhf", ("response_0", "response_1"), "prompt", "better_response_id",
-                  {0: "first", 1: "second"}, "PKU-SafeRLHF, by the more helpful response"),
-    signed_pair("helpsteer2-preference", "prompt", ("response_1", "response_2"),
-                "preference_strength", "HelpSteer2 preferences, strength -3 to 3"),
-    signed_pair("helpsteer3", "context", ("response1", "response2"), "overall_preference",
-                "HelpSteer3 preferences, strength -3 to 3"),
-    Format("helpsteer", "candidates", keys("prompt", "response", *ATTRIBUTES), read_helpsteer,
-           write_helpsteer, asks="prompt", about="HelpSteer, HelpSteer2: one graded response"),
-    Format("lmsys-kaggle", "ranking",
-           keys("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b",
-                "winner_tie"),
-           read_columns, write_kaggle, reads=_read_of_columns, asks="prompt",
-           about="LMSYS on Kaggle: lists of turns, one column for each verdict"),
-    three_texts("stack-exchange", "question", "response_j", "response_k",
-                "Stack Exchange pairs: response_j is the better"),
-    three_texts("ms-swift-query", "query", "response", "rejected_response",
-                "ms-swift: query, response, rejected_response"),
-    Format("ms-swift", "preference", keys("messages", "rejected_response"), read_swift_messages,
-           write_swift_messages, about="ms-swift: messages, rejected_response"),
-    Format("ms-swift-messages", "preference", keys("messages", "rejected_messages"),
-           read_swift_chats, write_swift_chats, about="ms-swift: two whole chats"),
-]  # fmt: skip
-
 # Behind all formats that know their columns by name.
-SHAPES = [
+FORMATS = [
     Format("scored-answers", "ranking", keys(), read_scored_list, write_scored_list,
            when=_has_scored_answers, reads=_read_of_list, asks="prompt",
            about="a question, a list of answers, their scores or ranks"),
     Format("answers", "candidates", keys(), read_list, write_list, when=_has_answers,
            reads=_read_of_list, asks="prompt", about="a question and a list of answers"),
     Format("compared-columns", "ranking", keys(), read_columns, write_columns, when=_is_compared,
-           reads=_read_of_columns, asks="prompt",
+           reads=read_of_columns, asks="prompt",
            about="a question, answers in numbered columns, and which is better"),
     Format("answer-columns", "candidates", keys(), read_uncompared, write_uncompared,
-           when=_is_uncompared, reads=_read_of_columns, asks="prompt",
+           when=_is_uncompared, reads=read_of_columns, asks="prompt",
            about="a question and answers in numbered columns"),
     Format("two-sides", "preference", keys(), read_sides, write_sides, when=_has_sides,
            reads=_read_of_sides, asks="prompt",

@@ -211,7 +211,7 @@ FORMATS = [
 PAIRS = [
     pair_format(f"{question}-{answer}", question, answer, f"{question} and {answer}")
     for question, answer in (
-        ("question", "response"), ("query", "response"), ("prompt", "output"), ("prompt", "answer"),
+        ("question", "response"), ("prompt", "output"), ("prompt", "answer"),
         ("problem", "solution"), ("instruction", "completion"), ("instruction", "answer"),
         ("question", "output"), ("query", "answer"), ("input", "output"))
 ]  # fmt: skip

@@ -53,6 +53,7 @@ class Format:
     merge: Callable[[Sequence[Fields]], Fields] | None = field(default=None, repr=False)
     asks: str | None = None
     reads: Callable[[Row], frozenset[str]] | None = field(default=None, repr=False)
+    inside: str | None = None
     gather: Gatherer | None = field(default=None, repr=False)
     gathered: str = ""
 

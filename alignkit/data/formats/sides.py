@@ -116,11 +116,36 @@ def answers_in(names: Collection[str]) -> Series | None:
     return possible[0] if len(possible) == 1 else None
 
 
+PROMPT_KEYS = ("prompt", "instruction", "question", "input", "context", "text")
+
+
+def prompt_among(fields: Mapping[str, Any], taken: Sequence[str], where: str) -> str:
+    """The key that holds the prompt: a well-known name, else the one text that is no candidate."""
+    rest = [key for key in fields if key not in taken and isinstance(fields[key], str)]
+    known = [key for key in PROMPT_KEYS if key in rest]
+    if known or len(rest) == 1:
+        return (known or rest)[0]
+    inside = f"{where}." if where else ""
+    raise RowError(
+        "missing-key",
+        f"no prompt{f' in {chr(34)}{where}{chr(34)}' if where else ''}. Found: {', '.join(fields)}",
+        f"name it with --map, e.g. --map {inside}prompt={inside}COLUMN",
+        field=where or None,
+    )
+
+
 # --- verdicts -----------------------------------------------------------------------------------
 
-TIES = frozenset(
-    """tie tied draw equal equals same equallygood bothgood bothbad tiebothbad neither both none
-    nopreference similar abouttie equallybad aboutthesame aboutequal undecided""".split()
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+TIES = _words(
+    """
+    tie tied draw equal equals same equallygood bothgood bothbad tiebothbad neither both
+    none nopreference similar abouttie equallybad aboutthesame aboutequal undecided
+    """
 )
 FIRST, SECOND = ("first", "left"), ("second", "right")
 _GAME = re.compile(r"\[{0,2}\s*(\w{1,9})\s*([<>]{1,2}|=)\s*(\w{1,9})\s*\]{0,2}")

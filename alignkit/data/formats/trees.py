@@ -269,7 +269,7 @@ def write_prism(record: Ranking) -> Fields:
 
 
 def _model_entry(
-    turn: int, content: str, model: str | None, score: float | None, chosen: bool
+    turn: Any, content: Any, model: str | None, score: float | None, chosen: bool
 ) -> Fields:
     return {"turn": turn, "role": "model", "content": content, "model_name": model,
             "score": score, "if_chosen": chosen}  # fmt: skip
@@ -277,11 +277,13 @@ def _model_entry(
 
 def merge_prism(rows: Sequence[Fields]) -> Fields:
     """The conversation of the last ranking, with the replies of the earlier ones at their turns."""
-    history = {entry["turn"]: [] for row in rows for entry in row["conversation_history"]}
+    history: dict[Any, list[Fields]] = {entry["turn"]: [] for row in rows for entry in row["conversation_history"]}
     for row in rows:
         last = max(entry["turn"] for entry in row["conversation_history"])
         history[last] = [e for e in row["conversation_history"] if e["turn"] == last]
-    return rows[-1] | {"conversation_history": [e for turn in sorted(history) for e in history[turn]]}
+    return rows[-1] | {
+        "conversation_history": [e for turn in sorted(history) for e in history[turn]]
+    }
 
 
 def conversations_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
@@ -317,7 +319,7 @@ def _is_true(value: Any) -> bool:
     return value is True or (isinstance(value, str) and value.strip().lower() == "true")
 
 
-def _cannot_write(record: Ranking) -> Fields:
+def _cannot_write(_record: Ranking) -> Fields:
     raise RowError(
         "shape",
         "rows of single messages are read only",
@@ -325,7 +327,7 @@ def _cannot_write(record: Ranking) -> Fields:
     )
 
 
-def _never_read(row: Row) -> Fields:
+def _never_read(_row: Row) -> Fields:
     raise RowError("shape", "a message by itself is no record", "read the file as a whole")
 
 
@@ -344,7 +346,8 @@ FORMATS = [
               trees_of, "OpenAssistant messages, one a row", is_message),
     Format("prism", "ranking", keys("conversation_history"), read_prism, write_prism,
            also=keys("user_id"), merge=merge_prism,
-           when=lambda row: isinstance(row["conversation_history"], list), about="PRISM conversations"),
+           when=lambda row: isinstance(row["conversation_history"], list),
+           about="PRISM conversations"),
     _gathered("prism-utterances", "prism",
               keys("conversation_id", "turn", "user_prompt", "model_response"), conversations_of,
               "PRISM utterances, one a row", None),
