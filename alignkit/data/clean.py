@@ -333,7 +333,6 @@ class _Cleaner:
             self.tell(self.place | entry)
         return KINDS[record.kind].model_validate(after)
 
-
     def _swapped(self, record: Record) -> dict[str, Any]:
         """The fields of a preference, its sides swapped when its scores say the contrary."""
         before = record.model_dump()

@@ -24,11 +24,7 @@ def rankings_from_grades(records: Iterable[Candidates]) -> list[Ranking]:
     for record in records:
         key = orjson.dumps([message.model_dump() for message in record.prompt])
         prompts.setdefault(key, []).append(record)
-    return [
-        ranking
-        for together in prompts.values()
-        if (ranking := _ranking(together)) is not None
-    ]
+    return [ranking for together in prompts.values() if (ranking := _ranking(together)) is not None]
 
 
 def _ranking(records: list[Candidates]) -> Ranking | None:
@@ -64,5 +60,10 @@ def demonstration_of(record: Candidates) -> Demonstration | None:
         id=record.id,
         messages=[*earlier, *candidate.messages],
         source=record.source,
-        extra=record.extra | {"score": candidate.score},
+        extra=record.extra | {"score": _plain(candidate.score)},
     )
+
+
+def _plain(score: float | None) -> float | int | None:
+    """9 rather than 9.0, as most files write it."""
+    return int(score) if score is not None and score.is_integer() else score

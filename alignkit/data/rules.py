@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from alignkit.data.problems import Finding
 from alignkit.data.records import (
@@ -224,7 +224,7 @@ def scores_of(record: Preference) -> tuple[float | None, float | None]:
 _SCORE = re.compile(r"scor|rating|reward|grade")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

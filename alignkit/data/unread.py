@@ -71,13 +71,38 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{6
 class Column:
     """What was seen of one unread column."""
 
-    rows: int = 0  # rows with something in it
-    texts: int = 0  # of these, rows with text that the record does not hold
-    prose: int = 0
-    long: int = 0
+    promises: bool  # whether its name promises text
+    texts: int = 0  # rows with text that the record does not hold
+    prose: int = 0  # of these, rows that read like sentences
+    long: int = 0  # and rows that are too long for metadata
     longest: int = 0
     numbers: int = 0
-    values: set[str] = field(default_factory=set)
+    seen: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # text -> (prose, long)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it holds text for certain; further rows are counted only."""
+        return self.prose >= ROWS_FOR_CATEGORIES and len(self.seen) == MOST_VALUES
+
+    def add(self, texts: Sequence[str], cell: Any) -> None:
+        """One row with these texts, none when the record holds all of them."""
+        if not texts:
+            return
+        prose = any(map(_is_prose, texts))
+        long = any(text.count(" ") >= WORDS_IN_METADATA - 1 for text in texts)
+        self._count(prose, long)
+        self.longest = max(self.longest, *map(len, texts))
+        if len(self.seen) < MOST_VALUES:
+            self.seen[cell if type(cell) is str else "\x1e".join(texts)] = prose, long
+
+    def again(self, cell: str) -> None:
+        """One row more with a text seen before, or one of a column that is settled."""
+        self._count(*self.seen.get(cell, (True, self.long * 2 > self.texts)))
+
+    def _count(self, prose: bool, long: bool) -> None:
+        self.texts += 1
+        self.prose += prose
+        self.long += long
 
 
 @dataclass
@@ -89,35 +114,31 @@ class Unread:
 
     def add(self, value: Mapping[str, Any], records: Sequence[Record]) -> None:
         """One row and the records read from it, which carry what nothing read in `extra`."""
-        carried = records[0].extra if records else {}
-        cells: dict[str, Any] = {}
-        if carried and self.format.name != "alignkit":
-            own = self.format.own(value)
-            cells = {name: value[name] for name in carried if name in value and name not in own}
-        if self.format.inside is not None:
-            cells |= _inside(value, self.format)
-        if not cells:
-            return
         said: list[str] | None = None
-        for name, cell in cells.items():
+        for name, cell in self._cells(value, records).items():
             if cell is None or cell == "" or cell == [] or cell == {}:
                 continue
             column = self.columns.get(name)
             if column is None:
-                column = self.columns[name] = Column()
-            column.rows += 1
-            if isinstance(cell, bool | int | float):
+                column = self.columns[name] = Column(_promises(name, TEXT))
+            if type(cell) is str and (column.settled or cell in column.seen):
+                column.again(cell)
+            elif texts := list(_texts(cell)):
+                if column.promises or any(map(_is_prose, texts)):
+                    said = _said(records) if said is None else said
+                    texts = [text for text in texts if not _repeats(text, said)]
+                column.add(texts, cell)
+            else:
                 column.numbers += 1
-                continue
-            texts = list(_texts(cell))
-            if not texts:
-                column.numbers += 1
-                continue
-            if any(map(_is_prose, texts)) or _promises(name, TEXT):
-                said = _said(records) if said is None else said
-                texts = [text for text in texts if not _repeats(text, said)]
-            if texts:
-                _count(column, texts)
+
+    def _cells(self, value: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+        """The columns of a row that were not read."""
+        carried = records[0].extra if records else {}
+        if not carried and self.format.inside is None or self.format.name == "alignkit":
+            return {}
+        own = self.format.own(value)
+        cells = {name: value[name] for name in carried if name in value and name not in own}
+        return cells if self.format.inside is None else cells | _inside(value, self.format)
 
     def findings(self) -> Iterator[Finding]:
         """A warning for each column of text, scores or votes, in the order of the file."""
@@ -153,15 +174,6 @@ def _inside(value: Mapping[str, Any], form: Format) -> dict[str, Any]:
     return {name: cell for name, cell in dotted.items() if name not in own}
 
 
-def _count(column: Column, texts: Sequence[str]) -> None:
-    column.texts += 1
-    column.prose += any(map(_is_prose, texts))
-    column.long += any(text.count(" ") >= WORDS_IN_METADATA - 1 for text in texts)
-    column.longest = max(column.longest, *map(len, texts))
-    if len(column.values) < MOST_VALUES:
-        column.values.add("\x1e".join(texts)[: 2 * SHORT])
-
-
 def _texts(cell: Any, room: int = MOST_TEXTS) -> Iterator[str]:
     """The texts inside a value, those under names of metadata left out."""
     if isinstance(cell, str):
@@ -193,13 +205,13 @@ def _promises(name: str, words: frozenset[str]) -> bool:
 
 
 def _is_text(name: str, column: Column) -> bool:
-    if _promises(name, TEXT) and not _promises(name, METADATA):
+    if column.promises and not _promises(name, METADATA):
         return True
     if _promises(name, METADATA):
-        return 2 * column.long > column.texts and 2 * len(column.values) > min(
+        return 2 * column.long > column.texts and 2 * len(column.seen) > min(
             column.texts, MOST_VALUES
         )
-    few = column.texts >= ROWS_FOR_CATEGORIES and 4 * len(column.values) <= column.texts
+    few = column.texts >= ROWS_FOR_CATEGORIES and 4 * len(column.seen) <= column.texts
     return column.prose > 0 and not (few and column.longest <= SHORT)
 
 

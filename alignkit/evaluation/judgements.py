@@ -308,7 +308,8 @@ GAME_SCORES = {
 
 def _read_arenahard(row: Row) -> Iterator[Judged]:
     """Two games; A is the baseline in the first and the model in the second, and shown first."""
-    uid, model, baseline = _name(row, "uid"), _name(row, "model"), _name(row, "baseline")
+    uid = _name(row, "uid" if "uid" in row else "question_id")
+    model, baseline = _name(row, "model"), _name(row, "baseline")
     games = _need(row, "games")
     if not isinstance(games, list) or len(games) != 2:
         raise DataError("'games' must be a list of two games")

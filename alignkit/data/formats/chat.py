@@ -224,13 +224,14 @@ def write_prompt(record: Prompt) -> Fields:
 
 
 def read_turns(row: Row) -> Fields:
-    """MT-bench: the first turn is the prompt; later ones follow the answers."""
+    """MT-bench and Arena-Hard: the first turn is the prompt; later ones follow the answers."""
     asked = row["turns"]
     if type(asked) is not list or not asked:
         raise expected(asked, "an array of texts", "turns")
-    if type(asked[0]) is not str:
-        raise not_text(asked[0], "turns[0]")
-    return {"prompt": [{"role": "user", "content": asked[0]}]}
+    first = asked[0].get("content") if type(asked[0]) is dict else asked[0]  # Arena-Hard's
+    if type(first) is not str:
+        raise not_text(first, "turns[0]")
+    return {"prompt": [{"role": "user", "content": first}]}
 
 
 def write_turns(record: Prompt) -> Fields:
@@ -565,7 +566,8 @@ PLAIN = [
            write_labelled_text, about="text and 0/1, no prompt"),
     Format("text", "demonstration", keys("text"), read_text, write_text, about="bare text"),
     Format("mt-bench", "prompt", keys("turns"), read_turns, write_turns,
-           when=lambda row: "question_id" in row, about="MT-bench questions"),
+           when=lambda row: "question_id" in row or "uid" in row,
+           about="MT-bench and Arena-Hard questions"),
     Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, asks="prompt",
            sample="prompt", about="prompts alone"),
 ]  # fmt: skip

@@ -436,13 +436,20 @@ def write_alpacaeval(record: Ranking) -> Fields:
     return row | {"preference": _label_for(order, numbers, "alpacaeval")}
 
 
+def holds_objects(value: Any) -> bool:
+    """Whether a list holds objects rather than texts; anything else is for the reader to refuse."""
+    return not isinstance(value, list) or any(isinstance(item, dict) for item in value)
+
+
 FORMATS = [
     ranked_format("ranked", "completions"),
     ranked_format("ranked-responses", "responses"),
     Format("ultrafeedback", "ranking", keys("instruction", "completions"), read_ultrafeedback,
-           write_ultrafeedback, asks="instruction", about="instruction, completions with ratings"),
+           write_ultrafeedback, when=lambda row: holds_objects(row["completions"]),
+           asks="instruction", about="instruction, completions with ratings"),
     Format("nectar", "ranking", keys("prompt", "answers"), read_nectar, write_nectar,
-           asks="prompt", about="a transcript and answers with ranks"),
+           when=lambda row: holds_objects(row["answers"]), asks="prompt",
+           about="a transcript and answers with ranks"),
     labelled_pair("shp", ("human_ref_A", "human_ref_B"), "history", "labels",
                   {1: "first", 0: "second"}, "Stanford Human Preferences"),
     Format("webgpt", "ranking", keys("question", "answer_0", "answer_1", "score_0", "score_1"),

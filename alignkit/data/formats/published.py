@@ -23,7 +23,6 @@ from alignkit.data.formats.shape import (
     only_text,
     ranking,
     sides_of,
-    split_completion,
     split_sides,
     text,
     text_or_rows,

@@ -277,7 +277,9 @@ def _model_entry(
 
 def merge_prism(rows: Sequence[Fields]) -> Fields:
     """The conversation of the last ranking, with the replies of the earlier ones at their turns."""
-    history: dict[Any, list[Fields]] = {entry["turn"]: [] for row in rows for entry in row["conversation_history"]}
+    history: dict[Any, list[Fields]] = {
+        entry["turn"]: [] for row in rows for entry in row["conversation_history"]
+    }
     for row in rows:
         last = max(entry["turn"] for entry in row["conversation_history"])
         history[last] = [e for e in row["conversation_history"] if e["turn"] == last]
