@@ -127,6 +127,30 @@ def test_context_of_whole_chats_and_of_sides_without_a_prompt(tmp_path: Path) ->
     assert prompt_of(record) == [("user", FERRY)]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+         "system_prompt": "S"},
+        {"messages": [{"role": "user", "content": "Hi"},
+                      {"role": "assistant", "content": "Hello"}], "system": "S"},
+    ],
+)  # fmt: skip
+def test_a_system_column_joins_a_whole_chat(row: dict[str, Any], tmp_path: Path) -> None:
+    (record,) = load_demonstrations(write(tmp_path / "d.jsonl", row)).records
+    assert [(m.role, m.content, m.train) for m in record.messages] == [
+        ("system", "S", None), ("user", "Hi", None), ("assistant", "Hello", None)
+    ]  # fmt: skip
+
+
+def test_texts_that_were_found_join_and_objects_stay_columns(tmp_path: Path) -> None:
+    row = {"query": "When?", "documents": ["Built in 1931.", "In Turku."], "answer": "1931."}
+    path = write(tmp_path / "d.jsonl", row, row | {"documents": [{"text": "Built in 1931."}]})
+    first, second = load_demonstrations(path).records
+    assert first.messages[0].content == "When?\nBuilt in 1931.\n\nIn Turku."
+    assert second.messages[0].content == "When?"
+
+
 def test_two_system_prompts_are_a_question_for_the_user(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     path = write(tmp_path / "d.jsonl", {"system": "Be curt.", "prompt": asked, "completion": "x"})
@@ -214,6 +238,7 @@ BASE = {"prompt": "What is two and two?", "response": "It is four."}
 @pytest.mark.parametrize(
     "value",
     [
+        {"choices": ["five", "four"]}, {"answers": {"text": ["4"], "answer_start": [3]}},
         {"rationale": "Four"}, {"cot": "2+2=4"}, {"reference_answer": "4"}, {"answer": "4"},
         {"hint_2": "Count."}, {"whatever": "Two and two make four."}, {"whatever": "Yes."},
         {"choices": ["It is five.", "It is six, I believe."]},

@@ -74,6 +74,7 @@ PAIR = {"prompt": "Two?", "response_a": "4", "response_b": "5"}
          {"4": 1, "5": 2}),
         ({"prompt": "Two?", "completion1": "4", "completion2": "5", "completion3": "6", "best": 3},
          {"4": 2, "5": 2, "6": 1}),
+        ({"prompt": "Two?", "A": "4", "B": "5", "preferred": "B"}, {"4": 2, "5": 1}),
         ({"prompt": "Two?", "response1": "4", "response2": "5", "label": "0"}, {"4": 1, "5": 1}),
         ({"orig_instruction": "Two?", "orig_response_A": "4", "orig_response_B": "5",
           "orig_preference": "B"}, {"4": 2, "5": 1}),
@@ -507,6 +508,17 @@ def test_label_studio_in_columns(decision: Any, tmp_path: Path) -> None:
     record = only(path)
     assert (order(record), record.annotator) == ({"An oak": 2, "A stone": 1}, "2")
     assert check_file(path)[0].counts == {}
+
+
+def test_choices_that_name_a_text_are_verdicts(tmp_path: Path) -> None:
+    def chosen(*names: str) -> dict[str, Any]:
+        results = [{"type": "choices", "value": {"choices": [name]}} for name in names]
+        return {"data": TREE, "annotations": [{"completed_by": 1, "result": results}]}
+
+    assert order(only(write(tmp_path / "a", chosen("answer2")))) == {"An oak": 2, "A stone": 1}
+    assert order(only(write(tmp_path / "b", chosen("fluent", "1")))) == {"An oak": 1, "A stone": 2}
+    with pytest.raises(DataError, match="no pairwise or ranker annotation"):
+        list(read_records(write(tmp_path / "c", chosen("fluent"))))
 
 
 # --- scores that say the contrary ---------------------------------------------------------------

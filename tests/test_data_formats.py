@@ -253,6 +253,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "answer-columns": [{"prompt": "Two?", "response_1": "4", "response_2": "5"}],
     "two-sides": [{"prompt": "Two?", "pos_resp": "4", "neg_resp": "5"},
                   {"query": "Two?", "chosen": "4", "rejected": "5"}],
+    "labelled-answer": [{"prompt": "Two?", "response": "4", "label": True},
+                        {"question": "Two?", "answer": "5", "label": 0, "context": "c"}],
     "graded": [{"prompt": "Two?", "response": "4", "score": 9},
                {"instruction": "Two?", "input": "x", "output": "4", "rating": "3.5"}],
     "question-response": [{"id": "f.1", "system_prompt": "S", "question": "Q", "response": "A"}],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.data.formats import Format
+from alignkit.data.formats.beside import is_said
 from alignkit.data.problems import Finding
 from alignkit.data.records import Record
 from alignkit.data.rules import texts_of
@@ -24,13 +25,14 @@ def _words(listed: str) -> frozenset[str]:
 # Words of a column's name that promise text, and those that promise metadata.
 TEXT = _words(
     """
-    answer answers article background body chosen completion completions comment comments
-    content context contexts cot critique criticism description dialog dialogue document
-    documents elaboration explanation feedback hint history input inputs instruction
-    instructions justification knowledge note notes output outputs passage passages prompt
-    query question questions rationale reasoning reference references rejected reply
-    response responses rubric solution statement summary system target targets text texts
-    thinking thought thoughts translation trajectory user utterance
+    answer answers article background body candidates choices chosen comment comments
+    completion completions content context contexts cot criticism critique description
+    dialog dialogue document documents elaboration explanation feedback generation
+    generations highlights hint history input inputs instruction instructions justification
+    knowledge note notes options output outputs passage passages prompt query question
+    questions rationale reasoning reference references rejected replies reply response
+    responses rubric samples solution statement summary system target targets text texts
+    thinking thought thoughts trajectory translation user utterance
     """
 )
 METADATA = _words(
@@ -221,7 +223,7 @@ def _said(records: Sequence[Record]) -> list[str]:
 
 def _repeats(text: str, said: Sequence[str]) -> bool:
     """Whether the record holds the text, or the text is all of the record (a rendered chat)."""
-    return any(text in own for own in said) or (bool(said) and all(own in text for own in said))
+    return any(is_said(text, own) for own in said) or (bool(said) and all(t in text for t in said))
 
 
 def _advice(name: str, form: Format) -> str:

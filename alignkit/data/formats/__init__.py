@@ -104,7 +104,7 @@ def _nearest(row: Mapping[str, Any]) -> Format:
             for key in each.keys
         ]
         understood = len((each.keys | each.also) & row.keys())
-        return sum(score for score in best if score > 0.6) / max(len(best), 1) + 0.25 * understood
+        return sum(score for score in best if score > 0.75) / max(len(best), 1) + 0.25 * understood
 
     # Preferences are what most users of an unknown file mean: they win ties.
     ordered = sorted(FORMATS.values(), key=lambda each: each.name != "preference")

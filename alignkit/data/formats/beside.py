@@ -30,16 +30,21 @@ NAMES = {
     "system": ("system", "system_prompt", "system_message", "system_instruction"),
     "history": ("history", "chat_history", "conversation_history", "dialogue_history",
                 "dialog_history", "previous_turns"),
-    "context": ("input", "context", "contexts", "passage", "passages", "document", "article",
-                "background", "knowledge"),
+    "context": ("input", "context", "contexts", "passage", "passages", "document", "documents",
+                "article", "background", "knowledge"),
 }  # fmt: skip
 PART = {name: part for part, names in NAMES.items() for name in names}
 BESIDE = frozenset(PART)
+# Columns that hold a whole chat, its questions and its answers: only a system prompt joins it.
+CHATS = ("messages", "conversations")
 
 
 def columns(row: Row, form: Format) -> list[str]:
     """The columns of the row that belong to the format's question, in the order of the table."""
-    return [] if form.asks is None or BESIDE.isdisjoint(row) else names_in(row, form.own(row))
+    if form.asks is None or BESIDE.isdisjoint(row):
+        return []
+    names = names_in(row, form.own(row))
+    return [name for name in names if PART[name] == "system"] if form.asks in CHATS else names
 
 
 def names_in(row: Row, taken: Container[str]) -> list[str]:
@@ -49,17 +54,28 @@ def names_in(row: Row, taken: Container[str]) -> list[str]:
 
 def claims(form: Format, name: str, value: object) -> bool:
     """Whether the format would read this column of a row as part of its question."""
-    return form.asks is not None and name in PART and name not in form.keys and _joins(name, value)
+    if form.asks is None or name not in PART or name in form.keys:
+        return False
+    return PART[name] == "system" if form.asks in CHATS else _joins(name, value)
 
 
 def _joins(name: str, value: object) -> bool:
-    """An object is no context that could be written as text; it stays a column of its own."""
-    return PART[name] != "context" or not isinstance(value, dict)
+    """Objects are no context that could be written as text: they stay columns of their own."""
+    if PART[name] != "context":
+        return True
+    return not (
+        isinstance(value, dict)
+        or (isinstance(value, list) and any(not isinstance(item, str) for item in value))
+    )
 
 
 def join(fields: Fields, row: Row, form: Format) -> None:
     """Add what stands beside the question to the prompt of `fields`."""
-    if names := columns(row, form):
+    names = columns(row, form)
+    if names and form.asks in CHATS and "messages" in fields:
+        system = [text for name in names for text in _system(row[name], name)]
+        fields["messages"] = _asked(fields["messages"], system, [], [])
+    elif names:
         add(fields, row, names, row.get(form.asks or ""))
 
 
@@ -110,8 +126,8 @@ def _asked(
 
 def _question(conversation: list[Turn], context: list[str]) -> list[Turn]:
     """The conversation with the context behind its last user turn, or as that turn."""
-    said = "\n".join(["", *(turn["content"] for turn in conversation), ""])
-    new = [text for text in dict.fromkeys(context) if text and not _is_said(text, said)]
+    said = "\n".join(turn["content"] for turn in conversation)
+    new = [text for text in dict.fromkeys(context) if text and not is_said(text, said)]
     if not new:
         return conversation
     spoken = [i for i, turn in enumerate(conversation) if turn["role"] == "user"]
@@ -126,9 +142,9 @@ def _question(conversation: list[Turn], context: list[str]) -> list[Turn]:
     ]
 
 
-def _is_said(text: str, said: str) -> bool:
-    """Whether a prompt holds the text as lines of its own, or long enough to be no accident."""
-    return f"\n{text}\n" in said or (len(text) >= LONG and text in said)
+def is_said(text: str, said: str) -> bool:
+    """Whether `said` holds the text as lines of its own, or long enough to be no accident."""
+    return f"\n{text}\n" in f"\n{said}\n" or (len(text) >= LONG and text in said)
 
 
 LONG = 30  # characters: the word "oak" in a question is no sign that an input "oak" was pasted in

@@ -17,6 +17,7 @@ from alignkit.data.formats.shape import (
     either,
     expected,
     is_number,
+    json_list,
     keys,
     message_rows,
     missing,
@@ -437,8 +438,8 @@ def write_alpacaeval(record: Ranking) -> Fields:
 
 
 def holds_objects(value: Any) -> bool:
-    """Whether a list holds objects rather than texts; anything else is for the reader to refuse."""
-    return not isinstance(value, list) or any(isinstance(item, dict) for item in value)
+    """Whether a list holds objects rather than texts."""
+    return any(isinstance(item, dict) for item in json_list(value) or ())
 
 
 FORMATS = [

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alignkit.data.formats.chat import shared
 from alignkit.data.formats.shape import (
+    BOOLEANS,
     PAIR_RANKS,
     Fields,
     Format,
@@ -18,6 +20,7 @@ from alignkit.data.formats.shape import (
     Turn,
     as_number,
     assistant,
+    boolean,
     either,
     expected,
     json_list,
@@ -37,20 +40,21 @@ from alignkit.data.formats.sides import (
     ranks_of_winner,
 )
 from alignkit.data.problems import RowError
-from alignkit.data.records import Candidates, Preference, Ranking
+from alignkit.data.records import Candidates, Label, Preference, Ranking
 
 # --- the columns of a row -----------------------------------------------------------------------
 
 # What the question is called; the first of these that holds text or messages is the question.
-QUESTIONS = ("prompt", "instruction", "question", "query", "user_prompt", "problem", "user_input",
-             "orig_instruction", "post", "input", "conversation", "context")  # fmt: skip
+QUESTIONS = ("orig_instruction", "prompt", "instruction", "question", "query", "user_prompt",
+             "problem", "user_input", "post", "input", "conversation", "trajectory",
+             "context")  # fmt: skip
 LISTS = ("completions", "responses", "answers", "candidates", "outputs", "generations", "samples",
          "replies", "model_responses", "model_outputs")  # fmt: skip
-ANSWERS = ("completion", "response", "answer", "output", "reply", "generation", "orig_response")
+ANSWERS = ("orig_response", "completion", "response", "answer", "output", "reply", "generation")
 SCORES = ("scores", "rewards", "ratings", "grades", "rating", "score", "reward")
 RANKS = ("ranks", "rank")
-GRADES = ("score", "rating", "grade", "reward", "overall_score", "overall_rating", "stars",
-          "orig_score")  # fmt: skip
+GRADES = ("orig_score", "score", "rating", "grade", "reward", "overall_score", "overall_rating",
+          "stars")  # fmt: skip
 TEXTS = ("text", "content", "response", "completion", "output", "answer", "generation", "value",
          "message", "generated_text")  # fmt: skip
 MODELS = ("model", "model_name", "generator", "name", "source")
@@ -72,7 +76,14 @@ def _asked(row: Row) -> list[Turn]:
     if name is None:
         raise _no_column(row, QUESTIONS, "text or messages")
     asked = _turn_texts(row[name])
-    return either(row[name], name, "user") if asked is None else [user(asked[0])]
+    return _turns(row[name], name, "user") if asked is None else [user(asked[0])]
+
+
+def _turns(value: Any, key: str, role: str) -> list[Turn]:
+    """Text as one turn of `role`, messages, or ShareGPT's turns {from, value}."""
+    if isinstance(value, list) and all(isinstance(turn, dict) and "from" in turn for turn in value):
+        return [shared(turn, f"{key}[{position}]") for position, turn in enumerate(value)]
+    return either(value, key, role)
 
 
 def _no_column(row: Row, names: Sequence[str], what: str) -> RowError:
@@ -374,7 +385,7 @@ def _side(row: Row, name: str) -> list[Turn]:
     question = question_in(row) or ""
     asked, answered = _turn_texts(row.get(question)), _turn_texts(row[name])
     if asked is None or answered is None:
-        return either(row[name], name, "assistant")
+        return _turns(row[name], name, "assistant")
     if len(asked) != len(answered):
         raise RowError(
             "turns",
@@ -494,10 +505,10 @@ def read_graded(row: Row) -> Fields:
     """A question, one answer and its grade; rows with the same question are compared by it."""
     answer, grade = _grade_columns(row)
     if answer is None:
-        raise _no_column(row, ANSWERS[1:2], "text or messages")
+        raise _no_column(row, ("response",), "text or messages")
     if grade is None:
         raise _no_column(row, GRADES, "a number")
-    candidate = {"cid": "c0", "messages": either(row[answer], answer, "assistant"),
+    candidate = {"cid": "c0", "messages": _turns(row[answer], answer, "assistant"),
                  "score": as_number(row[grade])}  # fmt: skip
     model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
     if model is not None:
@@ -527,6 +538,40 @@ def write_graded(record: Candidates) -> Fields:
     return row | ({} if candidate.model is None else {"model": candidate.model})
 
 
+def _is_labelled(row: Row) -> bool:
+    answer, label = _first(row, ANSWERS, _can_ask), row.get("label")
+    alone = row.keys().isdisjoint(("completion", "messages", "conversations"))
+    return None not in (answer, question_in(row)) and _is_yes_or_no(label) and alone
+
+
+def _is_yes_or_no(value: Any) -> bool:
+    return str(value).strip().lower() in BOOLEANS
+
+
+def read_labelled(row: Row) -> Fields:
+    """A question, one answer, and whether it is good."""
+    answer = _first(row, ANSWERS, _can_ask)
+    if answer is None:
+        raise _no_column(row, ("response",), "text or messages")
+    if "label" not in row:
+        raise missing(row, keys("label"))
+    completion = _turns(row[answer], answer, "assistant")
+    return {"prompt": _asked(row), "completion": completion, "label": boolean(row, "label")}
+
+
+def write_labelled(record: Label) -> Fields:
+    """prompt, response, label."""
+    return {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "response": text_or_rows(record.completion, "assistant"),
+        "label": record.label,
+    }
+
+
+def _read_of_labelled(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), _first(row, ANSWERS, _can_ask), "label")))
+
+
 # --- two sides under other names ----------------------------------------------------------------
 
 SIDES = (
@@ -553,7 +598,9 @@ def _has_sides(row: Row) -> bool:
     sides, question = _sides_in(row), question_in(row)
     if sides is None or question is None or question in sides:
         return False
-    return sides != SIDES[0] or question not in ("prompt", "context", "conversation")
+    # A context in text is read by the format of sides alone, as what stands beside a question.
+    known = question == "prompt" or (question == "context" and isinstance(row[question], str))
+    return sides != SIDES[0] or not known
 
 
 def read_sides(row: Row) -> Fields:
@@ -561,7 +608,7 @@ def read_sides(row: Row) -> Fields:
     sides = _sides_in(row)
     if sides is None:
         raise _no_column(row, SIDES[0], "text or messages")
-    chosen, rejected = (either(row[side], side, "assistant") for side in sides)
+    chosen, rejected = (_turns(row[side], side, "assistant") for side in sides)
     return {"prompt": _asked(row), "chosen": chosen, "rejected": rejected}
 
 
@@ -594,6 +641,9 @@ FORMATS = [
     Format("two-sides", "preference", keys(), read_sides, write_sides, when=_has_sides,
            reads=_read_of_sides, asks="prompt",
            about="a question and two sides under other names"),
+    Format("labelled-answer", "label", keys(), read_labelled, write_labelled, when=_is_labelled,
+           reads=_read_of_labelled, asks="prompt",
+           about="a question, one answer, and a label: good or bad"),
     Format("graded", "candidates", keys(), read_graded, write_graded, when=_is_graded,
            reads=_read_of_graded, asks="prompt", about="a question, one answer, its score"),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from alignkit.data.formats.shape import (
 from alignkit.data.formats.sides import (
     PROMPT_KEYS,
     answers_in,
+    named_side,
     prompt_among,
 )
 from alignkit.data.problems import RowError
@@ -42,7 +43,7 @@ def _studio_results(row: Row) -> list[Decision]:
             continue
         results = annotation.get("result") or []
         for result in results if isinstance(results, list) else []:
-            if isinstance(result, dict) and result.get("type") in ("pairwise", "ranker"):
+            if isinstance(result, dict) and result.get("type") in DECISIONS:
                 value = result.get("value")
                 if type(value) is not dict:
                     raise expected(value, "an object", "annotations.result.value")
@@ -51,12 +52,36 @@ def _studio_results(row: Row) -> list[Decision]:
     return found
 
 
+DECISIONS = ("pairwise", "ranker", "choices")
+
+
+def _studio_decisions(row: Row) -> list[Decision]:
+    """The results that order texts; choices do where nothing else does, when they name a text."""
+    found = _studio_results(row)
+    ordered = [decision for decision in found if decision[2] != "choices"]
+    return ordered or [decision for decision in found if _chosen_side(row["data"], decision[3])]
+
+
+def _chosen_side(data: Mapping[str, Any], value: Mapping[str, Any]) -> str | None:
+    """`left`, `right` or `tie` for a choice that names one of two numbered texts."""
+    choices = value.get("choices")
+    texts = [key for key in data if isinstance(data[key], str) and key not in PROMPT_KEYS]
+    series = answers_in(texts)
+    if series is None or len(series.names) != 2 or not isinstance(choices, list) or not choices:
+        return None
+    try:
+        side = named_side(choices[0], series, "choices")
+    except RowError:
+        return None  # a choice about something else
+    return None if side is None else ("left", "right", "tie")[side]
+
+
 def read_label_studio(row: Row) -> list[Fields]:
     """A task with pairwise or ranker annotations."""
     data = row["data"]
     if type(data) is not dict:
         raise expected(data, "an object", "data")
-    found = _studio_results(row)
+    found = _studio_decisions(row)
     if not found:
         raise RowError(
             "ranks",
@@ -72,6 +97,8 @@ def _studio_ranking(
     data: Mapping[str, Any], decision: Decision, shown: Mapping[str, str], where: str
 ) -> Fields:
     by, to, kind, value = decision
+    if kind == "choices":
+        to, kind, value = (), "pairwise", {"selected": _chosen_side(data, value)}
     named = [shown.get(name, name) for name in to]
     fields = _ranker(data, value) if kind == "ranker" else _pairwise(data, value, named, where)
     beside.add(fields, data, beside.names_in(data, _read_of_task(data, kind, named, where)))
@@ -97,7 +124,7 @@ def _read_of_studio(row: Row) -> frozenset[str]:
     if not isinstance(data, dict):
         return frozenset(used)
     try:
-        for _, to, kind, _ in _studio_results(row):
+        for _, to, kind, _ in _studio_decisions(row):
             named = [_shown(row).get(name, name) for name in to]
             inside = _read_of_task(data, kind, named, "data")
             inside += beside.names_in(data, inside)

@@ -167,5 +167,6 @@ FORMATS = [
     three_texts("stack-exchange", "question", "response_j", "response_k",
                 "Stack Exchange pairs: response_j is the better"),
     Format("swift-chats", "preference", keys("messages", "rejected_messages"),
-           read_swift_chats, write_swift_chats, about="ms-swift: messages and rejected_messages"),
+           read_swift_chats, write_swift_chats, asks="messages",
+           about="ms-swift: messages and rejected_messages"),
 ]  # fmt: skip

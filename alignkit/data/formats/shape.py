@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -86,7 +87,8 @@ def missing(row: Row, wanted: frozenset[str]) -> RowError:
         name: key
         for name in absent
         for key in row
-        if key not in wanted and did_you_mean(key, [name])
+        # `question_id` is no slip for `question`, nor `id` one for `kind`.
+        if key not in wanted and not key.startswith(name) and _nearly(key, name)
     }
     absent.sort(key=lambda name: name in misspelt)
     message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
@@ -98,6 +100,10 @@ def missing(row: Row, wanted: frozenset[str]) -> RowError:
         "name the column with --map, e.g. --map chosen=answer_a",
         field=absent[0],
     )
+
+
+def _nearly(key: str, name: str) -> bool:
+    return SequenceMatcher(None, key, name).ratio() > 0.75
 
 
 def text(row: Row, key: str) -> str:

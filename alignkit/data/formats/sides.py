@@ -18,6 +18,7 @@ from alignkit.data.problems import RowError
 _NUMBERED = re.compile(r"(?P<stem>.*?[^\d])(?P<joint>)(?P<part>\d{1,2})", re.DOTALL)
 _LETTERED = re.compile(r"(?P<stem>.*[^_\-. ])(?P<joint>[_\-. ])(?P<part>[A-Za-z])", re.DOTALL)
 _SIDED = re.compile(r"(?P<stem>.*?)(?P<joint>[_\-. ]?)(?P<part>left|right|first|second)", re.I)
+_ALONE = re.compile(r"(?P<stem>)(?P<joint>)(?P<part>[A-Ha-h])")
 _JOINTS = "_-. "
 
 # How series of columns are numbered; they begin at the start of one of these and leave no gap.
@@ -85,7 +86,7 @@ def series_of(names: Iterable[str]) -> list[Series]:
     """Every series among these columns, in the order of their first column."""
     found: dict[tuple[str, int], dict[str, str]] = {}
     for name in names:
-        for shape, pattern in enumerate((_NUMBERED, _LETTERED, _SIDED)):
+        for shape, pattern in enumerate((_NUMBERED, _LETTERED, _SIDED, _ALONE)):
             match = pattern.fullmatch(name)
             if match:
                 stem = match["stem"].rstrip(_JOINTS)
