@@ -23,7 +23,7 @@ from alignkit.data.records import (
     Source,
 )
 from alignkit.data.template_input import TemplateContext
-from alignkit.data.unread import UnreadKeys
+from alignkit.data.unread_keys import UnreadKeys
 from alignkit.errors import DataError, ModelError
 from alignkit.stages.rows import Answers, pair_row, ranking_row, sft_rows
 

@@ -88,7 +88,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "labelled-text": [{"text": "Good film.", "label": 1}, {"text": "Bad film.", "label": "0"}],
     "text": [{"text": "Once upon a time."}],
     "mt-bench": [{"question_id": 81, "category": "writing", "turns": ["One.", "Two."],
-                  "reference": ["a", "b"]}],
+                  "reference": ["a", "b"]},
+                 {"question_id": "3f", "category": "arena-hard-v0.1", "cluster": "c",
+                  "turns": [{"content": "One."}]}],
     "prompt": [{"prompt": "Two?"}, {"prompt": ASKED}],
     "alpaca": [{"instruction": "Add", "input": "2 2", "output": "4"},
                {"instruction": "Add", "output": "4"},
@@ -146,7 +148,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                "turn": 1, "tstamp": 1.5}],
     "alpacaeval": [{"instruction": "Add", "output_1": "a", "generator_1": "m", "output_2": "b",
                     "generator_2": "n", "annotator": "x", "preference": 1.7, "dataset": "d"}],
-    "argilla": [{"id": "r1", "fields": {"prompt": "Two?", "response-1": "a", "response-2": "b"},
+    "argilla": [{"id": "r1", "fields": {"prompt": "2+2?", "response1": "4", "response2": "5"},
+                 "metadata": {}, "suggestions": {}, "responses": {"preference": [
+                     {"value": "response1", "user_id": "11"},
+                     {"value": "response2", "user_id": "22"}]}, "vectors": {}},
+                {"id": "r1", "fields": {"prompt": "2+2?", "response-1": "4", "response-2": "5"},
+                 "responses": {"ranking": [{"value": ["response-2", "response-1"],
+                                            "user_id": "11"}]}, "status": "completed"},
+                {"id": "r1", "fields": {"prompt": "Two?", "response-1": "a", "response-2": "b"},
                  "metadata": {}, "status": "completed", "responses": {"ranking": [
                      {"value": [{"value": "response-2", "rank": 1},
                                 {"value": "response-1", "rank": 2}],
@@ -170,6 +179,105 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "prodigy": [{"text": "Two?", "options": [{"id": "A", "text": "a"}, {"id": "B", "text": "b"}],
                  "accept": ["B"], "answer": "accept", "_session_id": "s", "_timestamp": 1,
                  "mapping": {"A": "sft", "B": "dpo"}}],
+    "argilla-hub": [
+        {"prompt": "Two?", "response-1": "a", "response-2": "b",
+         "preference.responses": ["response-1", "response-2"],
+         "preference.responses.users": ["11", "22"],
+         "preference.responses.status": ["submitted", "submitted"],
+         "_server_id": "x", "id": "1", "status": "completed"},
+        {"prompt": "Two?", "r1": "a", "r2": "b", "ranking.responses": [["r2", "r1"]],
+         "ranking.responses.users": ["11"], "ranking.responses.status": ["submitted"]},
+        {"prompt": "Two?", "r1": "a", "r2": "b", "metadata": {}, "external_id": None,
+         "best": [{"user_id": "u", "value": {"rank": [2, 1], "value": ["r1", "r2"]},
+                   "status": "submitted"}],
+         "best-suggestion": None, "best-suggestion-metadata": {}}],
+    "label-studio-min": [
+        {"id": 1, "prompt": "Two?", "answer1": "a", "answer2": "b", "model1": "m-a",
+         "model2": "m-b", "comparison": [{"selected": "right"}], "annotator": 3,
+         "annotation_id": 9, "created_at": "2024-01-01T10:00:00Z", "lead_time": 4.2},
+        {"prompt": "Two?", "left": "a", "right": "b", "pw": "left", "annotator": "me@example.org"}],
+    "oasst": [{"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": {
+        "message_id": "t", "text": "Two?", "role": "prompter", "lang": "en", "replies": [
+            {"message_id": "a", "parent_id": "t", "text": "4", "role": "assistant", "rank": 0,
+             "replies": [{"message_id": "c", "text": "And?", "role": "prompter", "replies": [
+                 {"message_id": "d", "text": "x", "role": "assistant", "rank": 1, "replies": []},
+                 {"message_id": "e", "text": "y", "role": "assistant", "rank": 0,
+                  "replies": []}]}]},
+            {"message_id": "b", "parent_id": "t", "text": "5", "role": "assistant", "rank": 1,
+             "replies": []}]}}],
+    "oasst-messages": [{"message_id": "m", "parent_id": None, "text": "Two?", "role": "prompter",
+                        "message_tree_id": "m"}],
+    "prism": [{"conversation_id": "c", "user_id": "u", "conversation_type": "unguided",
+               "opening_prompt": "Two?", "conversation_history": [
+                   {"turn": 0, "role": "user", "content": "Two?"},
+                   {"turn": 0, "role": "model", "content": "4", "model_name": "m", "score": 80,
+                    "if_chosen": True, "within_turn_id": 0},
+                   {"turn": 0, "role": "model", "content": "5", "model_name": "n", "score": 10,
+                    "if_chosen": False, "within_turn_id": 1},
+                   {"turn": 1, "role": "user", "content": "And?"},
+                   {"turn": 1, "role": "model", "content": "x", "model_name": "m", "score": 5,
+                    "if_chosen": False, "within_turn_id": 0},
+                   {"turn": 1, "role": "model", "content": "y", "model_name": "m", "score": 6,
+                    "if_chosen": True, "within_turn_id": 1}]}],
+    "prism-utterances": [{"conversation_id": "c", "turn": 0, "user_prompt": "Two?",
+                          "model_response": "4", "score": 3, "if_chosen": True}],
+    "safe-rlhf": [{"prompt": "Two?", "response_0": "5", "response_1": "4",
+                   "is_response_0_safe": True, "is_response_1_safe": True,
+                   "better_response_id": 1, "safer_response_id": 0}],
+    "helpsteer2-preference": [{"split": "train", "prompt": "Two?", "response_1": "4",
+                               "response_2": "5", "preference_strength": -3,
+                               "preference_statement": "1 is right",
+                               "three_most_similar_preferences": []},
+                              {"prompt": "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nSo?",
+                               "response_1": "a", "response_2": "b", "preference_strength": 0}],
+    "helpsteer3": [{"domain": "general", "language": "english", "context": ASKED,
+                    "response1": "5", "response2": "4", "overall_preference": 2,
+                    "individual_preference": [{"score": 2, "reasoning": "It is right."}]}],
+    "helpsteer": [{"prompt": "Two?", "response": "4", "helpfulness": 4, "correctness": 4,
+                   "coherence": 4, "complexity": 0, "verbosity": 0}],
+    "lmsys-kaggle": [{"id": 1, "model_a": "m", "model_b": "n", "prompt": '["Hi", "And again?"]',
+                      "response_a": '["Hello", "Yes"]', "response_b": '["Go away", "No"]',
+                      "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+                     {"model_a": "m", "model_b": "n", "prompt": ["Two?"], "response_a": ["4"],
+                      "response_b": ["4"], "winner_model_a": "0", "winner_model_b": "0",
+                      "winner_tie": "1"}],
+    "stack-exchange": [{"qid": 1, "question": "Two?", "date": "2012/01/01", "metadata": ["u"],
+                        "response_j": "4", "response_k": "5"}],
+    "swift-chats": [{"messages": ASKED + YES, "rejected_messages": ASKED + NO}],
+    "scored-answers": [{"prompt": "Two?", "responses": ["a", "b", "c"], "scores": [0.1, 0.9, 0.5]},
+                       {"instruction": "Two?", "generations": ["a", "b"], "ratings": [4, None],
+                        "generation_models": ["m", "n"]},
+                       {"question": "Two?", "completions": ["a", "b"], "ranks": [2, 1]},
+                       {"prompt": ASKED, "candidates": [{"text": "a", "score": 1, "model": "m"},
+                                                        {"text": "b", "score": 2}]}],
+    "answers": [{"prompt": "Two?", "completions": ["a", "b"]},
+                {"question": "Two?", "outputs": [{"text": "a", "model": "m"}, {"text": "b"}]}],
+    "compared-columns": [
+        {"prompt": "Two?", "response_a": "4", "response_b": "5", "winner": "model_a",
+         "model_a": "m", "model_b": "n"},
+        {"instruction": "Two?", "output_1": "4", "output_2": "5", "preferred": 2},
+        {"question": "Two?", "answer1": "4", "answer2": "5", "answer3": "6", "best": "answer3"},
+        {"prompt": "Two?", "response_A": "4", "response_B": "5", "label": "B>A"},
+        {"prompt": "Two?", "response_1": "4", "response_2": "5", "score_1": 7, "score_2": 3}],
+    "answer-columns": [{"prompt": "Two?", "response_1": "4", "response_2": "5"}],
+    "two-sides": [{"prompt": "Two?", "pos_resp": "4", "neg_resp": "5"},
+                  {"query": "Two?", "chosen": "4", "rejected": "5"}],
+    "labelled-answer": [{"prompt": "Two?", "response": "4", "label": True},
+                        {"question": "Two?", "answer": "5", "label": 0, "context": "c"}],
+    "graded": [{"prompt": "Two?", "response": "4", "score": 9},
+               {"instruction": "Two?", "input": "x", "output": "4", "rating": "3.5"}],
+    "question-response": [{"id": "f.1", "system_prompt": "S", "question": "Q", "response": "A"}],
+    "input-output": [{"input": "Two?", "output": "4"}],
+    "prompt-output": [{"prompt": "Two?", "output": "4"}],
+    "prompt-answer": [{"prompt": "Two?", "answer": "4"}],
+    "problem-solution": [{"problem": "Two?", "solution": "4"}],
+    "instruction-completion": [{"instruction": "Two?", "completion": "4"}],
+    "instruction-answer": [{"instruction": "Two?", "answer": "4", "context": "c"}],
+    "question-output": [{"question": "Two?", "output": "4"}],
+    "query-answer": [{"query": "Two?", "answer": "4"}],
+    "instruction": [{"instruction": "Two?", "input": "x"}],
+    "question": [{"question": "Two?"}],
+    "query": [{"query": "Two?", "system": "S"}],
     "axolotl": [{"system": "S", "prompt": "Two?", "chosen_response": "4",
                  "rejected_response": "5"}],
     "axolotl-instruction": [{"instruction": "Two?", "chosen_response": "4",
@@ -178,7 +286,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "axolotl-input": [{"input": "Two?", "chosen": "4", "rejected": "5"}],
 }  # fmt: skip
 
+GATHERED = ("oasst-messages", "prism-utterances")  # rows that say something together only
+
 CASES = [(name, position) for name, rows in ROWS.items() for position in range(len(rows))]
+KEPT = [(name, position) for name, position in CASES if name not in GATHERED]
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -202,7 +313,7 @@ def test_a_row_is_recognised(name: str, position: int) -> None:
     assert detect([ROWS[name][position]]).name == name
 
 
-@pytest.mark.parametrize(("name", "position"), CASES)
+@pytest.mark.parametrize(("name", "position"), KEPT)
 def test_there_and_back_is_the_same_row(name: str, position: int, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [ROWS[name][position]])
     convert([source], tmp_path / "ours.jsonl")
@@ -213,7 +324,9 @@ def test_there_and_back_is_the_same_row(name: str, position: int, tmp_path: Path
         assert "18446744073709551616" in kept  # not 1.8446744073709552e19
 
 
-@pytest.mark.parametrize("name", [n for n in ROWS if n not in ("labelled-text", "alignkit")])
+@pytest.mark.parametrize(
+    "name", [n for n in ROWS if n not in ("labelled-text", "alignkit", *GATHERED)]
+)
 @pytest.mark.parametrize("suffix", [".json", ".parquet", ".jsonl.gz", ".jsonl.zst"])
 def test_there_and_back_in_every_container(name: str, suffix: str, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", ROWS[name][:1])
@@ -312,7 +425,11 @@ def test_verdicts_become_ranks(name: str, ranks: dict[str, int], tmp_path: Path)
 def test_each_annotator_gives_a_ranking(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", ROWS["argilla"])
     records = [r for r in read_records(path) if isinstance(r, Ranking)]
-    assert [(r.annotator, r.ranks["response-1"]) for r in records] == [("u1", 2), ("u2", 1)]
+    assert [(r.annotator, r.ranks) for r in records] == [
+        ("11", {"response1": 1, "response2": 2}), ("22", {"response1": 2, "response2": 1}),
+        ("11", {"response-2": 1, "response-1": 2}),
+        ("u1", {"response-2": 1, "response-1": 2}), ("u2", {"response-2": 1, "response-1": 1}),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -472,6 +589,8 @@ def test_any_values_are_read_or_refused_by_field(name: str, data: st.DataObject)
         records = records_of(row, form, "f")
     except RowError:
         return
+    if not records:
+        return  # told as a row in which nothing is compared
     across = Across()
     for record in records:
         list(findings(record))

@@ -193,12 +193,13 @@ def _show(report: Any) -> None:
 
     shown: dict[str, int] = {}
     for problem in report.problems:
-        shown[problem.kind] = shown.get(problem.kind, 0) + 1
-        if shown[problem.kind] <= SHOWN_PER_KIND:
+        # What concerns the file as a whole stands there once, and is never one of many.
+        if problem.line is None or shown.get(problem.kind, 0) < SHOWN_PER_KIND:
+            shown[problem.kind] = shown.get(problem.kind, 0) + 1
             click.echo(f"{problem.level}: {problem}" if problem.level != "error" else str(problem))
     for kind, count in report.counts.items():
-        if count > SHOWN_PER_KIND:
-            click.echo(f"{report.file}: and {count - SHOWN_PER_KIND:,} more of kind {kind}")
+        if count > shown.get(kind, 0):
+            click.echo(f"{report.file}: and {count - shown.get(kind, 0):,} more of kind {kind}")
     click.echo(summary(report))
 
 

@@ -15,7 +15,7 @@ from alignkit.data.pairs import (
     rankings_from_votes,
 )
 from alignkit.data.problems import Problem
-from alignkit.data.read import load_candidates, load_records
+from alignkit.data.read import RANKED, graded_last, load_candidates, load_records
 from alignkit.data.records import Event, Preference, Ranking
 from alignkit.data.voting import aligned, last_votes, line_of, replaced_problem, voter
 
@@ -35,13 +35,14 @@ def pairs_of_files(
     votes: list[tuple[str, Ranking]] = []
     preferences: list[Preference] = []
     for path in files:
-        loaded = load_records(path, {"ranking", "preference", "event"}, **reading)
+        loaded = load_records(path, RANKED, **reading)
         problems += loaded.problems
-        votes += [(path, record) for record in loaded.records if isinstance(record, Ranking)]
-        events = [record for record in loaded.records if isinstance(record, Event)]
+        records = list(graded_last(path, loaded.records))
+        votes += [(path, record) for record in records if isinstance(record, Ranking)]
+        events = [record for record in records if isinstance(record, Event)]
         if events:
             votes += [(path, ranking) for ranking in _from_votes(events, candidates)]
-        compared = [record for record in loaded.records if isinstance(record, Preference)]
+        compared = [record for record in records if isinstance(record, Preference)]
         if aggregate_by is None:
             preferences += [record for record in compared if not record.tie]
         else:

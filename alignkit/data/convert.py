@@ -20,12 +20,14 @@ import orjson
 from alignkit.data.columns import Columns
 from alignkit.data.files import Row, container_of
 from alignkit.data.formats import Format, format_named
+from alignkit.data.formats.beside import claims
 from alignkit.data.formats.shape import Fields
 from alignkit.data.formats.template_keys import write_template_keys
+from alignkit.data.grades import demonstration_of
 from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.read import Reading, exact_value, records_of, scan
-from alignkit.data.records import KINDS, Preference, Ranking, Record
+from alignkit.data.records import KINDS, Candidates, Preference, Ranking, Record
 from alignkit.data.write import refuse_in_place, write_rows
 from alignkit.errors import DataError
 
@@ -50,7 +52,7 @@ def _digest(value: Any) -> str:
 
 def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
     """The records of a row with what their format's writer would not give back by itself."""
-    if form.name == "alignkit":
+    if form.name == "alignkit" or not records:
         return records
     try:
         written = _merged([_plain_row(record, form) for record in records], form)
@@ -108,7 +110,7 @@ def _plain_row(record: Record, form: Format) -> Fields:
     row = form.write(record)
     row |= write_template_keys(record, form.places)
     for key, value in record.extra.items():
-        if key != AS_READ and key not in row:
+        if key != AS_READ and key not in row and not claims(form, key, value):
             row[key] = value
     if not _id_was_generated(record) and "id" not in row:
         row["id"] = record.id
@@ -146,6 +148,10 @@ def fit_kind(record: Record, form: Format) -> Record:
         return record
     if form.kind == "ranking" and isinstance(record, Preference):
         return ranking_of(record)
+    if form.kind == "demonstration" and isinstance(record, Candidates):
+        shown = demonstration_of(record)
+        if shown is not None:
+            return shown
     if form.kind == "preference" and isinstance(record, Ranking):
         raise RowError(
             "kind",

@@ -69,9 +69,10 @@ MENDED: dict[str, dict[str, str]] = {
 }
 
 
-def wrong_kind(kind: str, due: Collection[str], file: str, line: int) -> DataError:
+def wrong_kind(kind: str, due: Collection[str], file: str, line: int | None = None) -> DataError:
     """The error for a row of `kind` in a file where `due` kinds are read."""
     asked = next((name for name in ("prompt", *ASKED) if name in due), "")
     told = ASKED.get(asked, f"{' or '.join(sorted(due))} records are due")
     hint = MENDED.get(asked, {}).get(kind, "Give the right file").format(file=file)
-    return DataError(f"these are {PLURAL[kind]}, and {told}", where=f"{file}:{line}", hint=hint)
+    where = file if line is None else f"{file}:{line}"
+    return DataError(f"these are {PLURAL[kind]}, and {told}", where=where, hint=hint)

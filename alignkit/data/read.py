@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
 from alignkit.data.files import Report, Row, read_rows
-from alignkit.data.formats import FORMATS, Format, detect, format_named
+from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
 from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
+from alignkit.data.grades import demonstration_of, is_graded, rankings_from_grades
 from alignkit.data.json_text import decode_exactly, type_name
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
 from alignkit.data.problems import Finding, Problem, RowError, tally
@@ -37,6 +38,7 @@ from alignkit.data.records import (
     template_keys,
 )
 from alignkit.data.rules import findings
+from alignkit.data.unread import Unread
 from alignkit.data.voting import ballot_of, line_of
 from alignkit.errors import DataError, ErrorList, did_you_mean
 
@@ -47,6 +49,14 @@ M = TypeVar("M", bound=BaseModel)
 LOOK_AHEAD = 20
 NO_ROW = ("not-jsonl", "empty")
 MOST_ERRORS_SHOWN = 20
+
+
+NOTHING_COMPARED = Finding(
+    "unranked",
+    "nothing in this row is compared: no record of it",
+    "remove the row if that is not meant",
+    level="warning",
+)
 
 
 @dataclass(slots=True)
@@ -94,14 +104,25 @@ def scan(
     if reading.format is None:
         reading.rows = len(ahead) + malformed.count
         return
-    good = 0
+    if reading.format.gather is not None:
+        rows, ahead = reading.format.gather(chain(ahead, rows)), []
+        reading.format = format_named(reading.format.gathered)
+    good, left = 0, Unread(reading.format)
     for row in chain(ahead, rows):
         good += 1
+        place = row.file or file
         try:
-            yield row, records_of(row, reading.format, Path(row.file or file).name)
+            records = records_of(row, reading.format, Path(place).name)
         except RowError as error:
-            report(Problem.of(error, row.file or file, row.line))
+            report(Problem.of(error, place, row.line))
+            continue
+        if not records:
+            report(Problem.found(NOTHING_COMPARED, place, row.line))
+        left.add(row.value, records)
+        yield row, records
     reading.rows = good + malformed.count
+    for finding in left.findings():
+        report(Problem.found(finding, file, None))
 
 
 def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
@@ -124,6 +145,7 @@ def records_of(row: Row, form: Format, file: str) -> list[Record]:
     read = form.read(value)
     source = {"format": form.name, "file": file, "row": row.number}
     if isinstance(read, dict):
+        beside.join(read, value, form)
         return [_record(read, form, row, source, f"{file}:{row.number}")]
     return [
         _record(fields, form, row, source, f"{file}:{row.number}.{position}")
@@ -143,7 +165,7 @@ def _record(
     else:
         kind = form.kind
         fields["source"] = source
-        unknown = row.value.keys() - form.keys - form.also
+        unknown = unread(row.value, form)
         if not KEYS.isdisjoint(unknown):
             unknown -= _template_keys(fields, row, unknown, KINDS[kind])
         if unknown:
@@ -181,6 +203,12 @@ def _template_keys(
 
 # Where the one answer of a record stands, of which a column may tell the reasoning.
 ANSWERS: dict[type[Record], str] = {Demonstration: "messages", Label: "completion"}
+
+
+def unread(value: dict[str, Any], form: Format) -> set[str]:
+    """The columns of a row that neither its format nor the question beside them reads."""
+    unknown = value.keys() - form.own(value)
+    return unknown.difference(beside.columns(value, form)) if unknown else unknown
 
 
 def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
@@ -410,12 +438,19 @@ def _all_of(errors: list[Problem]) -> ErrorList | DataError:
 
 
 def stream_demonstrations(path: str | Path, **options: Any) -> Stream[Demonstration]:
-    """The demonstrations of a file."""
+    """The demonstrations of a file; one graded answer is one, whatever its grade."""
 
     def made(records: Iterator[Record]) -> Iterator[Demonstration]:
-        return (record for record in records if isinstance(record, Demonstration))
+        for record in records:
+            if isinstance(record, Demonstration):
+                yield record
+            elif isinstance(record, Candidates):
+                shown = demonstration_of(record)
+                if shown is None:
+                    raise wrong_kind(record.kind, ("demonstration",), str(path))
+                yield shown
 
-    return Stream(path, {"demonstration"}, made, **options)
+    return Stream(path, ("demonstration", "candidates"), made, **options)
 
 
 def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
@@ -502,7 +537,7 @@ def load_preferences(path: str | Path, **options: Any) -> Loaded[Preference]:
     return stream_preferences(path, **options).load()
 
 
-RANKED = ("ranking", "preference", "event")
+RANKED = ("ranking", "preference", "event", "candidates")
 
 
 def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]:
@@ -513,7 +548,7 @@ def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]
     """
     events: list[Event] = []
     others = 0
-    for record in records:
+    for record in graded_last(path, records):
         if isinstance(record, Event):
             events.append(record)
         else:
@@ -555,6 +590,30 @@ def _that_count(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Reco
                 )
             )
     stream.problems += told
+
+
+def graded_last(path: str | Path, records: Iterable[Record]) -> Iterator[Record]:
+    """The records, and behind them rankings from the answers that were graded one by one.
+
+    The next answer to a prompt may stand anywhere, so graded ones are kept to the end of the file.
+    Raises DataError for candidates without grades, and when no prompt has two graded answers.
+    """
+    graded: list[Candidates] = []
+    for record in records:
+        if not isinstance(record, Candidates):
+            yield record
+        elif is_graded(record):
+            graded.append(record)
+        else:
+            raise wrong_kind(record.kind, ("ranking", "preference"), str(path))
+    compared = rankings_from_grades(graded)
+    if graded and not compared:
+        raise DataError(
+            f"{len(graded)} graded answers, and no prompt has two of them: nothing is compared",
+            where=str(path),
+            hint="Fix: give rows with the same prompt, or train with sft, which takes each answer",
+        )
+    yield from compared
 
 
 def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from alignkit.data.formats.shape import TRAINED_BY
 from alignkit.data.formats.template_keys import RESERVED, listed, unread
@@ -274,6 +274,7 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
             REMOVE.format("prompts-differ"),
             "prompt",
         )
+    yield from _margin(record)
     empty = []
     if is_empty(record.chosen):
         empty.append("chosen")
@@ -291,6 +292,51 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
             REMOVE.format("identical"),
             "rejected",
         )
+
+
+def _margin(record: Preference) -> Iterator[Finding]:
+    """Scores that say the contrary of the sides, or nothing."""
+    better, worse = scores_of(record)
+    margin = record.margin
+    if better is not None and worse is not None:
+        margin = better - worse
+        shown = f"the rejected answer has score {worse:g}, the chosen one {better:g}"
+    else:
+        shown = f"margin {margin} is below zero: the rejected answer is the better one"
+    if margin is None or record.tie:
+        return
+    if margin < 0:
+        yield Finding(
+            "negative-margin",
+            shown,
+            "alignkit data clean --repair swap-negative, or --drop negative-margin",
+            "rejected",
+        )
+    elif margin == 0 and better is not None:
+        yield Finding(
+            "equal-scores",
+            f"both answers have score {better:g}: the scores give no preference",
+            REMOVE.format("equal-scores"),
+            "rejected",
+            "warning",
+        )
+
+
+def scores_of(record: Preference) -> tuple[float | None, float | None]:
+    """(chosen's score, rejected's score) by the columns that came with the sides."""
+    for name, value in record.extra.items():
+        if "chosen" in name and _SCORE.search(name.lower()):
+            other = record.extra.get(name.replace("chosen", "rejected"))
+            if _is_number(value) and _is_number(other):
+                return float(value), float(other)
+    return None, None
+
+
+_SCORE = re.compile(r"scor|rating|reward|grade")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:

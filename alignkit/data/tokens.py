@@ -50,7 +50,7 @@ class TokenInspector:
     seen: Seen = field(default_factory=Seen)
 
     def __post_init__(self) -> None:
-        from alignkit.data.unread import UnreadKeys
+        from alignkit.data.unread_keys import UnreadKeys
 
         self.unread = UnreadKeys(self.encoder)
 

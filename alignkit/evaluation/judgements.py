@@ -257,11 +257,8 @@ GAME_SCORES = {
 
 def _read_arenahard(row: Row) -> Iterator[Judged]:
     """Two games; A is the baseline in the first and the model in the second, and shown first."""
-    uid, model, baseline = (
-        fields.name(row, "uid"),
-        fields.name(row, "model"),
-        fields.name(row, "baseline"),
-    )
+    uid = fields.name(row, "uid" if "uid" in row else "question_id")
+    model, baseline = fields.name(row, "model"), fields.name(row, "baseline")
     games = fields.need(row, "games")
     if not isinstance(games, list) or len(games) != 2:
         raise DataError("'games' must be a list of two games")

@@ -15,7 +15,7 @@ from alignkit.data.problems import tally
 from alignkit.data.read import Stream
 from alignkit.data.records import Record
 from alignkit.data.split import Ties
-from alignkit.data.unread import UnreadKeys
+from alignkit.data.unread_keys import UnreadKeys
 from alignkit.errors import DataError, ModelError
 from alignkit.recipe import OnlineConfig, SplitConfig, TrainingConfig
 from alignkit.stages.context import StageContext
@@ -200,7 +200,11 @@ def records_of(
 def _tell_problems(path: Path, stream: Stream[Any], context: StageContext) -> None:
     for problem in stream.dropped:
         context.say(f"dropped {problem}")
-    doubtful = [problem for problem in stream.problems if problem.level == "warning"]
+    warnings = [problem for problem in stream.problems if problem.level == "warning"]
+    for problem in warnings:
+        if problem.line is None:  # of the file as a whole: it stands nowhere else
+            context.say(f"warning: {problem}")
+    doubtful = [problem for problem in warnings if problem.line is not None]
     if doubtful:
         kinds = ", ".join(f"{kind} {count}" for kind, count in tally(doubtful).items())
         context.say(f"{path.name}: {kinds}; alignkit data check {path} names the lines")

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
-from alignkit.data.formats import chat, compared, exports, instruct, own
+from alignkit.data.formats import (
+    argilla,
+    chat,
+    compared,
+    exports,
+    feedback,
+    instruct,
+    label_studio,
+    own,
+    published,
+    trees,
+)
+from alignkit.data.formats.beside import BESIDE
 from alignkit.data.formats.shape import Fields, Format, missing
 from alignkit.data.problems import RowError
 from alignkit.errors import LONGEST_WORD, pick
@@ -22,11 +34,20 @@ FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         *own.FORMATS,
+        *trees.FORMATS,
         *chat.CONVERSATIONS,
+        *published.FORMATS,
         *compared.FORMATS,
-        *instruct.FORMATS,
+        *instruct.COMPARED,
+        *argilla.FORMATS,
+        *label_studio.FORMATS,
         *exports.FORMATS,
-        *chat.PLAIN,
+        *feedback.FORMATS,
+        *instruct.FORMATS,
+        *(plain for plain in chat.PLAIN if plain.kind != "prompt"),
+        *instruct.PAIRS,
+        *(plain for plain in chat.PLAIN if plain.kind == "prompt"),
+        *instruct.QUESTIONS,
     )
 }
 
@@ -63,11 +84,16 @@ def _first_fit(row: Mapping[str, Any]) -> Format | None:
 
 def _misspelt(row: Mapping[str, Any], form: Format | None = None) -> set[str]:
     """The telling keys that unknown keys of the row were probably meant to be."""
-    unknown = row.keys() - TELLING - (form.keys | form.also if form else frozenset())
+    unknown = row.keys() - TELLING - BESIDE - (form.own(row) if form else frozenset())
     named = (key for key in unknown if len(key) <= LONGEST_WORD)
     close = ((key, get_close_matches(key, TELLING, n=1, cutoff=0.85)) for key in named)
-    # `output_1` and `responses` are names of their own, not slips.
-    return {match for key, found in close for match in found if not key.startswith(match)}
+    # `output_1`, `responses` and `conversation_id` are names of their own, not slips.
+    return {
+        match
+        for key, found in close
+        for match in found
+        if not key.startswith(match) and "_" not in key.strip("_")
+    }
 
 
 def _nearest(row: Mapping[str, Any]) -> Format:
@@ -81,7 +107,7 @@ def _nearest(row: Mapping[str, Any]) -> Format:
             for key in each.keys
         ]
         understood = len((each.keys | each.also) & row.keys())
-        return sum(score for score in best if score > 0.6) / len(best) + 0.25 * understood
+        return sum(score for score in best if score > 0.75) / max(len(best), 1) + 0.25 * understood
 
     # Preferences are what most users of an unknown file mean: they win ties.
     ordered = sorted(FORMATS.values(), key=lambda each: each.name != "preference")

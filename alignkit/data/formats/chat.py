@@ -98,7 +98,9 @@ def pair_format(name: str, prompt_key: str, completion_key: str, about: str) -> 
         )
 
     wanted = keys(prompt_key, completion_key)
-    return Format(name, "demonstration", wanted, read, write, sample=prompt_key, about=about)
+    return Format(
+        name, "demonstration", wanted, read, write, sample=prompt_key, asks=prompt_key, about=about
+    )
 
 
 def _in_one_shape(sides: Mapping[str, tuple[Sequence[Message], str]]) -> Fields:
@@ -240,13 +242,14 @@ def write_prompt(record: Prompt) -> Fields:
 
 
 def read_turns(row: Row) -> Fields:
-    """MT-bench: the first turn is the prompt; later ones follow the answers."""
+    """MT-bench and Arena-Hard: the first turn is the prompt; later ones follow the answers."""
     asked = row["turns"]
     if type(asked) is not list or not asked:
         raise expected(asked, "an array of texts", "turns")
-    if type(asked[0]) is not str:
-        raise not_text(asked[0], "turns[0]")
-    return {"prompt": [{"role": "user", "content": asked[0]}]}
+    first = asked[0].get("content") if type(asked[0]) is dict else asked[0]  # Arena-Hard's
+    if type(first) is not str:
+        raise not_text(first, "turns[0]")
+    return {"prompt": [{"role": "user", "content": first}]}
 
 
 def write_turns(record: Prompt) -> Fields:
@@ -515,15 +518,17 @@ CONVERSATIONS = [
            when=_both_transcripts, about="Human/Assistant transcripts"),
     Format("sharegpt-preference", "preference", keys("conversations", "chosen", "rejected"),
            read_sharegpt_preference, write_sharegpt_preference, also=keys("system"),
+           asks="conversations",
            about="ShareGPT turns and two answers (LLaMA-Factory)"),
     Format("sharegpt-kto", "label", keys("conversations", "kto_tag"), read_sharegpt_label,
-           write_sharegpt_label, also=keys("system"), about="ShareGPT turns and kto_tag"),
+           write_sharegpt_label, also=keys("system"), asks="conversations",
+           about="ShareGPT turns and kto_tag"),
     Format("sharegpt", "demonstration", keys("conversations"), read_sharegpt, write_sharegpt,
-           also=keys("system"), about="conversations of {from, value}"),
+           also=keys("system"), asks="conversations", about="conversations of {from, value}"),
     Format("llamafactory-v1-preference", "preference", keys("chosen_messages", "rejected_messages"),
            read_v1_preference, write_v1_preference, about="LLaMA-Factory v1, two conversations"),
     Format("llamafactory-v1", "demonstration", keys("messages"), read_v1, write_v1,
-           when=_has_parts, about="LLaMA-Factory v1: typed parts, loss_weight"),
+           when=_has_parts, asks="messages", about="LLaMA-Factory v1: typed parts, loss_weight"),
     Format("openai-preference", "preference",
            keys("input", "preferred_output", "non_preferred_output"), read_openai_preference,
            write_openai_preference, places=keys("tools"), about="OpenAI preference fine-tuning"),
@@ -531,19 +536,23 @@ CONVERSATIONS = [
 
 PLAIN = [
     Format("kto", "label", keys("completion", "label"), read_label, write_label,
-           also=keys("prompt"), sample="completion", about="TRL unpaired preference"),
+           also=keys("prompt"), asks="prompt", sample="completion",
+           about="TRL unpaired preference"),
     Format("messages-kto", "label", keys("messages", "label"), read_messages_label,
-           write_messages_label, about="messages whose last answer is good or bad"),
+           write_messages_label, asks="messages",
+           about="messages whose last answer is good or bad"),
     Format("openai-chat", "demonstration", keys("messages"), read_messages, write_openai,
-           when=_is_openai, about="OpenAI fine-tuning: messages with weight and tools"),
+           when=_is_openai, asks="messages",
+           about="OpenAI fine-tuning: messages with weight and tools"),
     Format("ultrafeedback-binarized", "preference",
            keys("chosen", "rejected"), read_binarized, write_binarized,
            also=keys("prompt", "messages"), when=_is_binarized, about="two whole chats and scores"),
     Format("preference", "preference", keys("chosen", "rejected"), read_preference,
            write_preference, also=keys("prompt", "margin", "weight", "group", "tie"),
-           sample="chosen", about="TRL: [prompt,] chosen, rejected; text or messages"),
+           asks="prompt", sample="chosen",
+           about="TRL: [prompt,] chosen, rejected; text or messages"),
     Format("messages", "demonstration", keys("messages"), read_messages, write_messages,
-           about="messages of {role, content} (TRL, OpenAI, Hugging Face)"),
+           asks="messages", about="messages of {role, content} (TRL, OpenAI, Hugging Face)"),
     pair_format("prompt-completion", "prompt", "completion", "TRL: prompt and completion"),
     pair_format("prompt-response", "prompt", "response", "prompt and response"),
     pair_format("question-answer", "question", "answer", "question and answer"),
@@ -552,7 +561,8 @@ PLAIN = [
            write_labelled_text, about="text and 0/1, no prompt"),
     Format("text", "demonstration", keys("text"), read_text, write_text, about="bare text"),
     Format("mt-bench", "prompt", keys("turns"), read_turns, write_turns,
-           when=lambda row: "question_id" in row, about="MT-bench questions"),
-    Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, sample="prompt",
-           about="prompts alone"),
+           when=lambda row: "question_id" in row or "uid" in row,
+           about="MT-bench and Arena-Hard questions"),
+    Format("prompt", "prompt", keys("prompt"), read_prompt, write_prompt, asks="prompt",
+           sample="prompt", about="prompts alone"),
 ]  # fmt: skip

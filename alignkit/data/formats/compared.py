@@ -17,6 +17,7 @@ from alignkit.data.formats.shape import (
     either,
     expected,
     is_number,
+    json_list,
     keys,
     message_rows,
     missing,
@@ -87,6 +88,7 @@ def ranked_format(name: str, completions_key: str) -> Format:
         partial(_read_ranked, completions_key),
         partial(_write_ranked, completions_key),
         also=keys("annotator"),
+        asks="prompt",
         about=f"prompt, {completions_key}, ranks",
     )
 
@@ -119,7 +121,8 @@ def labelled_pair(
             label_key: label,
         }
 
-    return Format(name, "ranking", keys(prompt_key, *sides, label_key), read, write, about=about)
+    wanted = keys(prompt_key, *sides, label_key)
+    return Format(name, "ranking", wanted, read, write, asks=prompt_key, about=about)
 
 
 def _label_for(order: str, labels: Mapping[Any, str], name: str) -> Any:
@@ -446,12 +449,19 @@ def write_alpacaeval(record: Ranking) -> Fields:
     return row | {"preference": _label_for(order, numbers, "alpacaeval")}
 
 
+def holds_objects(value: Any) -> bool:
+    """Whether a list holds objects rather than texts."""
+    return any(isinstance(item, dict) for item in json_list(value) or ())
+
+
 FORMATS = [
     ranked_format("ranked", "completions"),
     ranked_format("ranked-responses", "responses"),
     Format("ultrafeedback", "ranking", keys("instruction", "completions"), read_ultrafeedback,
-           write_ultrafeedback, about="instruction, completions with ratings"),
+           write_ultrafeedback, when=lambda row: holds_objects(row["completions"]),
+           asks="instruction", about="instruction, completions with ratings"),
     Format("nectar", "ranking", keys("prompt", "answers"), read_nectar, write_nectar,
+           when=lambda row: holds_objects(row["answers"]), asks="prompt",
            about="a transcript and answers with ranks"),
     labelled_pair("shp", ("human_ref_A", "human_ref_B"), "history", "labels",
                   {1: "first", 0: "second"}, "Stanford Human Preferences"),
@@ -460,17 +470,17 @@ FORMATS = [
     Format("summarize", "ranking", keys("info", "summaries", "choice"), read_summaries,
            write_summaries, also=keys("worker"), about="summarize-from-feedback comparisons"),
     Format("pandalm", "ranking", keys("instruction", "response1", "response2"), read_pandalm,
-           write_pandalm, also=keys("input"), about="PandaLM test set"),
+           write_pandalm, asks="instruction", about="PandaLM test set"),
     labelled_pair("auto-j", ("response 1", "response 2"), "prompt", "label",
                   {0: "first", 1: "second", 2: "tie"}, "Auto-J pairwise test set"),
     labelled_pair("llmbar", ("output_1", "output_2"), "input", "label",
                   {1: "first", 2: "second"}, "LLMBar"),
     Format("rm-bench", "ranking", keys("prompt", "chosen", "rejected"), read_rm_bench,
-           write_rm_bench, when=_is_rm_bench, about="RM-Bench"),
+           write_rm_bench, when=_is_rm_bench, asks="prompt", about="RM-Bench"),
     Format("arena", "ranking",
            keys("model_a", "model_b", "winner", "conversation_a", "conversation_b"), read_arena,
            write_arena, about="Chatbot Arena votes"),
     Format("alpacaeval", "ranking", keys("instruction", "output_1", "output_2", "preference"),
-           read_alpacaeval, write_alpacaeval, also=keys("generator_1", "generator_2", "input"),
-           about="AlpacaEval annotations"),
+           read_alpacaeval, write_alpacaeval, also=keys("generator_1", "generator_2"),
+           asks="instruction", about="AlpacaEval annotations"),
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit.data.formats.chat import demonstration_of, split_messages
+from alignkit.data.formats.chat import demonstration_of, pair_format, split_messages
 from alignkit.data.formats.shape import (
     Fields,
     Format,
@@ -19,7 +19,6 @@ from alignkit.data.formats.shape import (
     only_text,
     optional_text,
     split_completion,
-    system_turn,
     text,
     text_or_rows,
     texts,
@@ -28,28 +27,12 @@ from alignkit.data.formats.shape import (
 )
 from alignkit.data.formats.template_keys import calls_of
 from alignkit.data.problems import RowError
-from alignkit.data.records import Candidates, Demonstration, Message, Preference
-
-ALSO = keys("input", "system", "history")
+from alignkit.data.records import Candidates, Demonstration, Message, Preference, Prompt
 
 
 def asked(row: Row) -> list[Turn]:
-    """System, history, then the instruction with its input on the next line."""
-    instruction, given = text(row, "instruction"), optional_text(row, "input")
-    question = f"{instruction}\n{given}" if instruction and given else instruction or given
-    return [*system_turn(optional_text(row, "system")), *_history(row), user(question)]
-
-
-def _history(row: Row) -> list[Turn]:
-    past = row.get("history") or []
-    if type(past) is not list:
-        raise expected(past, "an array of [question, answer]", "history")
-    conversation: list[Turn] = []
-    for position, exchange in enumerate(past):
-        if type(exchange) is not list or [type(side) for side in exchange] != [str, str]:
-            raise expected(exchange, "[question, answer]", f"history[{position}]")
-        conversation += [user(exchange[0]), assistant(exchange[1])]
-    return conversation
+    """The instruction; its input, system and history are columns beside it."""
+    return [user(text(row, "instruction"))]
 
 
 def asking(prompt: list[Message]) -> Fields:
@@ -129,15 +112,6 @@ def write_alpaca_outputs(record: Preference) -> Fields:
 # --- ms-swift -----------------------------------------------------------------------------------
 
 
-def _queried(row: Row) -> list[Turn]:
-    """System, history, then the query."""
-    return [
-        *system_turn(optional_text(row, "system")),
-        *_history(row),
-        *either(row["query"], "query", "user"),
-    ]
-
-
 def _querying(prompt: list[Message]) -> Fields:
     row = asking(prompt)
     row.pop("input")
@@ -145,8 +119,10 @@ def _querying(prompt: list[Message]) -> Fields:
 
 
 def read_query(row: Row) -> Fields:
-    """query, response, and perhaps system and history."""
-    return demonstration_of(_queried(row), either(row["response"], "response", "assistant"))
+    """query and response."""
+    return demonstration_of(
+        either(row["query"], "query", "user"), either(row["response"], "response", "assistant")
+    )
 
 
 def write_query(record: Demonstration) -> Fields:
@@ -158,7 +134,7 @@ def write_query(record: Demonstration) -> Fields:
 def read_query_preference(row: Row) -> Fields:
     """query, response and rejected_response."""
     return {
-        "prompt": _queried(row),
+        "prompt": either(row["query"], "query", "user"),
         "chosen": either(row["response"], "response", "assistant"),
         "rejected": either(row["rejected_response"], "rejected_response", "assistant"),
     }
@@ -226,8 +202,9 @@ def read_self_instruct(row: Row) -> Fields:
         given, output = optional_text(instance, "input"), text(instance, "output")
     except RowError as error:
         raise error.within("instances[0]") from None
-    question = asked({"instruction": row["instruction"], "input": given})
-    return demonstration_of(question, [assistant(output)])
+    instruction = text(row, "instruction")
+    question = "\n".join(part for part in (instruction, given) if part)
+    return demonstration_of([user(question)], [assistant(output)])
 
 
 def write_self_instruct(record: Demonstration) -> Fields:
@@ -278,29 +255,62 @@ def write_eval_output(record: Candidates) -> Fields:
     return row | ({} if candidate.model is None else {"generator": candidate.model})
 
 
-FORMATS = [
+def _question_alone(name: str) -> Format:
+    """A prompt in a column of this name, text or messages."""
+
+    def read(row: Row) -> Fields:
+        return {"prompt": either(row[name], name, "user")}
+
+    def write(record: Prompt) -> Fields:
+        return {name: text_or_rows(record.prompt, "user")}
+
+    return Format(
+        name, "prompt", keys(name), read, write, asks=name, sample=name, about=f"{name} alone"
+    )
+
+
+# Preferences and judged outputs, which ask for more than an instruction and an output.
+COMPARED = [
     Format("alpaca-preference", "preference", keys("instruction", "chosen", "rejected"),
-           read_alpaca_preference, write_alpaca_preference, also=ALSO,
+           read_alpaca_preference, write_alpaca_preference, asks="instruction",
            about="Alpaca with chosen and rejected"),
     Format("alpaca-outputs", "preference", keys("instruction", "output"), read_alpaca_outputs,
-           write_alpaca_outputs, also=ALSO, when=lambda row: isinstance(row["output"], list),
+           write_alpaca_outputs, asks="instruction",
+           when=lambda row: isinstance(row["output"], list),
            about="Alpaca with output: [chosen, rejected]"),
     Format("alpacaeval-outputs", "candidates", keys("instruction", "output", "generator"),
-           read_eval_output, write_eval_output, about="AlpacaEval model outputs"),
-    Format("alpaca", "demonstration", keys("instruction", "output"), read_alpaca, write_alpaca,
-           also=ALSO, about="instruction, input, output"),
+           read_eval_output, write_eval_output, asks="instruction",
+           about="AlpacaEval model outputs"),
     Format("xlam", "demonstration", keys("query", "answers"), read_calls, write_calls,
-           when=lambda row: "tools" in row, about="xLAM: query, tools and the calls that answer"),
+           when=lambda row: "tools" in row, asks="query",
+           about="xLAM: query, tools and the calls that answer"),
     Format("swift-preference", "preference", keys("query", "response", "rejected_response"),
-           read_query_preference, write_query_preference, also=keys("system", "history"),
-           sample="query", about="ms-swift: query, response, rejected_response"),
-    Format("swift", "demonstration", keys("query", "response"), read_query, write_query,
-           also=keys("system", "history"), sample="query", about="ms-swift: query and response"),
+           read_query_preference, write_query_preference,
+           asks="query", sample="query", about="ms-swift: query, response, rejected_response"),
     Format("swift-messages", "preference", keys("messages", "rejected_response"),
-           read_rejected_response, write_rejected_response,
+           read_rejected_response, write_rejected_response, asks="messages",
            about="ms-swift: messages and rejected_response"),
     Format("self-instruct", "demonstration", keys("instruction", "instances"), read_self_instruct,
-           write_self_instruct, about="Self-Instruct tasks with one instance"),
+           write_self_instruct, asks="instruction", about="Self-Instruct tasks with one instance"),
     Format("self-instruct-predictions", "candidates", keys("prompt", "response", "target"),
            read_predictions, write_predictions, about="Self-Instruct predictions"),
 ]  # fmt: skip
+
+FORMATS = [
+    Format("alpaca", "demonstration", keys("instruction", "output"), read_alpaca, write_alpaca,
+           asks="instruction", about="instruction, input, output"),
+    Format("swift", "demonstration", keys("query", "response"), read_query, write_query,
+           asks="query", sample="query", about="ms-swift: query and response"),
+]  # fmt: skip
+
+# Questions and answers under further names; behind all that ask for more.
+PAIRS = [
+    pair_format(f"{question}-{answer}", question, answer, f"{question} and {answer}")
+    for question, answer in (
+        ("question", "response"), ("prompt", "output"), ("prompt", "answer"),
+        ("problem", "solution"), ("instruction", "completion"), ("instruction", "answer"),
+        ("question", "output"), ("query", "answer"), ("input", "output"))
+]  # fmt: skip
+
+# Questions alone, behind everything.
+QUESTIONS = [_question_alone(name) for name in ("instruction", "question", "query")]

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from difflib import SequenceMatcher
+from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import orjson
 
 from alignkit.data.formats.template_keys import (
     REASONING,
@@ -25,11 +30,15 @@ from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Record
 from alignkit.errors import did_you_mean
 
+if TYPE_CHECKING:
+    from alignkit.data.files import Row as FileRow
+
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 Turn = dict[str, Any]
 Reader = Callable[[Row], Fields | list[Fields]]
 Writer = Callable[[Any], Fields]
+Gatherer = Callable[[Iterator["FileRow"]], Iterator["FileRow"]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,9 @@ class Format:
     one row of the rows written for the records that one row gave (several annotators, say).
     `places` are what templates read (tools, say) that the writer puts where it belongs; the others
     become columns of their own.
+    `asks` names the column of the question, which other columns may belong to (`beside`). `reads`
+    tells which columns of a row are read, where `keys` and `also` do not. `gather` makes rows of
+    the format `gathered` from rows that say something together only.
     """
 
     name: str
@@ -53,6 +65,20 @@ class Format:
     about: str = ""
     merge: Callable[[Sequence[Fields]], Fields] | None = field(default=None, repr=False)
     places: frozenset[str] = frozenset()
+    asks: str | None = None
+    reads: Callable[[Row], frozenset[str]] | None = field(default=None, repr=False)
+    inside: str | None = None
+    gather: Gatherer | None = field(default=None, repr=False)
+    gathered: str = ""
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The keys it needs or understands, in any row."""
+        return self.keys | self.also
+
+    def own(self, row: Row) -> frozenset[str]:
+        """The keys of this row that its reader reads."""
+        return self.known if self.reads is None else self.reads(row)
 
     def fits(self, row: Row) -> bool:
         """Whether the row looks like this format."""
@@ -74,7 +100,8 @@ def missing(row: Row, wanted: frozenset[str]) -> RowError:
         name: key
         for name in absent
         for key in row
-        if key not in wanted and did_you_mean(key, [name])
+        # `question_id` is no slip for `question`, nor `id` one for `kind`.
+        if key not in wanted and not key.startswith(name) and _nearly(key, name)
     }
     absent.sort(key=lambda name: name in misspelt)
     message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
@@ -86,6 +113,10 @@ def missing(row: Row, wanted: frozenset[str]) -> RowError:
         "name the column with --map, e.g. --map chosen=answer_a",
         field=absent[0],
     )
+
+
+def _nearly(key: str, name: str) -> bool:
+    return SequenceMatcher(None, key, name).ratio() > 0.75
 
 
 def text(row: Row, key: str) -> str:
@@ -156,6 +187,16 @@ def texts(row: Row, key: str) -> list[str]:
     return value
 
 
+def json_list(value: object) -> list[Any] | None:
+    """The array, also where a table holds it as JSON text; null for anything else."""
+    if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return None
+    return value if isinstance(value, list) else None
+
+
 def boolean(row: Row, key: str) -> bool:
     """true or false, also as tables write it: 1, 0, "1", "0", "true", "false"."""
     value = row[key]
@@ -174,11 +215,28 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def as_number(value: object) -> float | None:
+    """A finite number, also as tables write it; null for anything else."""
+    if is_number(value):
+        number = float(value)
+    elif isinstance(value, str) and value[:20].strip()[:1] in tuple("+-.0123456789"):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+    else:
+        return None
+    return number if isfinite(number) else None
+
+
 def one_of(row: Row, key: str, choices: Mapping[Any, Any]) -> Any:
     """The choice that the value under `key` stands for."""
     value = row[key]
     if (value is None or isinstance(value, str | int | float)) and value in choices:
         return choices[value]
+    number = as_number(value)  # tables write numbers as text
+    if number is not None and number in choices:
+        return choices[number]
     known = ", ".join(str(choice) for choice in choices)
     raise RowError(
         "value",
@@ -654,6 +712,13 @@ def ranks_by_score(scores: Sequence[float | None]) -> list[int | None]:
 
 def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
     """(first text, second text, `first`|`second`|`tie`|`none`) of a ranking of two."""
+    order = two_ranks(record, what)
+    left, right = record.candidates
+    return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
+
+
+def two_ranks(record: Any, what: str) -> str:
+    """Which of a ranking's two candidates is better: `first`, `second`, `tie` or `none`."""
     if len(record.candidates) != 2:
         raise RowError(
             "shape",
@@ -662,8 +727,7 @@ def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
         )
     left, right = record.candidates
     first, second = record.ranks.get(left.cid), record.ranks.get(right.cid)
-    order = "none" if first is None or second is None else _order(first, second)
-    return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
+    return "none" if first is None or second is None else _order(first, second)
 
 
 def _order(first: int, second: int) -> str:

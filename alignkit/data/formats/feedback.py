@@ -1,0 +1,649 @@
+"""Answers with feedback under columns of many names: scores, ranks, verdicts, grades.
+
+One reader for each shape, whatever its columns are called: answers in a list, answers in numbered
+columns, one graded answer, two sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alignkit.data.formats.chat import shared
+from alignkit.data.formats.shape import (
+    BOOLEANS,
+    PAIR_RANKS,
+    Fields,
+    Format,
+    Row,
+    Turn,
+    as_number,
+    assistant,
+    boolean,
+    either,
+    expected,
+    json_list,
+    keys,
+    missing,
+    not_text,
+    ranking,
+    ranks_by_score,
+    text_or_rows,
+    user,
+)
+from alignkit.data.formats.sides import (
+    Series,
+    answers_in,
+    named_side,
+    numbers_in,
+    ranks_of_winner,
+)
+from alignkit.data.problems import RowError
+from alignkit.data.records import Candidates, Label, Preference, Ranking
+
+# --- the columns of a row -----------------------------------------------------------------------
+
+# What the question is called; the first of these that holds text or messages is the question.
+QUESTIONS = ("orig_instruction", "prompt", "instruction", "question", "query", "user_prompt",
+             "problem", "user_input", "post", "input", "conversation", "trajectory",
+             "context")  # fmt: skip
+LISTS = ("completions", "responses", "answers", "candidates", "outputs", "generations", "samples",
+         "replies", "model_responses", "model_outputs")  # fmt: skip
+ANSWERS = ("orig_response", "completion", "response", "answer", "output", "reply", "generation")
+SCORES = ("scores", "rewards", "ratings", "grades", "rating", "score", "reward")
+RANKS = ("ranks", "rank")
+GRADES = ("orig_score", "score", "rating", "grade", "reward", "overall_score", "overall_rating",
+          "stars")  # fmt: skip
+TEXTS = ("text", "content", "response", "completion", "output", "answer", "generation", "value",
+         "message", "generated_text")  # fmt: skip
+MODELS = ("model", "model_name", "generator", "name", "source")
+
+
+def question_in(row: Row) -> str | None:
+    """The column that holds the question, null when there is none."""
+    return _first(row, QUESTIONS, lambda value: _can_ask(value) or _turn_texts(value) is not None)
+
+
+def _can_ask(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+    )
+
+
+def _asked(row: Row) -> list[Turn]:
+    name = question_in(row)
+    if name is None:
+        raise _no_column(row, QUESTIONS, "text or messages")
+    asked = _turn_texts(row[name])
+    return _turns(row[name], name, "user") if asked is None else [user(asked[0])]
+
+
+def _turns(value: Any, key: str, role: str) -> list[Turn]:
+    """Text as one turn of `role`, messages, or ShareGPT's turns {from, value}."""
+    if isinstance(value, list) and all(isinstance(turn, dict) and "from" in turn for turn in value):
+        return [shared(turn, f"{key}[{position}]") for position, turn in enumerate(value)]
+    return either(value, key, role)
+
+
+def _no_column(row: Row, names: Sequence[str], what: str) -> RowError:
+    """None of these columns is there, or the first that is there holds something else."""
+    found = next((name for name in names if name in row), None)
+    return missing(row, keys(names[0])) if found is None else expected(row[found], what, found)
+
+
+def _turn_texts(value: Any) -> list[Any] | None:
+    """The texts of several turns, where a column lists them; null for anything else."""
+    listed = json_list(value)
+    return listed if listed and all(item is None or type(item) is str for item in listed) else None
+
+
+def _first(row: Row, names: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+    return next((name for name in names if name in row and fits(row[name])), None)
+
+
+def _is_list(value: Any) -> bool:
+    return bool(json_list(value))
+
+
+# --- answers in a list --------------------------------------------------------------------------
+
+
+def _list_columns(row: Row) -> tuple[str | None, str | None, str | None]:
+    """(answers, scores, ranks): the columns that hold them, null where there is none."""
+    answers = _first(row, LISTS, _is_list)
+    return answers, _first(row, SCORES, _is_list), _first(row, RANKS, _is_list)
+
+
+def _is_open(row: Row) -> bool:
+    """Whether no column says already what the row is: sides, a chat, a label of one answer."""
+    return not (
+        {"chosen", "rejected"} <= row.keys()
+        or {"completion", "label"} <= row.keys()
+        or isinstance(row.get("messages"), list)
+        or isinstance(row.get("conversations"), list)
+    )
+
+
+def _has_answers(row: Row) -> bool:
+    name = _list_columns(row)[0]
+    alone = _first(row, ANSWERS, _can_ask)
+    return name is not None and alone is None and question_in(row) is not None and _is_open(row)
+
+
+def _has_scored_answers(row: Row) -> bool:
+    answers, scores, ranks = _list_columns(row)
+    if answers is None or question_in(row) is None or not _is_open(row):
+        return False
+    listed = json_list(row[answers]) or []
+    inside = all(isinstance(a, dict) and _number_of(a, (*GRADES, "rank")) for a in listed)
+    return scores is not None or ranks is not None or inside
+
+
+def _number_of(answer: dict[str, Any], names: Sequence[str]) -> bool:
+    return any(as_number(answer.get(name)) is not None for name in names)
+
+
+def _read_of_list(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), *_list_columns(row))))
+
+
+def _listed(row: Row) -> tuple[list[list[Turn]], list[str | None], list[dict[str, Any]]]:
+    """(answers as turns, their models, their objects) of the list of answers."""
+    name = _list_columns(row)[0]
+    if name is None:
+        raise _no_column(row, LISTS, "an array of answers")
+    answers, models, found = [], [], []
+    for position, answer in enumerate(json_list(row[name]) or []):
+        where = f"{name}[{position}]"
+        told = answer if isinstance(answer, dict) else {}
+        if isinstance(answer, dict) and not {"role", "from"} & answer.keys():
+            key = _first(answer, TEXTS, lambda value: isinstance(value, str))
+            if key is None:
+                raise missing(answer, keys("text")).within(where)
+            answers.append([assistant(answer[key])])
+        else:
+            answers.append(
+                either([answer] if isinstance(answer, dict) else answer, where, "assistant")
+            )
+        model = _first(told, MODELS, lambda value: isinstance(value, str))
+        models.append(None if model is None else told[model])
+        found.append(told)
+    return answers, models, found
+
+
+def read_scored_list(row: Row) -> Fields:
+    """Answers in a list, with scores (more is better) or ranks (1 is best) beside or inside."""
+    answers, models, found = _listed(row)
+    name, scores_key, ranks_key = _list_columns(row)
+    scores = _parallel(row, scores_key, name, len(answers))
+    ranks = _parallel(row, ranks_key, name, len(answers))
+    if scores is None and ranks is None:
+        scores = [_inside(answer, GRADES) for answer in found]
+        ranks = [_inside(answer, ("rank",)) for answer in found]
+    by_rank = ranks is not None and any(rank is not None for rank in ranks)
+    order = _whole_ranks(ranks or []) if by_rank else ranks_by_score(scores or [])
+    return ranking(_asked(row), [""] * len(answers), order, models=models, scores=scores) | {
+        "candidates": [
+            {"cid": f"c{i}", "messages": answer, "model": models[i],
+             "score": scores[i] if scores else None}
+            for i, answer in enumerate(answers)
+        ]
+    }  # fmt: skip
+
+
+def _inside(answer: dict[str, Any], names: Sequence[str]) -> float | None:
+    name = _first(answer, names, lambda value: as_number(value) is not None)
+    return None if name is None else as_number(answer[name])
+
+
+def _parallel(row: Row, key: str | None, of: str | None, count: int) -> list[float | None] | None:
+    """The numbers of a column that has one for each answer."""
+    if key is None:
+        return None
+    listed = json_list(row[key]) or []
+    if len(listed) != count:
+        raise RowError(
+            "scores",
+            f'{count} in "{of}" but {len(listed)} in "{key}"',
+            "give each answer one number, null where it has none",
+            field=key,
+        )
+    for position, value in enumerate(listed):
+        if value is not None and as_number(value) is None:
+            raise expected(value, "a number", f"{key}[{position}]")
+    return [as_number(value) for value in listed]
+
+
+def _whole_ranks(ranks: Sequence[float | None]) -> list[int | None]:
+    if any(rank is not None and not rank.is_integer() for rank in ranks):
+        raise RowError("ranks", "a rank is no whole number", "1 is the best rank", field="ranks")
+    # Some count from 0: the order is the same.
+    start = 1 if 0 in ranks else 0
+    return [None if rank is None else int(rank) + start for rank in ranks]
+
+
+def write_scored_list(record: Ranking) -> Fields:
+    """prompt, responses and their scores, or their ranks where scores do not say the same."""
+    ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
+    scores = [candidate.score for candidate in record.candidates]
+    row: Fields = {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "responses": [text_or_rows(c.messages, "assistant") for c in record.candidates],
+    }
+    by_score = any(s is not None for s in scores) and ranks_by_score(scores) == ranks
+    return row | ({"scores": scores} if by_score else {"ranks": ranks})
+
+
+def read_list(row: Row) -> Fields:
+    """Answers in a list that nobody ranked."""
+    answers, models, _ = _listed(row)
+    return {
+        "prompt": _asked(row),
+        "candidates": [
+            {"cid": f"c{i}", "messages": answer, "model": models[i]}
+            for i, answer in enumerate(answers)
+        ],
+    }
+
+
+def write_list(record: Candidates) -> Fields:
+    """prompt and completions."""
+    return {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "completions": [text_or_rows(c.messages, "assistant") for c in record.candidates],
+    }
+
+
+# --- answers in numbered columns ----------------------------------------------------------------
+
+# Names of verdicts, letters only; the first that a row has counts.
+VERDICTS = ("winner", "betterresponseid", "betterresponse", "preferredresponse", "preferred",
+            "bestresponse", "preferredanswer", "betteranswer", "preference", "origpreference",
+            "humanpreference", "humanwinner", "winnerid", "verdict", "vote", "choice", "better",
+            "best", "selected", "decision", "chosen", "judgment", "judgement", "label")  # fmt: skip
+# Of these, the ones whose sign says which of two is better: below zero, the first.
+SIGNED = ("preferencestrength", "overallpreference")
+GRADED = ("score", "rating", "reward", "grade", "overallscore", "overallrating")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def _answer_series(row: Row) -> Series | None:
+    """The numbered columns with the answers, all of them text or messages."""
+    given = [name for name, value in row.items() if _can_ask(value) or json_list(value)]
+    return answers_in(given)
+
+
+def _of_each(row: Row, series: Series, words: Sequence[str]) -> list[str] | None:
+    """Columns that tell something of each answer: `score_a`, `response_a_score`, `a_score`."""
+    names = {_letters(name): name for name in row}
+    for word in words:
+        for wanted in (
+            [word + part for part in series.parts],
+            [_letters(name) + word for name in series.names],
+            [word + _letters(name) for name in series.names],
+            [part + word for part in series.parts],
+        ):
+            if all(name in names for name in wanted):
+                return [names[name] for name in wanted]
+    return None
+
+
+def _verdict_in(row: Row, series: Series) -> str | None:
+    names = {_letters(name): name for name in row if name not in series.names}
+    for word in (*SIGNED, *VERDICTS):
+        name = names.get(word)
+        if name is None or isinstance(row[name], dict | list):
+            continue
+        if word != "label" or _is_verdict(row[name], series):
+            return name
+    return None
+
+
+def _is_verdict(value: Any, series: Series) -> bool:
+    """Whether a `label` is about the sides, not a category of the row."""
+    if as_number(value) is not None:
+        return True
+    try:
+        return named_side(value, series, "label") is not None
+    except RowError:
+        return False
+
+
+def _judged_by(row: Row, series: Series) -> tuple[str, list[str]] | None:
+    """(how, columns): a `verdict`, one column for the `winner` of each, a `score` of each."""
+    verdict = _verdict_in(row, series)
+    if verdict is not None:
+        return "verdict", [verdict]
+    winners = _of_each(row, series, ("winner", "winnermodel", "winnerresponse"))
+    if winners is not None:
+        names = {_letters(name): name for name in row}
+        ties = [names[tie] for tie in ("winnertie", "tie") if tie in names]
+        return "winner", winners + ties[:1]
+    ranks = _of_each(row, series, ("rank",))
+    if ranks is not None:
+        return "rank", ranks
+    scores = _of_each(row, series, GRADED)
+    return None if scores is None else ("score", scores)
+
+
+def _is_compared(row: Row) -> bool:
+    series = _answer_series(row)
+    if series is None or not _asks_beside(row, series) or not _is_open(row):
+        return False
+    return _judged_by(row, series) is not None
+
+
+def _is_uncompared(row: Row) -> bool:
+    series = _answer_series(row)
+    if series is None or not _asks_beside(row, series) or not _is_open(row):
+        return False
+    return series.holds_answers and _first(row, ANSWERS, _can_ask) is None
+
+
+def _asks_beside(row: Row, series: Series) -> bool:
+    name = question_in(row)
+    return name is not None and name not in series.names
+
+
+def read_of_columns(row: Row) -> frozenset[str]:
+    series = _answer_series(row)
+    if series is None:
+        return frozenset()
+    judged = _judged_by(row, series)
+    models = _of_each(row, series, ("model", "modelname")) or []
+    question = question_in(row)
+    return frozenset(
+        [*([question] if question else []), *series.names, *(judged[1] if judged else []), *models]
+    )
+
+
+def _columns_as_candidates(row: Row) -> tuple[Series, list[Turn], list[dict[str, Any]]]:
+    series = _answer_series(row)
+    if series is None:
+        raise RowError(
+            "missing-key",
+            f"no columns of answers that differ in a number or letter. Found: {', '.join(row)}",
+            "name the sides: --map chosen=COLUMN,rejected=COLUMN",
+        )
+    models = _of_each(row, series, ("model", "modelname"))
+    return series, _asked(row), [
+        {
+            "cid": name,
+            "messages": _side(row, name),
+            "model": row[models[i]] if models and isinstance(row[models[i]], str) else None,
+        }
+        for i, name in enumerate(series.names)
+    ]  # fmt: skip
+
+
+def _side(row: Row, name: str) -> list[Turn]:
+    """An answer; where question and answer list several turns, all that follows the first."""
+    question = question_in(row) or ""
+    asked, answered = _turn_texts(row.get(question)), _turn_texts(row[name])
+    if asked is None or answered is None:
+        return _turns(row[name], name, "assistant")
+    if len(asked) != len(answered):
+        raise RowError(
+            "turns",
+            f'{len(asked)} in "{question}" but {len(answered)} in "{name}"',
+            "give each question one answer",
+            field=name,
+        )
+    texts_in(asked, question)
+    conversation: list[Turn] = []
+    for said, reply in zip(asked, texts_in(answered, name), strict=True):
+        conversation += [user(said), assistant(reply)]
+    return conversation[1:]
+
+
+def texts_in(listed: Sequence[Any], key: str) -> list[str]:
+    """The texts of a list; null, which some files have for a lost answer, is told by place."""
+    for position, item in enumerate(listed):
+        if type(item) is not str:
+            raise not_text(item, f"{key}[{position}]")
+    return list(listed)
+
+
+def read_columns(row: Row) -> Fields:
+    """Answers in numbered columns and a verdict, a winner, ranks or scores that name them."""
+    series, prompt, candidates = _columns_as_candidates(row)
+    judged = _judged_by(row, series)
+    if judged is None:
+        raise _no_column(row, ("winner",), "a verdict")
+    how, columns = judged
+    if how == "score":
+        scores = numbers_in(row, columns)
+        ranks = ranks_by_score(scores)
+        candidates = [c | {"score": s} for c, s in zip(candidates, scores, strict=True)]
+    elif how == "rank":
+        ranks = _whole_ranks(numbers_in(row, columns))
+    elif how == "winner":
+        ranks = ranks_of_winner(_one_hot(row, columns, len(candidates)), len(candidates))
+    elif _letters(columns[0]) in SIGNED:
+        ranks = list(PAIR_RANKS[by_sign(row, columns[0])])
+    else:
+        winner = named_side(row[columns[0]], series, columns[0])
+        ranks = ranks_of_winner(winner, len(candidates))
+    ranked = {c["cid"]: rank for c, rank in zip(candidates, ranks, strict=True) if rank is not None}
+    return {"prompt": prompt, "candidates": candidates, "ranks": ranked}
+
+
+def _one_hot(row: Row, columns: Sequence[str], count: int) -> int | None:
+    """The position of the one column that is 1, -1 for the tie behind them, null for none."""
+    marks = [as_number(int(v) if isinstance(v := row[name], bool) else v) for name in columns]
+    chosen = [position for position, mark in enumerate(marks) if mark]
+    if len(chosen) > 1:
+        raise RowError(
+            "verdict",
+            f"{len(chosen)} of {', '.join(columns)} are set: one winner or a tie is expected",
+            "correct or remove the row",
+            field=columns[chosen[1]],
+        )
+    if not chosen:
+        return None
+    return chosen[0] if chosen[0] < count else -1
+
+
+def by_sign(row: Row, key: str) -> str:
+    """Which of two a signed strength prefers: below zero the first, above the second, 0 a tie."""
+    number = as_number(row[key])
+    if number is None:
+        if row[key] in (None, ""):
+            return "none"
+        raise expected(row[key], "a number below zero, zero or above", key)
+    return "first" if number < 0 else "second" if number > 0 else "tie"
+
+
+def write_columns(record: Ranking) -> Fields:
+    """prompt, response_1, response_2 …, winner: the number of the best, or tie."""
+    ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
+    row = write_uncompared(record)
+    for winner in (None, -1, *range(len(ranks))):
+        if ranks_of_winner(winner, len(ranks)) == ranks:
+            name = None if winner is None else "tie" if winner < 0 else str(winner + 1)
+            return row | {"winner": name}
+    raise RowError(
+        "shape", "one winner or a tie is all that this format holds", "choose another format"
+    )
+
+
+def write_uncompared(record: Ranking | Candidates) -> Fields:
+    """prompt, response_1, response_2 …"""
+    return {"prompt": text_or_rows(record.prompt, "user")} | {
+        f"response_{i}": text_or_rows(candidate.messages, "assistant")
+        for i, candidate in enumerate(record.candidates, start=1)
+    }
+
+
+def read_uncompared(row: Row) -> Fields:
+    """Answers in numbered columns that nobody compared."""
+    _, prompt, candidates = _columns_as_candidates(row)
+    return {"prompt": prompt, "candidates": candidates}
+
+
+# --- one graded answer --------------------------------------------------------------------------
+
+
+def _grade_columns(row: Row) -> tuple[str | None, str | None]:
+    return (
+        _first(row, ANSWERS, _can_ask),
+        _first(row, GRADES, lambda value: as_number(value) is not None),
+    )
+
+
+def _is_graded(row: Row) -> bool:
+    answer, grade = _grade_columns(row)
+    question = question_in(row)
+    return None not in (answer, grade, question) and question != answer and _is_open(row)
+
+
+def read_graded(row: Row) -> Fields:
+    """A question, one answer and its grade; rows with the same question are compared by it."""
+    answer, grade = _grade_columns(row)
+    if answer is None:
+        raise _no_column(row, ("response",), "text or messages")
+    if grade is None:
+        raise _no_column(row, GRADES, "a number")
+    candidate = {"cid": "c0", "messages": _turns(row[answer], answer, "assistant"),
+                 "score": as_number(row[grade])}  # fmt: skip
+    model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
+    if model is not None:
+        candidate["model"] = row[model]
+    return {"prompt": _asked(row), "candidates": [candidate]}
+
+
+def _read_of_graded(row: Row) -> frozenset[str]:
+    model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
+    return frozenset(filter(None, (question_in(row), *_grade_columns(row), model)))
+
+
+def only_candidate(record: Candidates) -> Any:
+    if len(record.candidates) != 1:
+        raise RowError("shape", "this format holds one answer a row", "choose another format")
+    return record.candidates[0]
+
+
+def write_graded(record: Candidates) -> Fields:
+    """prompt, response, score."""
+    candidate = only_candidate(record)
+    row = {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "response": text_or_rows(candidate.messages, "assistant"),
+        "score": candidate.score,
+    }
+    return row | ({} if candidate.model is None else {"model": candidate.model})
+
+
+def _is_labelled(row: Row) -> bool:
+    answer, label = _first(row, ANSWERS, _can_ask), row.get("label")
+    alone = row.keys().isdisjoint(("completion", "messages", "conversations"))
+    return None not in (answer, question_in(row)) and _is_yes_or_no(label) and alone
+
+
+def _is_yes_or_no(value: Any) -> bool:
+    return str(value).strip().lower() in BOOLEANS
+
+
+def read_labelled(row: Row) -> Fields:
+    """A question, one answer, and whether it is good."""
+    answer = _first(row, ANSWERS, _can_ask)
+    if answer is None:
+        raise _no_column(row, ("response",), "text or messages")
+    if "label" not in row:
+        raise missing(row, keys("label"))
+    completion = _turns(row[answer], answer, "assistant")
+    return {"prompt": _asked(row), "completion": completion, "label": boolean(row, "label")}
+
+
+def write_labelled(record: Label) -> Fields:
+    """prompt, response, label."""
+    return {
+        "prompt": text_or_rows(record.prompt, "user"),
+        "response": text_or_rows(record.completion, "assistant"),
+        "label": record.label,
+    }
+
+
+def _read_of_labelled(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), _first(row, ANSWERS, _can_ask), "label")))
+
+
+# --- two sides under other names ----------------------------------------------------------------
+
+SIDES = (
+    ("chosen", "rejected"), ("response_j", "response_k"), ("pos_resp", "neg_resp"),
+    ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"), ("preferred", "dispreferred"),
+    ("preferred_response", "dispreferred_response"), ("preferred_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"), ("positive", "negative"), ("good", "bad"),
+    ("good_response", "bad_response"), ("better", "worse"), ("better_response", "worse_response"),
+    ("good_edited_response", "bad_edited_response"), ("accepted", "rejected"), ("win", "lose"),
+    ("winner", "loser"), ("winning_response", "losing_response"),
+)  # fmt: skip
+
+
+def _sides_in(row: Row) -> tuple[str, str] | None:
+    for better, worse in SIDES:
+        if better in row and worse in row and _can_ask(row[better]) and _can_ask(row[worse]):
+            return better, worse
+    return None
+
+
+def _has_sides(row: Row) -> bool:
+    """Sides and a question, one of them under a name that no other format knows."""
+    sides, question = _sides_in(row), question_in(row)
+    if sides is None or question is None or question in sides:
+        return False
+    # A context in text is read by the format of sides alone, as what stands beside a question.
+    known = question == "prompt" or (question == "context" and isinstance(row[question], str))
+    return sides != SIDES[0] or not known
+
+
+def read_sides(row: Row) -> Fields:
+    """A question and two sides, the better one first in the table of names."""
+    sides = _sides_in(row)
+    if sides is None:
+        raise _no_column(row, SIDES[0], "text or messages")
+    chosen, rejected = (_turns(row[side], side, "assistant") for side in sides)
+    return {"prompt": _asked(row), "chosen": chosen, "rejected": rejected}
+
+
+def write_sides(record: Preference) -> Fields:
+    """question, chosen, rejected."""
+    return {
+        "question": text_or_rows(record.prompt, "user"),
+        "chosen": text_or_rows(record.chosen, "assistant"),
+        "rejected": text_or_rows(record.rejected, "assistant"),
+    }
+
+
+def _read_of_sides(row: Row) -> frozenset[str]:
+    return frozenset(filter(None, (question_in(row), *(_sides_in(row) or ()))))
+
+
+# Behind all formats that know their columns by name.
+FORMATS = [
+    Format("scored-answers", "ranking", keys(), read_scored_list, write_scored_list,
+           when=_has_scored_answers, reads=_read_of_list, asks="prompt",
+           about="a question, a list of answers, their scores or ranks"),
+    Format("answers", "candidates", keys(), read_list, write_list, when=_has_answers,
+           reads=_read_of_list, asks="prompt", about="a question and a list of answers"),
+    Format("compared-columns", "ranking", keys(), read_columns, write_columns, when=_is_compared,
+           reads=read_of_columns, asks="prompt",
+           about="a question, answers in numbered columns, and which is better"),
+    Format("answer-columns", "candidates", keys(), read_uncompared, write_uncompared,
+           when=_is_uncompared, reads=read_of_columns, asks="prompt",
+           about="a question and answers in numbered columns"),
+    Format("two-sides", "preference", keys(), read_sides, write_sides, when=_has_sides,
+           reads=_read_of_sides, asks="prompt",
+           about="a question and two sides under other names"),
+    Format("labelled-answer", "label", keys(), read_labelled, write_labelled, when=_is_labelled,
+           reads=_read_of_labelled, asks="prompt",
+           about="a question, one answer, and a label: good or bad"),
+    Format("graded", "candidates", keys(), read_graded, write_graded, when=_is_graded,
+           reads=_read_of_graded, asks="prompt", about="a question, one answer, its score"),
+]  # fmt: skip

@@ -1,0 +1,69 @@
+"""Answers that were graded one by one, as rankings: those of one prompt are compared by grade."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from alignkit.data.formats.shape import ranks_by_score
+from alignkit.data.records import Candidates, Demonstration, Ranking
+
+
+def is_graded(record: Candidates) -> bool:
+    """Whether every candidate has a score and nobody ranked them."""
+    return all(candidate.score is not None for candidate in record.candidates)
+
+
+def rankings_from_grades(records: Iterable[Candidates]) -> list[Ranking]:
+    """One ranking for each prompt with two answers or more, in the order of first appearance.
+
+    A higher score is better, equal scores tie. Prompts with a single answer give none.
+    """
+    prompts: dict[bytes, list[Candidates]] = {}
+    for record in records:
+        key = orjson.dumps([message.model_dump() for message in record.prompt])
+        prompts.setdefault(key, []).append(record)
+    return [ranking for together in prompts.values() if (ranking := _ranking(together)) is not None]
+
+
+def _ranking(records: list[Candidates]) -> Ranking | None:
+    graded = [candidate for record in records for candidate in record.candidates]
+    if len(graded) < 2:
+        return None
+    named = [
+        candidate.model_copy(update={"cid": f"c{position}"})
+        for position, candidate in enumerate(graded)
+    ]
+    ranks = ranks_by_score([candidate.score for candidate in named])
+    first = records[0]
+    return Ranking(
+        id=first.id,
+        item=first.id,
+        prompt=first.prompt,
+        candidates=named,
+        ranks={c.cid: rank for c, rank in zip(named, ranks, strict=True) if rank is not None},
+        source=first.source,
+    )
+
+
+def demonstration_of(record: Candidates) -> Demonstration | None:
+    """The one graded answer of a record as a demonstration; null when there are several."""
+    if len(record.candidates) != 1 or not is_graded(record):
+        return None
+    (candidate,) = record.candidates
+    earlier = [
+        message.model_copy(update={"train": False}) if message.role == "assistant" else message
+        for message in record.prompt
+    ]
+    return Demonstration(
+        id=record.id,
+        messages=[*earlier, *candidate.messages],
+        source=record.source,
+        extra=record.extra | {"score": _plain(candidate.score)},
+    )
+
+
+def _plain(score: float | None) -> float | int | None:
+    """9 rather than 9.0, as most files write it."""
+    return int(score) if score is not None and score.is_integer() else score
