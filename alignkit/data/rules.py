@@ -39,7 +39,7 @@ def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
         yield from _template_findings(record)
     if raw is None or not _is_plain(raw) or _calls_or_lists(record):
         whole = isinstance(record, Demonstration) and record.plain
-        for field, message in _messages_of(record):
+        for field, message in messages_of(record):
             yield from text_findings(field, message.content)
             yield from _written_findings(field, message, whole)
 
@@ -586,7 +586,7 @@ def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
             yield f"candidates[{position}].messages", candidate.messages
 
 
-def _messages_of(record: Record) -> Iterator[tuple[str, Message]]:
+def messages_of(record: Record) -> Iterator[tuple[str, Message]]:
     """(field, message) of every message in a record; a single turn has the plain field's name."""
     for field, messages in sides_of(record):
         for position, message in enumerate(messages):
@@ -595,7 +595,7 @@ def _messages_of(record: Record) -> Iterator[tuple[str, Message]]:
 
 # Every kind of problem that a rule here can find.
 RULE_KINDS = (
-    "bom", "control", "empty-prompt", "empty-side", "ends-with-user", "identical", "list-as-text",
+    "bom", "control", "equal-scores", "negative-margin", "empty-prompt", "empty-side", "ends-with-user", "identical", "list-as-text",
     "mojibake", "no-prompt", "no-target", "nul", "placeholder", "prompt-end", "prompts-differ",
     "role-order", "side-turns", "template-key", "template-mark", "templated", "tool-call",
     "turn-weight", "unranked",

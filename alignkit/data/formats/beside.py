@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
-from alignkit.data.formats.chat import FROM, is_transcript, shared, transcript
+from alignkit.data.formats.chat import is_transcript, transcript
 from alignkit.data.formats.shape import (
+    FROM,
     Fields,
     Format,
     Row,
@@ -19,6 +20,7 @@ from alignkit.data.formats.shape import (
     expected,
     json_list,
     not_text,
+    shared,
     system_turn,
     turns,
     user,

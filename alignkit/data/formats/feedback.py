@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignkit.data.formats.chat import shared
 from alignkit.data.formats.shape import (
     BOOLEANS,
     PAIR_RANKS,
@@ -29,6 +28,7 @@ from alignkit.data.formats.shape import (
     not_text,
     ranking,
     ranks_by_score,
+    shared,
     text_or_rows,
     user,
 )
