@@ -35,16 +35,17 @@ SAMPLES = [
 def _try_limited(place: Path) -> NoReturn:
     """Load and use the tokenizer of a staged directory, within limits."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         tokenizer, rules = _loaded(place)
+        stages = _stages(rules)
         for text in _texts(rules):
-            _use(tokenizer, text)
-    except MemoryError:
-        sys.exit(MEMORY)
-    except Exception as error:  # the library raises bare exceptions, and this process only reports
+            _use(tokenizer, stages, text)
+    except (MemoryError, SystemExit) as stop:
+        sys.exit(MEMORY if isinstance(stop, MemoryError) else stop.code)
+    except BaseException as error:  # the library panics and raises bare exceptions
         sys.stdout.write(f"{type(error).__name__}: {error}".replace("\n", " ")[:300])
         sys.exit(BROKEN)
     sys.exit(0)
@@ -67,12 +68,34 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
     return backend, json.loads(backend.to_str())
 
 
-def _use(tokenizer: Any, text: str) -> None:
+def _stages(rules: dict[str, Any]) -> list[Any]:
+    """The normalizers one by one, so that a text which grows in each is stopped in the first."""
+    from tokenizers import Tokenizer
+
+    empty = {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}
+    return [
+        Tokenizer.from_str(json.dumps({"normalizer": rule, "model": empty})).normalizer
+        for rule in _flat(rules.get("normalizer"))
+    ]
+
+
+def _flat(rule: Any) -> Iterator[Any]:
+    """The rules that a sequence is made of, in order."""
+    if isinstance(rule, dict) and isinstance(rule.get("normalizers"), list):
+        for each in rule["normalizers"]:
+            yield from _flat(each)
+    elif rule is not None:
+        yield rule
+
+
+def _use(tokenizer: Any, stages: list[Any], text: str) -> None:
     """Normalise and encode one text; end with what it grew to where that is too much."""
     most = MOST_GROWTH * max(FEWEST, len(text.encode(errors="replace")))
-    normalizer = getattr(tokenizer, "normalizer", None)
-    if normalizer is not None and len(normalizer.normalize_str(text)) > most:
-        _tell_growth(text)
+    normal = text
+    for stage in stages:
+        normal = stage.normalize_str(normal)
+        if len(normal) > most:
+            _tell_growth(text)
     ids = tokenizer.encode(text)
     if len(getattr(ids, "ids", ids)) > most:
         _tell_growth(text)
