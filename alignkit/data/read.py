@@ -506,7 +506,7 @@ def _that_count(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Reco
 
     Which vote is the last is known at the end only, so a file that names annotators is read twice.
     """
-    last: dict[int, int] | None = None
+    last: dict[bytes, int] | None = None
     told = []
     for number, record in enumerate(records):
         ballot = ballot_of(record)
