@@ -352,3 +352,25 @@ def test_equal_answers_of_other_models_stay_theirs(tmp_path: Path) -> None:
     assert {frozenset((row.a, row.b)) for row in found} == {
         frozenset(("one", "two")), frozenset(("three", "four"))
     }  # fmt: skip
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["annotator", "worker_id"])
+def test_training_takes_the_last_vote_of_each_person(column: str, tmp_path: Path) -> None:
+    said = [("p", "ann", True), ("p", "ann", False), ("p", "bob", False), ("q", "ann", True)]
+    path = write(tmp_path / "v.jsonl", preferences(column)(said))
+    plain = load_preferences(path)
+    assert [(r.prompt[0].content, r.chosen[0].content) for r in plain.records] == [
+        ("p", "y"), ("p", "y"), ("q", "x")
+    ]  # fmt: skip
+    assert [str(problem) for problem in plain.problems] == [
+        f"{path}:1: its annotator voted on the same answers again: the last vote counts. "
+        "Fix: remove the vote that is wrong"
+    ]
+    ranked_ = load_rankings(path)
+    assert [record.ranks for record in ranked_.records] == [{"chosen": 1, "rejected": 2}] * 3
+    assert sum(record.weight for record in plain.records) == 3
+    own = write(tmp_path / "own.jsonl", [json.loads(r.model_dump_json()) for r in ranked_.records])
+    assert len(load_rankings(own).records) == 3

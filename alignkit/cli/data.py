@@ -367,7 +367,7 @@ def pairs(
     for problem in problems:
         say(str(problem))
     count = write_records(output, records)
-    groups = len({record.group for record in records})
+    groups = len({record.group or record.id for record in records})
     say(f"{output}: {count:,} preferences from {groups:,} rankings")
 
 

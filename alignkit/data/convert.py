@@ -28,6 +28,7 @@ from alignkit.data.pairs import ranking_of
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.read import Reading, exact_value, records_of, scan
 from alignkit.data.records import KINDS, Candidates, Preference, Ranking, Record
+from alignkit.data.tables import cell_value
 from alignkit.data.write import refuse_in_place, write_rows
 from alignkit.errors import DataError
 
@@ -275,9 +276,12 @@ def _place(record: Record, path: str | Path) -> str:
 
 
 def _as_cells(row: Fields) -> Fields:
-    """The row as a table gives it back: objects and arrays survive, numbers become text."""
+    """The row as a table gives it back, but that numbers become text there: a table has no types.
+
+    A text that reads as an object or an array becomes one, and null becomes an empty text.
+    """
     return {
-        key: value if isinstance(value, str | dict | list) else "" if value is None else value
+        key: cell_value(value) if isinstance(value, str) else "" if value is None else value
         for key, value in row.items()
     }
 

@@ -36,6 +36,10 @@ def read_parquet(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
     """
     import pyarrow as pa
 
+    if not stream.seekable():
+        message = "Parquet is compressed inside and is not read out of a compressed file"
+        report(Problem(name, None, None, "parquet", message, "decompress it first"))
+        return
     try:
         yield from _Reader(name, stream, report).rows()
     except pa.ArrowException as error:
@@ -72,7 +76,11 @@ class _Reader:
         self.most = self.left
         self.file = pq.ParquetFile(stream)
         self.metadata = self.file.metadata
-        self.as_json = {each.name for each in self.file.schema_arrow if _is_json(each)}
+        marks = {
+            each.name: (each.metadata or {}).get(b"alignkit") for each in self.file.schema_arrow
+        }
+        self.as_json = {name for name, mark in marks.items() if mark == b"json"}
+        self.null_is_absent = {name for name, mark in marks.items() if mark is not None}
         self.not_finite: set[str] = set()
         refuse_repeated(self.file.schema_arrow.names)
 
@@ -159,9 +167,13 @@ class _Reader:
 
     def _row(self, value: dict[str, Any], line: int) -> dict[str, Any]:
         """Arrow gives every struct all keys: inside a row, null means that it was not there."""
-        row = {}
+        row: dict[str, Any] = {}
         for key, cell in value.items():
-            if key in self.as_json and cell is not None:
+            if cell is None:
+                if key not in self.null_is_absent:
+                    row[key] = None
+                continue
+            if key in self.as_json:
                 row[key] = json.loads(cell)
                 continue
             try:
@@ -258,7 +270,3 @@ _AS_JSON: dict[type, Callable[[Any], Any]] = {
     Decimal: _number,
     bytes: _text,
 }
-
-
-def _is_json(each: Any) -> bool:
-    return (each.metadata or {}).get(b"alignkit") == b"json"

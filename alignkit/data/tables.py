@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from alignkit.data.json_text import decode
+from alignkit.data.json_text import decode, decode_exactly
 from alignkit.data.parquet import refuse_repeated
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.row import MAX_LINE, Report, Row, lines_of, nothing, placed, too_long
@@ -19,6 +19,8 @@ NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 # A byte that is no UTF-8, as the decoder keeps it until its place is known.
 _STRAY = re.compile("[\udc80-\udcff]")
+# A number that the fast decoder would round.
+_HUGE = re.compile(r"\d{19}")
 _QUOTED = re.compile(r'"[^"]*"')
 
 
@@ -141,8 +143,8 @@ class _Lines:
             raise _TooLong(self._size)
         if line.isascii() and "\0" not in line:
             return
-        if (at := line.find("\0")) >= 0:
-            raise RowError("nul", f"NUL character at column {at + 1}", "tr -d '\\000'")
+        if self.line == 1 and "\0" in line:
+            raise RowError("encoding", "looks like UTF-16", "save the file as UTF-8")
         if stray := _STRAY.search(line):
             raise not_utf8(ord(stray[0]) - 0xDC00, stray.start() + 1)
 
@@ -166,7 +168,7 @@ def cell_value(cell: str) -> Any:
     """A cell's value: JSON where it is an object or an array, otherwise its text."""
     if cell[:1] in ("{", "[") and cell[-1:] in ("}", "]"):
         try:
-            return decode(cell.encode())
+            return (decode_exactly if _HUGE.search(cell) else decode)(cell.encode())
         except (RowError, UnicodeEncodeError):
             return cell
     return cell

@@ -327,27 +327,52 @@ def _write_parquet(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
     import pyarrow.parquet as pq
 
     listed = list(rows)
-    names = list(dict.fromkeys(name for row in listed for name in row))
-    columns, fields = [], []
-    for name in names:
-        cells = [row.get(name) for row in listed]
-        kinds = {type(cell) for cell in cells if cell is not None}
-        if len(kinds) == 1 and kinds <= {str, int, float, bool} and not any(map(_is_huge, cells)):
-            column = pa.array(cells)
-            fields.append(pa.field(name, column.type))
-        else:
-            texts = [
-                json_line({"": cell})[4:-2].decode() if name in row else None
-                for cell, row in zip(cells, listed, strict=True)
-            ]
-            column = pa.array(texts, pa.string())
-            fields.append(pa.field(name, pa.string(), metadata={"alignkit": "json"}))
-        columns.append(column)
-    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    columns = {name: _column(listed, name) for name in _names(listed)}
+    schema = pa.schema([field for field, _ in columns.values()])
+    table = pa.Table.from_arrays([array for _, array in columns.values()], schema=schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
     stream.write(buffer.getvalue().to_pybytes())
     return len(listed)
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    """Every key, one that a later row brings behind the one it follows there."""
+    names: list[str] = []
+    known: set[str] = set()
+    for row in rows:
+        if row.keys() <= known:
+            continue
+        place = 0
+        for name in row:
+            if name not in known:
+                names.insert(place, name)
+                known.add(name)
+            place = names.index(name) + 1
+    return names
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> tuple[Any, Any]:
+    """(field, array) of one key; the field says what a null stands for when a key is missing.
+
+    Where some rows have a null and others no such key, only JSON text can tell the two apart.
+    """
+    import pyarrow as pa
+
+    cells = [row.get(name) for row in rows]
+    kinds = {type(cell) for cell in cells if cell is not None}
+    absent = any(name not in row for row in rows)
+    nulls = any(row.get(name, "") is None for row in rows)
+    plain = len(kinds) == 1 and kinds <= {str, int, float, bool} and not any(map(_is_huge, cells))
+    if plain and not (absent and nulls):
+        array = pa.array(cells)
+        return pa.field(name, array.type, metadata={"alignkit": "absent"} if absent else {}), array
+    texts = [
+        json_line({"": cell}).strip()[4:-1].decode() if name in row else None
+        for cell, row in zip(cells, rows, strict=True)
+    ]
+    field = pa.field(name, pa.string(), metadata={"alignkit": "json"})
+    return field, pa.array(texts, pa.string())
 
 
 def _is_huge(cell: Any) -> bool:
