@@ -47,12 +47,16 @@ class Limits:
 
 
 class ServiceFailed(AlignkitError):
-    """The service gave no usable answer; `reason` says why without naming it."""
+    """The service gave no usable answer; `reason` says why without naming it.
 
-    def __init__(self, message: str, *, reason: str, status: int | None) -> None:
+    `passing` says that it was tried several times, and that it may answer at another time.
+    """
+
+    def __init__(self, message: str, *, reason: str, status: int | None, passing: bool) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status
+        self.passing = passing
 
 
 class Trouble(Exception):
@@ -205,7 +209,10 @@ class Service:
     def _failed(self, trouble: Trouble, path: str, tried: int) -> ServiceFailed:
         reason = f"gave no answer in {tried} tries ({trouble})" if trouble.again else str(trouble)
         return ServiceFailed(
-            f"{self.what} {self.url}{path} {reason}", reason=str(trouble), status=trouble.status
+            f"{self.what} {self.url}{path} {reason}",
+            reason=str(trouble),
+            status=trouble.status,
+            passing=trouble.again,
         )
 
     def _try(self, url: str, content: bytes) -> bytes:

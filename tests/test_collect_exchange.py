@@ -15,15 +15,19 @@ from alignkit.cli import cli
 from alignkit.collect.candidates import load_pool, spread
 from alignkit.collect.export_html import (
     FORMAT,
+    UNSIGNED,
+    VERSION,
     Returned,
     import_answers,
     read_returned,
+    signature,
     standalone_page,
 )
 from alignkit.collect.exports import TOOLS, events_from_rankings, export_events, export_tasks
-from alignkit.collect.items import pool_of, present
+from alignkit.collect.items import pool_of, present, text_mark
 from alignkit.collect.log import EventLog, new_id, now, rankings_from_events, read_events
 from alignkit.collect.plan import Settings
+from alignkit.collect.secret import Marks, secret_beside
 from alignkit.data.read import load_preferences, load_rankings, read_records
 from alignkit.data.records import Candidate, Candidates, Message
 from alignkit.errors import DataError, DiskFull
@@ -122,37 +126,48 @@ def test_rankings_and_preferences_can_be_ranked_again(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- mailed pages
 
 
-def returned(records: list[Candidates], acts: list[dict[str, Any]], **head: Any) -> Returned:
-    base = {"format": FORMAT, "v": 1, "annotator": "ann", "seed": 17, "acts": acts}
-    return Returned.model_validate(base | head)
+def marks_of(log: Path) -> Marks:
+    return Marks(17, secret_beside(log))
 
 
-def act(record: Candidates, order: str = "1", **fields: Any) -> dict[str, Any]:
+def returned(marks: Marks, acts: list[dict[str, Any]], **head: Any) -> Returned:
+    """What ann's page gives back."""
+    base = {"format": FORMAT, "v": VERSION, "annotator": "ann", "seed": 17, "acts": acts}
+    signed = {"id": "page", "signature": signature(marks, "page", "ann")}
+    return Returned.model_validate(base | signed | head)
+
+
+def act(marks: Marks, record: Candidates, order: str = "1", **fields: Any) -> dict[str, Any]:
     one = pool_of([record]).items[record.id]
-    shown = present(one, seed=17, annotator="ann")
+    shown = present(one, marks, annotator="ann")
     return {"key": new_id(), "action": "rank", "ts": "2026-01-02T03:04:05.678Z", "order": order,
-            "ticket": shown.ticket, "item_sha256": one.sha256} | fields  # fmt: skip
+            "ticket": shown.ticket, "text": text_mark(marks, one)} | fields  # fmt: skip
 
 
 def test_a_mailed_page_holds_no_markup_of_a_model_and_no_model() -> None:
     record = item("secret-id", [*XSS], prompt=XSS[0])
-    page = standalone_page(pool_of([record]), Settings(), "ann")
+    pool = pool_of([record])
+    page = standalone_page(pool, Settings(), "ann", b"key")
     assert not any(payload in page for payload in XSS)
     assert "\\u003cscript\\u003ewindow.PWN=1" in page
     assert "secret" not in page and '"c0"' not in page
     assert page.count("<script") == 2 and "default-src 'none'" in page
     assert "unsafe-inline" not in page
+    # A plain hash of the texts in the file's order would tell which answer stands where.
+    assert pool.items[record.id].sha256 not in page
 
 
 def test_returned_answers_are_merged_once_with_their_times(tmp_path: Path) -> None:
     records = items(3)
-    first = act(records[0], "1")
-    undo = {"key": new_id(), "action": "undo", "target": first["key"], "ts": now()}
-    acts = [first, undo, act(records[0], "2"), act(records[1], "", action="skip", reason="r")]
     path = tmp_path / "r.jsonl"
+    marks = marks_of(path)
+    first = act(marks, records[0], "1")
+    undo = {"key": new_id(), "action": "undo", "target": first["key"], "ts": now()}
+    more = act(marks, records[1], "", action="skip", reason="r")
+    acts = [first, undo, act(marks, records[0], "2"), more]
     for wanted in ((4, 0), (0, 4)):
         with EventLog(path) as log:
-            merged = import_answers(returned(records, acts), pool_of(records), log, where="a.json")
+            merged = import_answers(returned(marks, acts), pool_of(records), log, where="a.json")
         assert (merged.saved, merged.duplicates) == wanted and not merged.conflicts
     events = read_events(path)
     assert events[0].ts == "2026-01-02T03:04:05.678Z"
@@ -162,11 +177,12 @@ def test_returned_answers_are_merged_once_with_their_times(tmp_path: Path) -> No
 def test_answers_that_disagree_are_named_and_replace_nothing(tmp_path: Path) -> None:
     records = items(2)
     path = tmp_path / "r.jsonl"
+    marks = marks_of(path)
     with collecting(path, records) as collection:
         vote(collection.session("ann"), "1")
     with EventLog(path) as log:
         merged = import_answers(
-            returned(records, [act(records[0], "2"), act(records[1], "2")]),
+            returned(marks, [act(marks, records[0], "2"), act(marks, records[1], "2")]),
             pool_of(records), log, where="a.json",
         )  # fmt: skip
     assert merged.saved == 1 and merged.conflicts == [
@@ -178,7 +194,7 @@ def test_answers_that_disagree_are_named_and_replace_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"item_sha256": "0" * 64}, "texts have changed"),
+        ({"text": "0" * 32}, "texts have changed"),
         ({"ticket": "0" * 24}, "do not hold the item"),
         ({"action": "drop"}, "unknown action"),
         ({"ts": "yesterday"}, "is not a UTC time"),
@@ -190,12 +206,117 @@ def test_answers_that_do_not_fit_are_refused_before_anything_is_stored(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     records = items(2)
-    acts = [act(records[0]) | change]
     path = tmp_path / "r.jsonl"
+    acts = [act(marks_of(path), records[0]) | change]
     with EventLog(path) as log, pytest.raises(DataError, match=reason) as caught:
-        import_answers(returned(records, acts), pool_of(records), log, where="a.json")
+        import_answers(returned(marks_of(path), acts), pool_of(records), log, where="a.json")
     assert caught.value.where == "a.json: acts.0"
     assert lines(path) == []
+
+
+def mailed(tmp_path: Path, name: str, answers: int = 2) -> dict[str, Any]:
+    """What the page of one of two annotators holds, made by the command."""
+    candidates, output = tmp_path / "c.jsonl", tmp_path / "r.jsonl"
+    write(candidates, items(3, answers))
+    page = tmp_path / f"{name}.html"
+    done = rank(candidates, "--output", output, "--annotator", name, "--export-html", page)
+    assert done.exit_code == 0, done.output
+    held: dict[str, Any] = json.loads(
+        page.read_text().partition('id="task">')[2].partition("</script>")[0]
+    )
+    return held
+
+
+def sent_back(tmp_path: Path, task: dict[str, Any], **head: Any) -> Any:
+    """The page's own items ranked, sent back under another head, imported by the command."""
+    acts = [
+        {"key": new_id(), "action": "rank", "ts": now(), "order": "1",
+         "ticket": shown["ticket"], "text": shown["text"]} for shown in task["items"]
+    ]  # fmt: skip
+    content = {k: v for k, v in task.items() if k != "items"} | {"acts": acts} | head
+    returned = tmp_path / "back.json"
+    returned.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    options = ["--output", tmp_path / "r.jsonl", "--candidates", tmp_path / "c.jsonl"]
+    return rank("import", returned, *options)
+
+
+def test_nobody_answers_in_the_name_of_another(tmp_path: Path) -> None:
+    ann, ben = mailed(tmp_path, "ann"), mailed(tmp_path, "ben")
+    forged = [
+        {"annotator": "ben"},
+        {"annotator": "ben", "signature": "0" * 64},
+        {"annotator": "ben", "signature": ""},
+        {"annotator": "ben", "signature": None},
+        {"annotator": "ben", "id": ben["id"]},
+        {"seed": 18},
+        {"id": "0"},
+    ]
+    for head in forged:
+        done = sent_back(tmp_path, ann, **head)
+        assert done.exit_code == 2 or isinstance(done.exception, DataError)
+        assert "the signature is not that of a page for" in str(done.exception)
+    # With ben's signature, which ann cannot know, ann's tickets are still not ben's.
+    done = sent_back(tmp_path, ann | {key: ben[key] for key in ("annotator", "signature", "id")})
+    assert "do not hold the item" in str(done.exception)
+    # A file that calls itself older than signatures is not believed either.
+    done = sent_back(tmp_path, ann, v=UNSIGNED)
+    assert "before pages were signed" in str(done.exception)
+    assert "--unsigned" in str(done.exception)
+    assert not lines(tmp_path / "r.jsonl")
+    done = sent_back(tmp_path, ben)
+    assert (done.exit_code, len(lines(tmp_path / "r.jsonl"))) == (0, 3)
+    assert {line["annotator"] for line in lines(tmp_path / "r.jsonl")} == {"ben"}
+
+
+def test_a_page_of_another_collection_is_refused(tmp_path: Path) -> None:
+    task = mailed(tmp_path, "ann")
+    secret = tmp_path / "r.jsonl.secret"
+    kept = secret.read_text()
+    secret.write_text(kept[::-1].strip() + "\n")
+    assert "belongs to another collection" in str(sent_back(tmp_path, task).exception)
+    secret.write_text("short\n")
+    assert "holds no secret of a collection" in str(sent_back(tmp_path, task).exception)
+    secret.unlink()
+    assert "no such file, and without the secret" in str(sent_back(tmp_path, task).exception)
+    assert not secret.exists()  # a new one would only look like the old one
+    secret.write_text(kept)
+    assert sent_back(tmp_path, task).exit_code == 0
+
+
+def test_whose_answers_are_imported_can_be_said(tmp_path: Path) -> None:
+    task = mailed(tmp_path, "ann")
+    assert sent_back(tmp_path, task).exit_code == 0
+    options = ["--output", tmp_path / "r.jsonl", "--candidates", tmp_path / "c.jsonl"]
+    again = rank("import", tmp_path / "back.json", *options, "--annotator", "ann")
+    assert again.exit_code == 0
+    other = rank("import", tmp_path / "back.json", *options, "--annotator", "ben")
+    assert "answers of 'ann', not of 'ben'" in str(other.exception)
+
+
+def test_pages_from_before_signatures_are_taken_when_asked(tmp_path: Path) -> None:
+    """Their tickets and texts were plain hashes of a public seed."""
+    records, output = items(2), tmp_path / "r.jsonl"
+    candidates = write(tmp_path / "c.jsonl", records)
+    item = pool_of(records).items["item-0"]
+    old = {"key": new_id(), "action": "rank", "ts": now(), "order": "1",
+           "ticket": present(item, Marks(17), annotator="ann").ticket,
+           "item_sha256": item.sha256}  # fmt: skip
+    head = {"format": FORMAT, "v": 1, "id": "x", "annotator": "ann", "seed": 17, "acts": [old]}
+    (tmp_path / "old.json").write_text(json.dumps(head))
+    options = [tmp_path / "old.json", "--output", output, "--candidates", candidates]
+    assert "anybody could have written them" in str(rank("import", *options).exception)
+    assert rank("import", *options, "--unsigned").exit_code == 0
+    [kept] = lines(output)
+    shown = present(item, Marks(17), annotator="ann").shown
+    assert kept["ranks"] == {shown[0]: 1, shown[1]: 2}
+
+
+def test_a_page_to_mail_needs_its_collection(tmp_path: Path) -> None:
+    candidates = write(tmp_path / "c.jsonl", items(2))
+    done = rank(candidates, "--annotator", "ann", "--export-html", tmp_path / "ann.html")
+    assert done.exit_code == 2
+    assert "--output FILE says which collection the page belongs to" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -216,11 +337,13 @@ def test_pages_for_several_annotators_stay_in_their_directory(tmp_path: Path) ->
     target = tmp_path / "pages"
     names = ["ann", "../../evil", "a/b"]
     options = [part for name in names for part in ("--annotator", name)]
-    done = rank(candidates, "--export-html", target, *options)
+    output = tmp_path / "out" / "r.jsonl"
+    done = rank(candidates, "--output", output, "--export-html", target, *options)
     assert done.exit_code == 0, done.output
     made = sorted(path.name for path in target.iterdir())
     assert len(made) == 3 and "ann.html" in made
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "pages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "out", "pages"]
+    assert [path.name for path in output.parent.iterdir()] == ["r.jsonl.secret"]
 
 
 # --------------------------------------------------------------------------------- other tools

@@ -16,6 +16,7 @@ import pytest
 
 from alignkit.collect.items import item_sha256, pool_of, present
 from alignkit.collect.log import read_events
+from alignkit.collect.secret import Marks, known_secret
 from tests.collect_data import XSS, item, items, lines, write
 
 pytestmark = pytest.mark.browser
@@ -88,9 +89,10 @@ def at(page: Any, number: int) -> None:
     page.locator("h1", has_text=f"Item {number}:").wait_for()
 
 
-def shown_cids(record: Any, annotator: str = "ann", showing: int = 0) -> list[str]:
+def shown_cids(log: Path, record: Any, annotator: str = "ann", showing: int = 0) -> list[str]:
     one = pool_of([record]).items[record.id]
-    return present(one, seed=17, annotator=annotator, showing=showing).shown
+    marks = Marks(17, known_secret(log))
+    return present(one, marks, annotator=annotator, showing=showing).shown
 
 
 def test_twenty_items_by_keyboard_only_undo_and_a_reload_in_the_middle(
@@ -137,7 +139,7 @@ def test_twenty_items_by_keyboard_only_undo_and_a_reload_in_the_middle(
     for number, record in enumerate(records):
         event = by_item[record.id]
         wanted = (2, 3, 1) if number == 7 else places[number % 4]
-        assert event.shown == shown_cids(record)
+        assert event.shown == shown_cids(output, record)
         assert event.ranks == dict(zip(event.shown, wanted, strict=True)), record.id
         assert event.item_sha256 == item_sha256(record)
         assert event.ui == "web" and event.all_bad == (number == 11)
@@ -200,8 +202,8 @@ def test_two_annotators_see_their_own_order_and_progress(browser: Any, tmp_path:
         at(ben, 2)
     events = read_events(output)
     assert [event.annotator for event in events] == ["ann", "ben"]
-    assert events[0].shown == shown_cids(records[0], "ann")
-    assert events[1].shown == shown_cids(records[0], "ben")
+    assert events[0].shown == shown_cids(output, records[0], "ann")
+    assert events[1].shown == shown_cids(output, records[0], "ben")
 
 
 def test_an_answer_given_while_the_server_is_away_arrives_later(
@@ -458,7 +460,7 @@ def test_the_mailed_page_works_without_a_server_and_its_answers_come_back(
     candidates = write(tmp_path / "c.jsonl", records)
     mailed, answers, output = (tmp_path / n for n in ("mailed.html", "answers.json", "r.jsonl"))
     run = [sys.executable, "-m", "alignkit", "rank"]
-    made = ["--annotator", "ann", "--repeat", "20%", "--export-html", mailed]
+    made = ["--output", output, "--annotator", "ann", "--repeat", "20%", "--export-html", mailed]
     subprocess.run([*run, candidates, *made], check=True, capture_output=True)
     text = mailed.read_text()
     assert not re.search(r"secret-model|item-\d|\"c0\"", text)
@@ -472,7 +474,7 @@ def test_the_mailed_page_works_without_a_server_and_its_answers_come_back(
     assert [e.action.replace("pair", "rank") for e in events] == [
         "rank", "rank", "undo", "rank", "skip", *["rank"] * 4
     ]  # fmt: skip
-    assert events[0].shown == shown_cids(records[0])
+    assert events[0].shown == shown_cids(output, records[0])
     assert {e.ui for e in events} == {"html"}
     assert sum(e.repeat_of is not None for e in events) == 1
     sent = json.loads(answers.read_text())

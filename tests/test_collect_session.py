@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
+import stat
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.collect.choice import Duel, disagreement, entropy, uncertainty, worth_asking
-from alignkit.collect.items import Item, item_sha256, pool_of, present
-from alignkit.collect.log import Conflict, live, new_id, rankings_from_events, read_events
+from alignkit.collect.items import Item, item_sha256, pool_of, present, ticket_of
+from alignkit.collect.log import Conflict, EventLog, live, new_id, rankings_from_events, read_events
 from alignkit.collect.order import order_text, parse_order
 from alignkit.collect.plan import Settings, plan_for
-from alignkit.collect.session import Answer, Session
+from alignkit.collect.secret import Marks, secret_beside, secret_file
+from alignkit.collect.session import Answer, Collection, Session
 from alignkit.collect.visible import visible
 from alignkit.data.records import Candidates
 from alignkit.errors import DataError, RecipeError
@@ -144,29 +148,106 @@ def test_no_model_score_gold_or_id_reaches_a_surface(tmp_path: Path) -> None:
 
 def test_the_order_depends_on_seed_item_annotator_and_repeat_only() -> None:
     one = pool_of(items(1, 5)).items["item-0"]
-    fixed = present(one, seed=1, annotator="ann").shown
-    assert present(one, seed=1, annotator="ann").shown == fixed
+    fixed = present(one, Marks(1), annotator="ann").shown
+    assert present(one, Marks(1), annotator="ann").shown == fixed
     others = [
-        present(one, seed=2, annotator="ann").shown,
-        present(one, seed=1, annotator="ben").shown,
-        present(one, seed=1, annotator="ann", showing=1).shown,
+        present(one, Marks(2), annotator="ann").shown,
+        present(one, Marks(1), annotator="ben").shown,
+        present(one, Marks(1), annotator="ann", showing=1).shown,
+        present(one, Marks(1, b"secret"), annotator="ann").shown,
     ]
     assert all(sorted(other) == sorted(fixed) for other in others)
     assert any(other != fixed for other in others)
 
 
-def test_each_place_is_as_likely_for_each_candidate() -> None:
+@pytest.mark.parametrize("secret", [b"", b"secret"])
+def test_each_place_is_as_likely_for_each_candidate(secret: bytes) -> None:
     pool = pool_of(items(2000))
-    firsts = Counter(present(i, seed=3, annotator="ann").shown[0] for i in pool.items.values())
+    marks = Marks(3, secret)
+    firsts = Counter(present(i, marks, annotator="ann").shown[0] for i in pool.items.values())
     assert abs(firsts["c0"] - 1000) < 135  # six standard deviations of a fair coin
+
+
+def test_order_and_tickets_tell_nothing_without_the_secret(tmp_path: Path) -> None:
+    """All that an annotator can know (ids, cids, seed, the program) says nothing of who is who."""
+    records = items(400)
+    logs = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    orders, tickets, plans = [], [], []
+    for log in logs:
+        secret_file(log).write_text(f"{secrets.token_hex(32)}\n")
+        with collecting(log, records, order="random", repeat=0.1) as collection:
+            session = collection.session("ann")
+            shown = [session.presentation(ticket) for ticket in session.tickets]
+            orders.append([presentation.shown for presentation in shown])
+            tickets.append(set(session.tickets))
+            plans.append(session.plan)
+    # Two collections of the same items and seed: as much in common as two fair coins.
+    same = sum(one == other for one, other in zip(*orders, strict=True))
+    assert abs(same - 400) < 90  # six standard deviations; 800 showings, repeats swapped
+    assert not tickets[0] & tickets[1]
+    assert plans[0] != plans[1]
+    pool = pool_of(records).items
+    guessed = {ticket_of(Marks(17), name, "ann", n) for name in pool for n in (0, 1)}
+    assert not guessed & tickets[0]
+
+
+def test_the_secret_stands_beside_the_log_for_its_owner_alone(tmp_path: Path) -> None:
+    log = tmp_path / "r.jsonl"
+    with collecting(log, items(2)) as collection:
+        vote(collection.session("ann"), "1")
+        first = collection.session("ann").next()
+    file = secret_file(log)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(bytes.fromhex(file.read_text().strip())) == 32
+    with collecting(log, items(2)) as collection:  # the same again after a restart
+        again = collection.session("ann").next()
+        assert first is not None and again is not None
+        assert (again.ticket, again.shown) == (first.ticket, first.shown)
+        assert collection.reports == []
+    file.chmod(0o644)
+    with collecting(log, items(2)) as collection:
+        assert collection.reports == [f"{file}: others on this machine can read it: chmod 600 it"]
+    file.write_text("no secret")
+    with pytest.raises(DataError, match="holds no secret"), collecting(log, items(2)):
+        pass
+
+
+def test_processes_that_make_the_secret_at_once_agree_on_it(tmp_path: Path) -> None:
+    log = tmp_path / "r.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: secret_beside(log), range(64)))
+    assert len(set(made)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl.secret"]
+
+
+def test_a_log_from_before_secrets_goes_on_where_it_was(tmp_path: Path) -> None:
+    log, records = tmp_path / "r.jsonl", items(5, 3)
+    with EventLog(log) as opened:
+        public = Collection(
+            pool_of(records), opened, Settings(annotators=("ann",)), marks=Marks(17)
+        )
+        for order in ("2>1=3", "1>*", "3>2>1"):
+            vote(public.session("ann"), order)
+    before = [dict(line["ranks"]) for line in lines(log)]
+    with collecting(log, records) as collection:
+        session = collection.session("ann")
+        assert session.progress().done == 3
+        session.undo(new_id())
+        shown, previous = session.next(), session.previous()
+        assert shown is not None and previous is not None
+        # The undone answer is offered in the places that its candidates have now.
+        ranks = shown.ranks_by_cid(parse_order(previous.order, 3))
+        assert ranks == before[2]
+        vote(session, "1>2>3")
+        assert session.progress().done == 3
 
 
 @given(st.integers(0, 500), st.integers(2, 9))
 @settings(max_examples=60)
 def test_a_repeat_never_comes_in_the_first_order(seed: int, answers: int) -> None:
     one = pool_of(items(1, answers)).items["item-0"]
-    first = present(one, seed=seed, annotator="ann")
-    again = present(one, seed=seed, annotator="ann", showing=1)
+    first = present(one, Marks(seed), annotator="ann")
+    again = present(one, Marks(seed), annotator="ann", showing=1)
     assert again.shown != first.shown
     if answers == 2:
         assert again.shown == first.shown[::-1]
@@ -193,7 +274,7 @@ def test_the_hash_of_an_item_is_of_its_text() -> None:
 
 def test_repeats_come_once_and_well_behind_their_first_showing() -> None:
     pool = pool_of(items(100))
-    plan = plan_for("ann", pool.items, Settings(repeat=0.05))
+    plan = plan_for("ann", pool.items, Settings(repeat=0.05), Marks(17))
     assert Counter(showing for _, showing in plan) == {0: 100, 1: 5}
     for name, showing in plan:
         if showing:
@@ -204,7 +285,7 @@ def test_round_robin_gives_every_item_to_as_many_annotators_as_wanted() -> None:
     pool = pool_of(items(30))
     crew = ("a", "b", "c")
     wanted = Settings(assign="round-robin", overlap=2, annotators=crew)
-    shares = {name: plan_for(name, pool.items, wanted) for name in crew}
+    shares = {name: plan_for(name, pool.items, wanted, Marks(17)) for name in crew}
     assert [len(share) for share in shares.values()] == [20, 20, 20]
     assert set(Counter(n for share in shares.values() for n, _ in share).values()) == {2}
 
@@ -434,10 +515,10 @@ def test_disagreement_is_what_the_ensemble_does_not_share() -> None:
 def test_uncertain_items_come_first() -> None:
     sure, open_, middle = scored(1, 8, 0), scored(2, 0, 0), scored(3, 1, 0)
     pool = {each.id: each for each in (sure, open_, middle)}
-    plan = plan_for("ann", pool, Settings(order="uncertain"))
+    plan = plan_for("ann", pool, Settings(order="uncertain"), Marks(17))
     assert [name for name, _ in plan] == ["item-2", "item-3", "item-1"]
     with pytest.raises(DataError, match="without a score"):
-        plan_for("ann", pool_of(items(2)).items, Settings(order="uncertain"))
+        plan_for("ann", pool_of(items(2)).items, Settings(order="uncertain"), Marks(17))
 
 
 def test_the_duel_between_equals_is_decided_wrongly_at_most_as_often_as_promised() -> None:
@@ -487,9 +568,13 @@ def test_collecting_ends_when_the_votes_decide(tmp_path: Path) -> None:
 def test_plans_do_not_depend_on_who_asks_first() -> None:
     pool = pool_of(items(50))
     one = Settings(order="random", repeat=0.1)
-    assert plan_for("ann", pool.items, one) == plan_for("ann", pool.items, one)
-    assert plan_for("ann", pool.items, one) != plan_for("ben", pool.items, one)
-    assert all(a != b for a, b in pairwise(plan_for("ann", pool.items, one)))
+    assert plan_for("ann", pool.items, one, Marks(17)) == plan_for(
+        "ann", pool.items, one, Marks(17)
+    )
+    assert plan_for("ann", pool.items, one, Marks(17)) != plan_for(
+        "ben", pool.items, one, Marks(17)
+    )
+    assert all(a != b for a, b in pairwise(plan_for("ann", pool.items, one, Marks(17))))
 
 
 def test_a_record_without_an_id_gets_one_from_its_text() -> None:

@@ -23,6 +23,7 @@ from alignkit.collect.items import Pool, pool_of
 from alignkit.collect.log import EventLog, read_events
 from alignkit.collect.plan import Settings, plan_for
 from alignkit.collect.scores import score_pool
+from alignkit.collect.secret import Marks
 from alignkit.collect.speakers import Drawing, speaker_of
 from alignkit.data.read import load_preferences
 from alignkit.data.records import Candidates, Message
@@ -149,7 +150,7 @@ def test_two_reward_models_ask_first_where_they_disagree(reward_run: Path, tmp_p
         assert 0 < disagreement(item) < 1
         # A candidate's own score means its true worth elsewhere; a model's opinion is not that.
         assert {candidate.score for candidate in item.record.candidates} == {None}
-    first = plan_for("ann", scored.items, Settings(order="disagreement"))[0][0]
+    first = plan_for("ann", scored.items, Settings(order="disagreement"), Marks(17))[0][0]
     assert disagreement(scored.items[first]) == max(map(disagreement, scored.items.values()))
 
 

@@ -133,7 +133,7 @@ def test_a_busy_service_is_asked_again(service):
         (lambda b: (200, {"scores": ["1"]}), "answered without scores"),
         (lambda b: (200, {"scores": [True]}), "answered without scores"),
         (lambda b: (200, {"scores": [None]}), "answered without scores"),
-        (lambda b: (200, {"scores": [10**400]}), "p.jsonl:1: .* an integer that no float holds"),
+        (lambda b: (200, {"scores": [10**400]}), "p.jsonl:1: .*number too large for JSON"),
     ],
 )
 def test_a_service_that_fails_stops_the_run_by_name(service, given, message):
@@ -150,7 +150,7 @@ def test_a_service_that_is_not_there_or_hangs_stops_the_run():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         reward = UrlReward(address, timeout=0.02, batch_size=8, wait=0.001)
-        with pytest.raises(TrainingFailed, match="ReadTimeout"):
+        with pytest.raises(TrainingFailed, match="no answer in 0.02 s"):
             reward.scores([sample("a")])
     with pytest.raises(TrainingFailed, match="ConnectError"):
         reward.scores([sample("a")])

@@ -181,20 +181,27 @@ def collect(
         click.echo(f"left out: {line}", err=True)
     if not pool.items:
         raise DataError("nothing to rank", where=str(candidates[0]))
-    if output is None and export_html is None:
-        raise click.UsageError("--output FILE says where the rankings go")
+    if output is None:
+        raise click.UsageError(_NO_OUTPUT if export_html is None else _NO_COLLECTION)
     if reward_models:
         pool = _scored(pool, reward_models, settings.order)
     if export_html:
-        _write_pages(export_html, pool, settings)
-    elif output:
-        listener = _listener(host, port) if web else None
-        with _collection(output, pool, settings, stop_when_decided) as collection:
-            if listener:
-                _on_page(collection, listener, host, allow_host, open_browser)
-            else:
-                _in_terminal(collection)
-            _say_all(collection.summary())
+        _write_pages(export_html, pool, settings, output)
+        return
+    listener = _listener(host, port) if web else None
+    with _collection(output, pool, settings, stop_when_decided) as collection:
+        if listener:
+            _on_page(collection, listener, host, allow_host, open_browser)
+        else:
+            _in_terminal(collection)
+        _say_all(collection.summary())
+
+
+_NO_OUTPUT = "--output FILE says where the rankings go"
+_NO_COLLECTION = (
+    "--output FILE says which collection the page belongs to, and is what the answers are imported"
+    " into: the page is signed with a secret kept beside it"
+)
 
 
 @rank.command("import")
@@ -209,6 +216,9 @@ def collect(
 @click.option("--gold", type=FILE, metavar="FILE", help="As when the page was made.")
 @click.option("--format", "format", help="argilla, label-studio, prodigy; default: by the keys.")
 @click.option("--annotator", metavar="NAME", help="Whose rankings, where the file does not say.")
+@click.option(
+    "--unsigned", is_flag=True, help="Also take mailed pages from before pages were signed."
+)
 def import_(
     files: tuple[Path, ...],
     output: Path,
@@ -216,6 +226,7 @@ def import_(
     gold: Path | None,
     format: str | None,
     annotator: str | None,
+    unsigned: bool,
 ) -> None:
     """Merge mailed pages, event files, other tools.
 
@@ -230,7 +241,10 @@ def import_(
     with EventLog(output) as log:
         _say_all(log.reports)
         for path in files:
-            conflicts += _import_one(path, log, pool, format, annotator)
+            if format is None and _is_returned(path):
+                conflicts += _import_returned(path, log, pool, annotator, unsigned)
+            else:
+                _import_rankings(path, log, format, annotator)
     _say_all(conflicts)
     if conflicts:
         raise DataError(
@@ -357,17 +371,19 @@ def _public_name(host: str, allow_host: tuple[str, ...]) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _write_pages(target: Path, pool: Pool, settings: Settings) -> None:
+def _write_pages(target: Path, pool: Pool, settings: Settings, output: Path) -> None:
     from alignkit.collect.export_html import standalone_page
+    from alignkit.collect.secret import secret_beside
     from alignkit.data.write import whole_file
 
+    secret = secret_beside(output)
     several = len(settings.annotators) > 1
     try:
         (target if several else target.parent).mkdir(parents=True, exist_ok=True)
         for name in settings.annotators:
             path = target / f"{_file_name(name)}.html" if several else target
             with whole_file(path) as stream:
-                stream.write(standalone_page(pool, settings, name).encode())
+                stream.write(standalone_page(pool, settings, name, secret).encode())
             click.echo(path)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror}", where=str(target)) from None
@@ -380,20 +396,16 @@ def _file_name(annotator: str) -> str:
     plain = re.sub(r"[^\w-]+", "_", annotator)
     if plain == annotator:
         return plain
-    from alignkit.collect.items import digest
+    from alignkit.collect.secret import digest
 
     return f"{plain}-{digest(annotator)[:8]}"
 
 
-def _import_one(
-    path: Path, log: EventLog, pool: Pool | None, format: str | None, annotator: str | None
-) -> list[str]:
+def _import_rankings(path: Path, log: EventLog, format: str | None, annotator: str | None) -> None:
     from alignkit.collect.exports import events_from_rankings, merge_events
     from alignkit.collect.log import holds_events, iter_events
     from alignkit.data.read import load_rankings
 
-    if format is None and _is_returned(path):
-        return _import_returned(path, log, pool)
     if format is None and holds_events(path):
         saved, known = merge_events(iter_events(path, on_problem=_say), log)
     else:
@@ -401,19 +413,23 @@ def _import_one(
         events = events_from_rankings(loaded.records, ui=loaded.format, annotator=annotator)
         saved, known = merge_events(events, log)
     click.echo(f"{path}: {saved} saved, {known} already there", err=True)
-    return []
 
 
-def _import_returned(path: Path, log: EventLog, pool: Pool | None) -> list[str]:
+def _import_returned(
+    path: Path, log: EventLog, pool: Pool | None, annotator: str | None, unsigned: bool
+) -> list[str]:
     from alignkit.collect.export_html import import_answers, read_returned
 
     if pool is None:
         raise DataError(
             "answers of a mailed page name no texts",
             where=str(path),
-            hint="Add --candidates FILE, the file that the page was made from",
+            hint="Add --candidates FILE, what the page was made from",
         )
-    merged = import_answers(read_returned(path), pool, log, where=str(path))
+    returned = read_returned(path)
+    if annotator not in (None, returned.annotator):
+        raise DataError(f"answers of {returned.annotator!r}, not of {annotator!r}", where=str(path))
+    merged = import_answers(returned, pool, log, where=str(path), unsigned=unsigned)
     click.echo(
         f"{path}: {merged.annotator}: {merged.saved} saved, {merged.duplicates} already there",
         err=True,

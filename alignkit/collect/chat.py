@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from alignkit.collect.feedback import Feedback, Reply
-from alignkit.collect.items import digest
 from alignkit.collect.markdown_ansi import BOLD, DIM
+from alignkit.collect.secret import digest
 from alignkit.collect.terminal import Quit, Screen
 from alignkit.collect.visible import visible, visible_line
 from alignkit.data.records import Message

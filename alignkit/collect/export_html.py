@@ -1,14 +1,17 @@
 """The ranking page as one file: it can be mailed, works without a server or a network, and gives
 back a JSON file that `import_answers` merges into a log.
 
-The file holds text, places and opaque tickets. What a ticket stands for is worked out again from
-the candidates and the seed when the answers come back, and the texts must still be the same.
+The file holds text, places and opaque tickets, and is signed for its annotator with the secret of
+the collection. What a ticket stands for is worked out again from the candidates, the seed and the
+secret when the answers come back; the texts must still be the same, and the signature must be that
+of the annotator who is named.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,24 +19,31 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from alignkit.collect.items import Pool, present, ticket_of
+from alignkit.collect.items import Pool, present, text_mark, ticket_of
 from alignkit.collect.log import Conflict, EventLog
 from alignkit.collect.plan import Settings, plan_for
+from alignkit.collect.secret import Marks, known_secret
 from alignkit.collect.session import Answer, Collection, check_annotator
 from alignkit.collect.web.server import PAGE
+from alignkit.data.json_text import decode
+from alignkit.data.problems import RowError
+from alignkit.data.read import validated
 from alignkit.errors import DataError
 
 FORMAT = "alignkit-answers"
+VERSION = 2
+UNSIGNED = 1  # what pages were before they were signed
 LARGEST_FILE = 256 * 2**20
 _SCRIPTS = ("text.js", "offline.js", "page.js")
 _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
-def standalone_page(pool: Pool, settings: Settings, annotator: str) -> str:
+def standalone_page(pool: Pool, settings: Settings, annotator: str, secret: bytes) -> str:
     """The page for one annotator, all items inside, under a policy that lets nothing else run."""
-    task = _json_in_html(_task(pool, settings, check_annotator(annotator)))
+    marks = Marks(settings.seed, secret)
+    task = _json_in_html(_task(pool, settings, check_annotator(annotator), marks))
     style = (PAGE / "style.css").read_text("utf-8")
     script = "\n".join(
         (PAGE / name).read_text("utf-8").replace('"use strict";\n', "", 1) for name in _SCRIPTS
@@ -61,23 +71,31 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _task(pool: Pool, settings: Settings, annotator: str) -> dict[str, Any]:
+def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[str, Any]:
     def shown(name: str, showing: int) -> dict[str, Any]:
         item = pool.items[name]
-        presentation = present(item, seed=settings.seed, annotator=annotator, showing=showing)
-        first = ticket_of(settings.seed, name, annotator, 0) if showing else None
-        return presentation.public() | {"sha256": item.sha256, "repeats": first}
+        presentation = present(item, marks, annotator=annotator, showing=showing)
+        first = ticket_of(marks, name, annotator, 0) if showing else None
+        return presentation.public() | {"text": text_mark(marks, item), "repeats": first}
 
-    items = [shown(*showing) for showing in plan_for(annotator, pool.items, settings)]
-    tickets = "".join(item["ticket"] + item["sha256"] for item in items)
+    plan = plan_for(annotator, pool.items, settings, marks)
+    items = [shown(*showing) for showing in plan]
+    tickets = "".join(item["ticket"] + item["text"] for item in items)
+    page = hashlib.sha256(tickets.encode()).hexdigest()[:16]
     return {
         "format": FORMAT,
-        "v": 1,
-        "id": hashlib.sha256(tickets.encode()).hexdigest()[:16],
+        "v": VERSION,
+        "id": page,
         "annotator": annotator,
         "seed": settings.seed,
+        "signature": signature(marks, page, annotator),
         "items": items,
     }
+
+
+def signature(marks: Marks, page: str, annotator: str) -> str:
+    """What only the collection can write on a page for this annotator."""
+    return marks.of("mailed page", FORMAT, VERSION, page, annotator)
 
 
 def _json_in_html(value: Any) -> str:
@@ -95,7 +113,8 @@ class Act(BaseModel):
     ts: str
     ticket: str = ""
     target: str | None = None
-    item_sha256: str = ""
+    text: str = ""
+    item_sha256: str = ""  # what `text` was called on pages that were not signed
     order: str = ""
     all_bad: bool = False
     strength: int | None = None
@@ -115,6 +134,8 @@ class Returned(BaseModel):
     annotator: str
     seed: int
     acts: list[Act]
+    id: str = ""
+    signature: str = ""
 
 
 @dataclass
@@ -132,31 +153,34 @@ def read_returned(path: Path) -> Returned:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise DataError("too large for a file of answers", where=str(path))
-        content = orjson.loads(path.read_bytes())
-        returned = Returned.model_validate(content)
+        returned = validated(Returned, decode(path.read_bytes()))
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}", where=str(path)) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{place}: {first['msg']}", where=str(path)) from None
-    if returned.format != FORMAT or returned.v != 1:
-        raise DataError(
-            "not a file of answers", where=str(path), hint="Give the file that the page downloaded"
-        )
+    except RowError as error:
+        raise DataError(error.message, where=str(path), hint=_DOWNLOADED) from None
+    if returned.format != FORMAT or returned.v not in (VERSION, UNSIGNED):
+        raise DataError("not a file of answers", where=str(path), hint=_DOWNLOADED)
     return returned
 
 
-def import_answers(returned: Returned, pool: Pool, log: EventLog, *, where: str) -> Merged:
-    """Append the acts of a returned file that the log does not hold yet."""
+_DOWNLOADED = "Give the file that the page downloaded"
+
+
+def import_answers(
+    returned: Returned, pool: Pool, log: EventLog, *, where: str, unsigned: bool = False
+) -> Merged:
+    """Append the acts of a returned file that the log does not hold yet.
+
+    The file must bear the signature of its annotator's page. `unsigned` also takes files of pages
+    that were made before pages were signed: anybody could have written those.
+    """
     settings = Settings(seed=returned.seed, annotators=(returned.annotator,))
     check_annotator(returned.annotator)
-    hashes = _hashes_by_ticket(pool, returned)
+    marks = _checked_marks(returned, log, where, unsigned)
+    known = _texts_by_ticket(pool, returned, marks)
     for position, act in enumerate(returned.acts):
-        _check_act(act, hashes, f"{where}: acts.{position}")
-    collection = Collection(pool, log, settings)
+        _check_act(act, known, f"{where}: acts.{position}")
+    collection = Collection(pool, log, settings, marks=marks)
     merged = Merged(returned.annotator)
     for position, act in enumerate(returned.acts):
         try:
@@ -171,29 +195,52 @@ def import_answers(returned: Returned, pool: Pool, log: EventLog, *, where: str)
     return merged
 
 
+def _checked_marks(returned: Returned, log: EventLog, where: str, unsigned: bool) -> Marks:
+    """The marks that the page was made with. Raises DataError where it is not what it says."""
+    if returned.v == UNSIGNED:
+        if not unsigned:
+            raise DataError(
+                "answers of a page that was made before pages were signed: anybody could have"
+                " written them, in any annotator's name",
+                where=where,
+                hint="If you trust where the file comes from, add --unsigned",
+            )
+        return Marks(returned.seed)
+    marks = Marks(returned.seed, known_secret(log.path))
+    own = signature(marks, returned.id, returned.annotator)
+    if not hmac.compare_digest(own.encode(), returned.signature.encode("utf-8", "replace")):
+        raise DataError(
+            f"the signature is not that of a page for {returned.annotator!r}",
+            where=where,
+            hint="The file was changed, or its page belongs to another collection: import into the"
+            " file that --output named when the page was made",
+        )
+    return marks
+
+
 def _store(collection: Collection, annotator: str, act: Act) -> str:
     session = collection.session(annotator)
     if act.action == "undo":
         receipt = session.undo(act.key, act.target, ui="html", ts=act.ts)
         return receipt.stored if receipt else "duplicate"
-    answer = Answer(**act.model_dump(exclude={"ts", "target", "item_sha256"}))
+    answer = Answer(**act.model_dump(exclude={"ts", "target", "text", "item_sha256"}))
     return session.submit(answer, ui="html", ts=act.ts).stored
 
 
-def _hashes_by_ticket(pool: Pool, returned: Returned) -> Mapping[str, str]:
+def _texts_by_ticket(pool: Pool, returned: Returned, marks: Marks) -> Mapping[str, str]:
     return {
-        ticket_of(returned.seed, name, returned.annotator, showing): item.sha256
+        ticket_of(marks, name, returned.annotator, showing): text_mark(marks, item)
         for name, item in pool.items.items()
         for showing in (0, 1)
     }
 
 
-def _check_act(act: Act, hashes: Mapping[str, str], where: str) -> None:
+def _check_act(act: Act, texts: Mapping[str, str], where: str) -> None:
     if not _TS.fullmatch(act.ts):
         raise DataError(f"ts {act.ts[:40]!r} is not a UTC time", where=where)
     if act.action not in ("rank", "skip", "flag", "undo"):
         raise DataError(f"unknown action {act.action[:40]!r}", where=where)
-    if act.action != "undo" and hashes.get(act.ticket) != act.item_sha256:
+    if act.action != "undo" and texts.get(act.ticket) != (act.text or act.item_sha256):
         raise DataError(
             "the candidates do not hold the item that was ranked, or its texts have changed",
             where=where,

@@ -14,8 +14,9 @@ from uuid import UUID
 
 import orjson
 
-from alignkit.collect.items import digest, item_sha256, pool_of, present
+from alignkit.collect.items import item_sha256, pool_of, present
 from alignkit.collect.log import EventLog, live, now, rankings_from_events
+from alignkit.collect.secret import Marks, digest
 from alignkit.data.formats import format_named
 from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Event, Ranking
@@ -201,7 +202,7 @@ def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
     item = next(iter(pool_of([record]).items.values()), None)
     if item is None:
         raise DataError(f"item {record.id!r} has only one distinct answer")
-    shown = present(item, seed=seed, annotator=name).shown
+    shown = present(item, Marks(seed), annotator=name).shown
     blind = [item.by_cid[cid].model_copy(update={"model": None}) for cid in shown]
     ranks = (
         dict.fromkeys(shown, 1) if name == "prodigy" else {c: i + 1 for i, c in enumerate(shown)}

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from alignkit.collect.order import LARGEST
+from alignkit.collect.secret import Marks
 from alignkit.collect.visible import visible, visible_line
 from alignkit.data.records import Candidate, Candidates, Message
 from alignkit.errors import DataError
@@ -145,30 +146,39 @@ class Presentation:
         return {"ticket": self.ticket, "prompt": self.prompt, "answers": self.answers}
 
 
-def present(item: Item, *, seed: int, annotator: str, showing: int = 0) -> Presentation:
-    """The item in the order that this annotator sees this time: a hash decides, not a clock.
+def present(item: Item, marks: Marks, *, annotator: str, showing: int = 0) -> Presentation:
+    """The item in the order that this annotator sees this time: its marks decide, not a clock.
 
     A repeat never comes in the order of the first showing, and a repeated pair comes swapped.
     """
-    slots = _shuffled(item, seed, annotator, showing)
-    if showing and slots == _shuffled(item, seed, annotator, 0):
+    slots = _shuffled(item, marks, annotator, showing)
+    if showing and slots == _shuffled(item, marks, annotator, 0):
         slots = slots[::-1]
-    return Presentation(item, slots, showing, ticket_of(seed, item.id, annotator, showing))
+    return Presentation(item, slots, showing, ticket_of(marks, item.id, annotator, showing))
 
 
-def ticket_of(seed: int, item_id: str, annotator: str, showing: int) -> str:
+def ticket_of(marks: Marks, item_id: str, annotator: str, showing: int) -> str:
     """The opaque name of a showing: item ids may tell what a surface must not."""
-    return digest("ticket", seed, item_id, annotator, showing)[:24]
+    return marks.of("ticket", marks.seed, item_id, annotator, showing)[:24]
 
 
-def digest(*parts: object) -> str:
-    """sha256 of the parts, unambiguous: no two different lists of parts collide by joining."""
-    return hashlib.sha256(orjson.dumps([str(part) for part in parts])).hexdigest()
+def text_mark(marks: Marks, item: Item) -> str:
+    """Names the item's texts on a page that leaves the house.
+
+    Not by their plain hash: it covers cids and the order of the file, so that trying the few
+    orders of the answers would tell which is which.
+    """
+    return marks.of("text", item.sha256)[:32] if marks.secret else item.sha256
 
 
-def _shuffled(item: Item, seed: int, annotator: str, showing: int) -> tuple[tuple[str, ...], ...]:
+def _shuffled(
+    item: Item, marks: Marks, annotator: str, showing: int
+) -> tuple[tuple[str, ...], ...]:
     return tuple(
-        sorted(item.slots, key=lambda cids: digest(seed, item.id, annotator, showing, cids[0]))
+        sorted(
+            item.slots,
+            key=lambda cids: marks.of(marks.seed, item.id, annotator, showing, cids[0]),
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Who is shown what, and in which order: decided by hashes of the seed, so a restart agrees.
+"""Who is shown what, and in which order: decided by the collection's marks, so a restart agrees.
 
 A plan is a list of showings: (item id, 0) the first time, (item id, 1) for a silent repeat.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.collect.choice import disagreement, uncertainty
-from alignkit.collect.items import Item, digest
+from alignkit.collect.items import Item
+from alignkit.collect.secret import Marks, digest
 from alignkit.errors import RecipeError, pick
 
 Showing = tuple[str, int]
@@ -41,22 +42,26 @@ class Settings:
             )
 
 
-def plan_for(annotator: str, items: Mapping[str, Item], settings: Settings) -> list[Showing]:
+def plan_for(
+    annotator: str, items: Mapping[str, Item], settings: Settings, marks: Marks
+) -> list[Showing]:
     """The showings of one annotator, repeats well behind their first showing."""
     mine = ASSIGNMENTS[settings.assign](list(items), annotator, settings)
-    key, salt = ORDERS[settings.order], digest("order", settings.seed, annotator)
+    key, salt = ORDERS[settings.order], marks.of("order", settings.seed, annotator)
     ordered = sorted(mine, key=lambda name: key(items[name], salt))
-    return with_repeats(ordered, annotator, settings)
+    return with_repeats(ordered, annotator, settings, marks)
 
 
-def with_repeats(names: Sequence[str], annotator: str, settings: Settings) -> list[Showing]:
+def with_repeats(
+    names: Sequence[str], annotator: str, settings: Settings, marks: Marks
+) -> list[Showing]:
     """The items once, and a share of them again: never close behind the first showing."""
     wanted = round(settings.repeat * len(names))
     # Far enough not to be remembered, near enough that it comes before the annotator stops.
     gap = max(10, len(names) // 5)
     # The last items have nothing to come between; they are taken only when all are wanted.
     early = names[: max(wanted, len(names) - gap)]
-    by_hash = sorted(early, key=lambda name: digest("repeat", settings.seed, annotator, name))
+    by_hash = sorted(early, key=lambda name: marks.of("repeat", settings.seed, annotator, name))
     repeated = set(by_hash[:wanted])
     plan: list[Showing] = []
     waiting: list[tuple[int, str]] = []

@@ -17,6 +17,7 @@ from alignkit.collect.items import Item, Pool, Presentation, present, ticket_of
 from alignkit.collect.log import VOTES, Conflict, EventLog, Stored, new_id, now
 from alignkit.collect.order import order_text, parse_order
 from alignkit.collect.plan import Settings, Showing, plan_for
+from alignkit.collect.secret import Marks, readable_by_others, secret_beside, secret_file
 from alignkit.collect.visible import visible_line
 from alignkit.data.records import Event
 from alignkit.errors import DataError, RecipeError
@@ -93,6 +94,7 @@ class Collection:
     voters: dict[str, dict[str, Mapping[str, int]]] = field(default_factory=dict)
     reports: list[str] = field(default_factory=list)
     duel: Duel | None = None
+    marks: Marks | None = None  # by default those of the secret beside the log
 
     def __post_init__(self) -> None:
         if self.stop_when_decided:
@@ -102,6 +104,11 @@ class Collection:
                     hint="Add --order random",
                 )
             self.duel = duel_of(self.pool.items.values())
+        if self.marks is None:
+            self.marks = Marks(self.settings.seed, secret_beside(self.log.path))
+            if readable_by_others(self.log.path):
+                file = secret_file(self.log.path)
+                self.reports.append(f"{file}: others on this machine can read it: chmod 600 it")
         self._replay()
         for name in self.settings.annotators:
             self.session(name)
@@ -199,20 +206,26 @@ class Session:
         self._reopened: list[Entry] = []
 
     @property
+    def marks(self) -> Marks:
+        """What tickets and orders of the collection are made of."""
+        assert self.collection.marks is not None  # set as it came to be
+        return self.collection.marks
+
+    @property
     def plan(self) -> list[Showing]:
         """The showings in order; worked out when first needed."""
         if self._plan is None:
             settings = self.collection.settings
-            self._plan = plan_for(self.annotator, self.collection.pool.items, settings)
+            items = self.collection.pool.items
+            self._plan = plan_for(self.annotator, items, settings, self.marks)
         return self._plan
 
     @property
     def tickets(self) -> Mapping[str, Showing]:
         """Every ticket this annotator can hold, whatever plan it was given out under."""
         if not self._tickets:
-            seed = self.collection.settings.seed
             self._tickets = {
-                ticket_of(seed, name, self.annotator, showing): (name, showing)
+                ticket_of(self.marks, name, self.annotator, showing): (name, showing)
                 for name in self.collection.pool.items
                 for showing in (0, 1)
             }
@@ -318,8 +331,7 @@ class Session:
 
     def _present(self, showing: Showing) -> Presentation:
         item = self.collection.pool.items[showing[0]]
-        seed = self.collection.settings.seed
-        return present(item, seed=seed, annotator=self.annotator, showing=showing[1])
+        return present(item, self.marks, annotator=self.annotator, showing=showing[1])
 
     def presentation(self, ticket: str) -> Presentation:
         """The showing behind a ticket of this annotator."""

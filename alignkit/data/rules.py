@@ -596,8 +596,8 @@ def messages_of(record: Record) -> Iterator[tuple[str, Message]]:
 # Every kind of problem that a rule here can find.
 RULE_KINDS = (
     "bom", "control", "empty-prompt", "empty-side", "ends-with-user", "equal-scores", "identical",
-    "list-as-text", "mojibake", "negative-margin", "no-prompt", "no-target", "nul", "placeholder", "prompt-end", "prompts-differ",
-    "role-order", "side-turns", "template-key", "template-mark", "templated", "tool-call",
+    "list-as-text", "mojibake", "negative-margin", "no-prompt", "no-target", "nul", "placeholder",
+    "prompt-end", "prompts-differ", "role-order", "side-turns", "template-key", "template-mark", "templated", "tool-call",
     "turn-weight", "unranked",
 )  # fmt: skip
 

@@ -30,8 +30,8 @@ def post_json(
             return service.post("", body, read=json_of if as_json else text_of)
         except ServiceFailed as error:
             raise TrainingFailed(
-                error.message,
-                where=where,
-                hint="check the service, then run the same command again: it goes on from the "
-                "last checkpoint",
+                error.message, where=where, hint=AGAIN if error.passing else None
             ) from None
+
+
+AGAIN = "check the service, then run the same command again: it goes on from the last checkpoint"

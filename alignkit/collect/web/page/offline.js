@@ -64,7 +64,7 @@ const source = {
     if (!item) throw new Refused("This item is not in this file.", 400);
     const earlier = standing().find((act) => act.ticket === body.ticket && act.key !== body.key);
     if (earlier) throw new Refused("This item is already answered.", 409);
-    store({ ...body, item_sha256: item.sha256 });
+    store({ ...body, text: item.text });
     const lengths = item.answers.map((turns) => turns.reduce((sum, turn) => sum + Array.from(turn.text).length, 0));
     return { saved: { id: body.key, stored: "saved", characters: lengths }, ...screen() };
   },
