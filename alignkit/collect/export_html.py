@@ -149,13 +149,18 @@ def read_returned(path: Path) -> Returned:
     return returned
 
 
-def import_answers(returned: Returned, pool: Pool, log: EventLog, *, where: str) -> Merged:
-    """Append the acts of a returned file that the log does not hold yet."""
-    settings = Settings(seed=returned.seed, annotators=(returned.annotator,))
+def check_answers(returned: Returned, pool: Pool, *, where: str) -> None:
+    """Refuse answers that are not about these candidates, or are none."""
     check_annotator(returned.annotator)
     hashes = _hashes_by_ticket(pool, returned)
     for position, act in enumerate(returned.acts):
         _check_act(act, hashes, f"{where}: acts.{position}")
+
+
+def import_answers(returned: Returned, pool: Pool, log: EventLog, *, where: str) -> Merged:
+    """Append the acts of a returned file that the log does not hold yet."""
+    check_answers(returned, pool, where=where)
+    settings = Settings(seed=returned.seed, annotators=(returned.annotator,))
     collection = Collection(pool, log, settings)
     merged = Merged(returned.annotator)
     for position, act in enumerate(returned.acts):

@@ -60,8 +60,10 @@ def _explain(error: OSError, target: Path) -> Exception:
 def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
     """Never write over what is being read."""
     for path in inputs:
-        source = Path(str(path).partition("#")[0])
-        if source.exists() and Path(output).exists() and source.samefile(output):
+        source = str(path).partition("#")[0]
+        # os.path takes a name that is too long for any file for an absent one; Path raises.
+        both = os.path.exists(source) and os.path.exists(output)
+        if both and os.path.samefile(source, output):
             raise DataError(
                 "the output is an input", where=str(output), hint="Fix: name a new file"
             )
