@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import AlignkitError, DataError, RecipeError
 
 if TYPE_CHECKING:
     import socket
 
+    from alignkit.collect.export_html import Returned
     from alignkit.collect.items import Pool
     from alignkit.collect.log import EventLog
     from alignkit.collect.plan import Settings
     from alignkit.collect.session import Collection
+    from alignkit.data.records import Event
 
 FILE = click.Path(path_type=Path)
 ORDERS = ("file", "random", "uncertain", "disagreement")
@@ -237,17 +239,16 @@ def import_(
     from alignkit.collect.log import EventLog
 
     pool = load_pool(candidates, gold=gold) if candidates else None
+    # All files are read before the first is merged: one that cannot be read changes nothing.
+    found = [_read_one(path, output, pool, format, annotator, unsigned) for path in files]
     conflicts: list[str] = []
     with EventLog(output) as log:
         _say_all(log.reports)
-        for path in files:
-            if format is None and _is_returned(path):
-                conflicts += _import_returned(path, log, pool, annotator, unsigned)
-            else:
-                _import_rankings(path, log, format, annotator)
+        for path, read in zip(files, found, strict=True):
+            conflicts += _import_one(path, read, log, pool, unsigned)
     _say_all(conflicts)
     if conflicts:
-        raise DataError(
+        raise AlignkitError(
             f"{len(conflicts)} answers disagree with what is already there; nothing replaced"
         )
 
@@ -401,35 +402,57 @@ def _file_name(annotator: str) -> str:
     return f"{plain}-{digest(annotator)[:8]}"
 
 
-def _import_rankings(path: Path, log: EventLog, format: str | None, annotator: str | None) -> None:
-    from alignkit.collect.exports import events_from_rankings, merge_events
-    from alignkit.collect.log import holds_events, iter_events
+def _read_one(
+    path: Path,
+    output: Path,
+    pool: Pool | None,
+    format: str | None,
+    annotator: str | None,
+    unsigned: bool,
+) -> list[Event] | Returned:
+    """The events in a file, or the answers of a mailed page."""
+    from alignkit.collect.export_html import check_answers, read_returned
+    from alignkit.collect.exports import events_from_rankings
+    from alignkit.collect.log import holds_events, read_events
     from alignkit.data.read import load_rankings
 
+    if format is None and _is_returned(path):
+        if pool is None:
+            raise DataError(
+                "answers of a mailed page name no texts",
+                where=str(path),
+                hint="Add --candidates FILE, the file that the page was made from",
+            )
+        returned = read_returned(path)
+        if annotator not in (None, returned.annotator):
+            raise DataError(
+                f"answers of {returned.annotator!r}, not of {annotator!r}", where=str(path)
+            )
+        check_answers(returned, pool, output, where=str(path), unsigned=unsigned)
+        return returned
     if format is None and holds_events(path):
-        saved, known = merge_events(iter_events(path, on_problem=_say), log)
-    else:
-        loaded = load_rankings(path, format=format)
-        events = events_from_rankings(loaded.records, ui=loaded.format, annotator=annotator)
-        saved, known = merge_events(events, log)
-    click.echo(f"{path}: {saved} saved, {known} already there", err=True)
+        return read_events(path, on_problem=_say)
+    loaded = load_rankings(path, format=format)
+    return list(events_from_rankings(loaded.records, ui=loaded.format, annotator=annotator))
 
 
-def _import_returned(
-    path: Path, log: EventLog, pool: Pool | None, annotator: str | None, unsigned: bool
+def _import_one(
+    path: Path,
+    read: list[Event] | Returned,
+    log: EventLog,
+    pool: Pool | None,
+    unsigned: bool,
 ) -> list[str]:
-    from alignkit.collect.export_html import import_answers, read_returned
+    from alignkit.collect.export_html import import_answers
+    from alignkit.collect.exports import merge_events
 
+    if isinstance(read, list):
+        saved, known = merge_events(read, log)
+        click.echo(f"{path}: {saved} saved, {known} already there", err=True)
+        return []
     if pool is None:
-        raise DataError(
-            "answers of a mailed page name no texts",
-            where=str(path),
-            hint="Add --candidates FILE, what the page was made from",
-        )
-    returned = read_returned(path)
-    if annotator not in (None, returned.annotator):
-        raise DataError(f"answers of {returned.annotator!r}, not of {annotator!r}", where=str(path))
-    merged = import_answers(returned, pool, log, where=str(path), unsigned=unsigned)
+        raise AssertionError("answers were read without their candidates")
+    merged = import_answers(read, pool, log, where=str(path), unsigned=unsigned)
     click.echo(
         f"{path}: {merged.annotator}: {merged.saved} saved, {merged.duplicates} already there",
         err=True,

@@ -166,20 +166,32 @@ def read_returned(path: Path) -> Returned:
 _DOWNLOADED = "Give the file that the page downloaded"
 
 
+def check_answers(
+    returned: Returned, pool: Pool, collection: Path, *, where: str, unsigned: bool = False
+) -> Marks:
+    """The marks of the page that answers came from, once they are about these candidates.
+
+    `collection` is the event file that the page was made for. The answers must bear the signature
+    of their annotator's page; `unsigned` also takes those of pages that were made before pages were
+    signed: anybody could have written them. Raises DataError for any others.
+    """
+    check_annotator(returned.annotator)
+    marks = _checked_marks(returned, collection, where, unsigned)
+    known = _texts_by_ticket(pool, returned, marks)
+    for position, act in enumerate(returned.acts):
+        _check_act(act, known, f"{where}: acts.{position}")
+    return marks
+
+
 def import_answers(
     returned: Returned, pool: Pool, log: EventLog, *, where: str, unsigned: bool = False
 ) -> Merged:
     """Append the acts of a returned file that the log does not hold yet.
 
-    The file must bear the signature of its annotator's page. `unsigned` also takes files of pages
-    that were made before pages were signed: anybody could have written those.
+    Raises DataError where `check_answers` does.
     """
+    marks = check_answers(returned, pool, log.path, where=where, unsigned=unsigned)
     settings = Settings(seed=returned.seed, annotators=(returned.annotator,))
-    check_annotator(returned.annotator)
-    marks = _checked_marks(returned, log, where, unsigned)
-    known = _texts_by_ticket(pool, returned, marks)
-    for position, act in enumerate(returned.acts):
-        _check_act(act, known, f"{where}: acts.{position}")
     collection = Collection(pool, log, settings, marks=marks)
     merged = Merged(returned.annotator)
     for position, act in enumerate(returned.acts):
@@ -195,7 +207,7 @@ def import_answers(
     return merged
 
 
-def _checked_marks(returned: Returned, log: EventLog, where: str, unsigned: bool) -> Marks:
+def _checked_marks(returned: Returned, collection: Path, where: str, unsigned: bool) -> Marks:
     """The marks that the page was made with. Raises DataError where it is not what it says."""
     if returned.v == UNSIGNED:
         if not unsigned:
@@ -206,7 +218,7 @@ def _checked_marks(returned: Returned, log: EventLog, where: str, unsigned: bool
                 hint="If you trust where the file comes from, add --unsigned",
             )
         return Marks(returned.seed)
-    marks = Marks(returned.seed, known_secret(log.path))
+    marks = Marks(returned.seed, known_secret(collection))
     own = signature(marks, returned.id, returned.annotator)
     if not hmac.compare_digest(own.encode(), returned.signature.encode("utf-8", "replace")):
         raise DataError(

@@ -86,7 +86,13 @@ def events_from_rankings(
 
 
 def merge_events(events: Iterable[Event], log: EventLog) -> tuple[int, int]:
-    """Append what the log does not hold yet: how many were saved, how many were there."""
+    """Append what the log does not hold yet: how many were saved, how many were there.
+
+    Raises Conflict before anything is appended when an id of the log holds something else.
+    """
+    events = list(events)
+    for event in events:
+        log.check(event)
     saved = duplicates = 0
     for event in events:
         stored = log.append(event)

@@ -28,7 +28,7 @@ from alignkit.data.pairs import rankings_from_votes
 from alignkit.data.problems import Problem, RowError
 from alignkit.data.read import validated
 from alignkit.data.records import Candidates, Event, Ranking, to_json
-from alignkit.errors import AlignkitError, DataError, DiskFull
+from alignkit.errors import AlignkitError, DataError, DiskFull, UserError
 
 VOTES = ("rank", "pair")
 Stored = Literal["saved", "duplicate"]
@@ -64,6 +64,7 @@ class EventLog:
         self._size = 0
         self._prev: str | None = None
         self._broken: str | None = None
+        self._new = self._new_lock = self._stored = False
 
     def __enter__(self) -> EventLog:
         if self.path.exists() and not self.path.is_file():
@@ -72,10 +73,14 @@ class EventLog:
                 where=str(self.path),
                 hint="Events are appended, synced and read again: name a file",
             )
+        _refuse_other_files(self.path)
+        self._new = not self.path.exists()
+        self._new_lock = not os.path.exists(self._lock.lock_file)
         self._take_lock()
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
+            self._leave_nothing(error)
             self.close()
             raise
         return self
@@ -86,7 +91,20 @@ class EventLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._leave_nothing(error)
         self.close()
+
+    def _leave_nothing(self, error: BaseException | None) -> None:
+        """After a refusal, take away the files made for it, if nothing was stored.
+
+        Whoever opens the lock file in between finds the same reason to be refused.
+        """
+        if self._stored or not isinstance(error, UserError):
+            return
+        if self._new and self._fd >= 0:
+            self.path.unlink(missing_ok=True)
+        if self._new_lock:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the file and its lock back; harmless when done already."""
@@ -102,17 +120,21 @@ class EventLog:
     def append(self, event: Event) -> Stored:
         """Store the event; on return it is on the disk. The same event again is a duplicate."""
         act = act_of(event)
-        known = self._acts.get(event.id)
-        if known is not None:
-            if known != act:
-                raise Conflict(f"event {event.id} is already stored with another content")
+        if event.id in self._acts:
+            self.check(event)
             return "duplicate"
         line = to_json(event.model_copy(update={"prev": self._prev}))
         self._check_ours()
         self._write(line)
+        self._stored = True
         self._acts[event.id] = act
         self._prev = hashlib.sha256(line[:-1]).hexdigest()
         return "saved"
+
+    def check(self, event: Event) -> None:
+        """Raise Conflict when the id of the event already holds something else."""
+        if self._acts.get(event.id, b"") not in (b"", act_of(event)):
+            raise Conflict(f"event {event.id} is already stored with another content")
 
     def __contains__(self, event_id: str) -> bool:
         return event_id in self._acts
@@ -268,6 +290,34 @@ def holds_events(path: Path) -> bool:
     except RowError:
         return False
     return isinstance(value, dict) and value.get("kind") == "event"
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse a file that holds anything but events, before it is locked, healed or added to.
+
+    Its first line decides, and a file without a whole line is ours when it could be the beginning
+    of an event: `_heal` moves such a line away.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        with path.open("rb") as file:
+            first = file.readline(MAX_LINE)
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
+    begun = first[:20].lstrip(b"\0 \t\r\n")
+    ours = _is_event(first) or (
+        not first.endswith(b"\n") and (BEGINNING.startswith(begun) or begun.startswith(b'{"v":'))
+    )
+    if not ours and first.strip():
+        raise DataError(
+            "not a file of events; nothing was added to it",
+            where=str(path),
+            hint="Name a new file, or the event file to go on with",
+        )
+
+
+BEGINNING = b'{"v":1,"kind":"event"'
 
 
 def live(events: Iterable[Event]) -> list[Event]:

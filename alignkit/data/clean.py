@@ -6,6 +6,7 @@ repair changes is written to the log before and after, what it drops is written 
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from alignkit.data.across import spoken
 from alignkit.data.check import Inspector
 from alignkit.data.columns import Columns
 from alignkit.data.convert import AS_READ, by_row, canonical, remember, row_of
-from alignkit.data.files import Row, read_rows
+from alignkit.data.files import read_rows
 from alignkit.data.formats import Format, format_named
 from alignkit.data.near import NearIndex
 from alignkit.data.pii import FINDERS, Masker, name_finder
@@ -244,6 +247,10 @@ def clean(
     log_path = Path(log or f"{output}.changes.jsonl")
     refuse_in_place([path, *plan.not_in], output)
     refuse_in_place([path, output], log_path)
+    if os.path.abspath(log_path) == os.path.abspath(output):
+        raise DataError(
+            "the log and the output are one file", where=str(output), hint="Name another --log"
+        )
     done, reading = Cleaned(), Reading(str(path))
     with whole_file(log_path) as log_stream:
         cleaner = _Cleaner(plan, done, lambda entry: log_stream.write(json_line(entry)))
@@ -482,13 +489,16 @@ def count(table: dict[str, int], name: str) -> None:
 
 
 def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
-    """Our records as they were before cleaning, from a cleaned file and its log; how many."""
+    """Our records as they were before cleaning, from a cleaned file and its log; how many.
+
+    Raises DataError for a log of another file, and for one that is no log.
+    """
     refuse_in_place([cleaned, log], output)
     changes: dict[int, list[dict[str, Any]]] = {}
     for entry in _entries(log):
         if entry["position"] is not None:
             changes.setdefault(entry["position"], []).append(entry)
-    kept = _records_in(str(cleaned))
+    kept = (record for _, found in scan(str(cleaned), _raised) for record in found)
     position = written = 0
     with whole_file(output) as stream:
         pending = True
@@ -501,22 +511,51 @@ def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
                 pending = following is not None
                 record = following.model_dump() if following else None
             if record is not None:
-                for entry in reversed([e for e in entries if "before" in e]):
-                    _put_back(record, entry)
-                stream.write(to_json(KINDS[record["kind"]].model_validate(record)))
+                stream.write(to_json(_as_it_was(record, entries)))
                 written += 1
             position += 1
+        if changes:  # of rows that neither stand in the file nor were dropped
+            raise _other_log(next(iter(changes.values())))
     return written
 
 
-def _entries(log: str | Path) -> Iterator[dict[str, Any]]:
-    def bad(problem: Problem) -> None:
+def _raised(problem: Problem) -> None:
+    if problem.level == "error" and problem.kind != "empty":  # every row may have been dropped
         raise problem.error()
 
-    rows: Iterator[Row] = iter(())
-    if Path(log).stat().st_size:
-        rows = read_rows(log, bad)
-    yield from (row.value for row in rows)
+
+def _entries(log: str | Path) -> Iterator[dict[str, Any]]:
+    """The lines of a change log, each with its place."""
+    if os.path.isfile(log) and not os.path.getsize(log):
+        return  # nothing was changed
+    for row in read_rows(log, _raised):
+        entry = row.value | {"where": f"{log}:{row.line}"}
+        position = entry.get("position", "")
+        is_place = position is None or (type(position) is int and position >= 0)
+        whole = isinstance(entry.get("path"), list) or isinstance(entry.get("dropped"), dict)
+        if not is_place or not (whole or position is None):
+            raise DataError(
+                "not a line of a change log", where=entry["where"], hint="Give the log of the file"
+            )
+        yield entry
+
+
+def _as_it_was(record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Record:
+    """The record with what the entries say put back, the last change first."""
+    try:
+        for entry in reversed([e for e in entries if "before" in e]):
+            _put_back(record, entry)
+        return KINDS[record["kind"]].model_validate(record)
+    except (KeyError, IndexError, TypeError, ValidationError):
+        raise _other_log(entries) from None
+
+
+def _other_log(entries: Sequence[dict[str, Any]]) -> DataError:
+    return DataError(
+        "the file holds no such record as the log says",
+        where=entries[0]["where"] if entries else None,
+        hint="Give the cleaned file as it was written, and its own log",
+    )
 
 
 def _put_back(record: dict[str, Any], entry: Mapping[str, Any]) -> None:

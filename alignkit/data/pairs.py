@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
 from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
 from alignkit.errors import DataError
@@ -275,19 +277,30 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
             hint="Fix: give the file that was ranked: --candidates FILE",
         )
     said = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
-    return Ranking.model_validate(
-        {
-            "id": event.id,
-            "item": event.item,
-            "prompt": [_plain(message) for message in prompt],
-            "candidates": [_plain(candidate) for candidate in candidates],
-            "ranks": event.ranks or {},
-            "annotator": event.annotator,
-            "source": event.source and event.source.model_dump(),
-            "extra": {name: value for name, value in said.items() if value},
-        }
-    )
+    fields = {
+        "id": event.id,
+        "item": event.item,
+        "prompt": _plain(prompt),
+        "candidates": _plain(candidates),
+        "ranks": event.ranks or {},
+        "annotator": event.annotator,
+        "source": event.source and event.source.model_dump(),
+        "extra": {name: value for name, value in said.items() if value},
+    }
+    try:
+        return Ranking.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"the vote on item {event.item!r} is no ranking: {place}: {first['msg']}",
+            where=f"{event.source.file}:{event.source.row + 1}" if event.source else None,
+            hint="Fix: give the file that was ranked: --candidates FILE",
+        ) from None
 
 
-def _plain(value: Message | Candidate | dict[str, Any]) -> Any:
-    return value if isinstance(value, dict) else value.model_dump()
+def _plain(values: Any) -> Any:
+    """Records as plain values; what an event carries may be anything, and is checked later."""
+    if not isinstance(values, list):
+        return values
+    return [v.model_dump() if isinstance(v, Message | Candidate) else v for v in values]

@@ -597,8 +597,8 @@ def messages_of(record: Record) -> Iterator[tuple[str, Message]]:
 RULE_KINDS = (
     "bom", "control", "empty-prompt", "empty-side", "ends-with-user", "equal-scores", "identical",
     "list-as-text", "mojibake", "negative-margin", "no-prompt", "no-target", "nul", "placeholder",
-    "prompt-end", "prompts-differ", "role-order", "side-turns", "template-key", "template-mark", "templated", "tool-call",
-    "turn-weight", "unranked",
+    "prompt-end", "prompts-differ", "role-order", "side-turns", "template-key", "template-mark",
+    "templated", "tool-call", "turn-weight", "unranked",
 )  # fmt: skip
 
 RULES: dict[str, tuple[Rule, ...]] = {

@@ -189,9 +189,12 @@ def refuse_foreign(path: str | Path, also: Container[str] = ()) -> None:
 def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
     """Never write over what is being read."""
     for path in inputs:
-        source, target = Path(str(path).partition("#")[0]), Path(output)
-        inside = source.is_dir() and source.resolve() in target.resolve().parents
-        if inside or (source.exists() and target.exists() and source.samefile(target)):
+        source = str(path).partition("#")[0]
+        target = Path(output)
+        # os.path takes a name that is too long for any file for an absent one; Path raises.
+        inside = os.path.isdir(source) and Path(source).resolve() in target.resolve().parents
+        both = os.path.exists(source) and os.path.exists(output)
+        if inside or (both and os.path.samefile(source, output)):
             what = "is in the folder that is read" if inside else "is an input"
             raise DataError(
                 f"the output {what}",

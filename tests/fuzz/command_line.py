@@ -31,8 +31,9 @@ from typing import Any
 import click
 
 from alignkit.cli import cli, main
+from alignkit.data.records import to_json
 from alignkit.recipe import CONFIGS, Source
-from tests.fuzz.files import SUFFIXES, families, written
+from tests.fuzz.files import SUFFIXES, families, records, written
 from tests.fuzz.mutate import harmed, rows_harmed
 
 MOST_SECONDS = 10.0
@@ -74,8 +75,9 @@ PREFERRED_BY: dict[str, tuple[str, ...]] = {
     "eval replies": ("replies",),
     "eval drift": ("replies", "records", "judged"),
     "eval reward": ("votes",),
-    "agreement": ("votes",),
+    "agreement": ("own", "own", "votes"),
     "rank collect": ("candidates", "prompt", "ranking"),
+    "data clean": ("demonstration", "records"),
     "rank import": ("returned", "votes"),
     "rank export": ("event", "candidates"),
     "data pairs": ("votes",),
@@ -85,17 +87,17 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "format_": ("alpaca", "preference", "ranking", "alkignit", "messages", "sharegpt"),
     "format": ("alpaca", "preference", "ranking", "judgement", "argilla"),
     "to": ("alpaca", "preference", "alkignit", "sharegpt", "rankings"),
-    "columns": ("chosen=output_1", "prompt=extra.a.b", "x", "a=b,c=d", "prompt=prompt"),
+    "columns": ("prompt=prompt", "prompt=prompt", "chosen=output_1", "prompt=extra.a.b", "x"),
     "parts": ("train=0.9,test=0.1", "a=1", "a=2,b=1", "a=x", "a=0,b=0", "=1", "a=-1,b=2"),
     "stratify": ("source", "extra.x", "label"),
-    "by": ("label", "extra.source", "source.format", "kind"),
+    "by": ("id", "annotator", "label", "extra.source", "source.format", "kind"),
     "repairs": ("whitespace", "mojibake", "near-duplicates", "pii", "pii-names", "x"),
     "drops": ("identical", "malformed", "empty", "template", "x"),
     "fill": ("NAME=x", "x", "=", "a=b"),
     "patterns": ("a=>b", "(a+)+$=>x", "[=>x", "=>", "x"),
     "templates": ("Q: {prompt}", "{prompt}{prompt}", "x"),
     "allow": ("duplicate", "mixed", "x"),
-    "group": ("group", "judge", "extra.g"),
+    "group": ("judge", "judge", "group", "extra.g"),
     "swaps": ("he:she", "x", ":", "a:a"),
     "cluster": ("judge", "group", "x"),
     "covariates": ("length", "style", "length,headers", "x"),
@@ -226,7 +228,7 @@ class Case:
             return self.draw.choice(str(parameter.metavar).strip("[]").split("|"))
         if name in ("annotators", "annotator"):
             return self.draw.choice(("ann", "bob", "ann", *WORDS))
-        if name in TEXTS and self.draw.random() < 0.8:
+        if name in TEXTS and self.draw.random() < 0.93:
             return self.draw.choice(TEXTS[name])
         numeric = isinstance(
             parameter.type, click.types.IntParamType | click.types.FloatParamType
@@ -358,7 +360,7 @@ def outcome_of(case: Case) -> Outcome:
     """Run a case, and say what is wrong with how it went."""
     before = everything_in(case.place)
     typed = "".join(case.draw.choice(LINES) for _ in range(case.draw.randrange(6)))
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
     code, wrong = 0, ""
     with as_a_program(case.arguments, case.place, typed) as said:
         try:
@@ -372,7 +374,8 @@ def outcome_of(case: Case) -> Outcome:
             wrong = f"{type(error).__name__} came out of main"
     seconds = time.monotonic() - began
     text = said.getvalue()
-    wrong = wrong or _judged(code, text, seconds)
+    # Processor seconds: what else the machine does is no fault of a command's.
+    wrong = wrong or _judged(code, text, time.process_time() - spent)
     if not wrong and code == 2 and (new := sorted(everything_in(case.place) ^ before)):
         wrong = f"refused, and wrote {new[0][0]}"
     return Outcome(code, text, seconds, wrong)
@@ -415,6 +418,9 @@ def case_of(seed: int, number: int, found: Sequence[Subject], place: Path) -> Ca
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     (place / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (place / "rankings.jsonl").write_bytes(
+        b"".join(to_json(record) for record in records("preference"))
+    )
     case = Case(subject, number, draw, place)
     case.build()
     return case

@@ -69,16 +69,25 @@ RETURNED = {
     "acts": [{"key": "k1", "action": "rank", "ts": "2026-01-01T00:00:00.000Z", "ticket": "t",
               "item_sha256": "0" * 64, "order": "1>2", "active_ms": 10}],
 }  # fmt: skip
-CHANGE_LOG = [
-    {"line": 1, "action": "drop", "reason": "duplicate", "row": {"prompt": "a"}, "of": "x"},
-    {"row": 0, "repair": "nfc", "before": {"prompt": "a"}, "after": {"prompt": "b"}},
-]
+CHANGE_LOG: Rows = [
+    {"position": 0, "line": 1, "id": "a", "repair": "unicode", "path": ["messages", 0, "content"],
+     "before": "Hi 0?", "after": "Hi?"},
+    {"position": 1, "line": 2, "id": "b", "repair": "duplicates",
+     "dropped": {"kind": "demonstration", "messages": MESSAGES}},
+    {"position": None, "line": 3, "id": None, "repair": "malformed", "message": "x"},
+]  # fmt: skip
 TEMPLATE = b"{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 SETTINGS = b"data: rows.jsonl\nmax_steps: 1\nlearning_rate: 1e-3\nbackbone: {lora_r: 4}\n"
 FOREIGN = (
     b"base_model: x/y\ndatasets: [{path: a/b, type: alpaca}]\nmicro_batch_size: 2\nadapter: lora\n"
     b"sequence_len: 512\nlearning_rate: 2e-4\nnum_epochs: 3\nlora_r: 8\n"
 )
+RUNNABLE = b"""name: x
+backbone: {quantization: none, lora_r: 4}
+stages:
+  - split: {data: rankings.jsonl, held_out: 0.4}
+  - dpo: {data: split, beta: 0.2, max_steps: 1, max_length: 64, gate: {loss: "< 9"}}
+"""
 JUDGE_TEMPLATE = b"Which is better?\n{prompt}\n[A] {a}\n[B] {b}\nAnswer A, B or tie."
 
 
@@ -113,10 +122,11 @@ def families() -> Mapping[str, Sequence[Rows | bytes]]:
         **kinds,
         "records": [*(rows for found in kinds.values() for rows in found), *([r] for r in ROWS)],
         "votes": [*kinds["event"], *kinds["ranking"], *kinds["preference"]],
+        "own": [[r.model_dump() for r in records(k)] for k in ("event", "ranking", "candidates")],
         "judged": [*kinds["judgement"] * 4, *([row, row] for row in JUDGED)],
         "replies": [[*REPLIES], [REPLIES[0]] * 3],
         "labelled": [LABELLED],
-        "recipe": [RECIPE, FOREIGN, SETTINGS],
+        "recipe": [RUNNABLE, RUNNABLE, RECIPE, FOREIGN, SETTINGS],
         "settings": [SETTINGS, RECIPE],
         "template": [TEMPLATE, JUDGE_TEMPLATE],
         "log": [CHANGE_LOG],
