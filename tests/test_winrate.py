@@ -223,10 +223,11 @@ def test_arena(tmp_path: Path) -> None:
     assert report["position"]["first_rate"] is None
 
 
-def test_arenahard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["uid", "question_id"])
+def test_arenahard(name: str, tmp_path: Path) -> None:
     games = [("A>>B", "B>>A"), ("B>A", "A>B"), ("B>>A", "A=B"), ("A=B", None), (None, None)]
     rows = [
-        {"uid": f"u{n}", "model": "ours", "baseline": "base"}
+        {name: f"u{n}", "model": "ours", "baseline": "base"}
         | {"games": [None if g is None else {"score": g} for g in pair]}
         for n, pair in enumerate(games)
     ]

@@ -145,3 +145,13 @@ def test_packing_fills_forwards_with_tokens_in_place_of_rows(workshop: Workshop)
         steps.append(trainer.state.global_step)
         workshop.backbone.clear()
     assert steps == [6, 2]
+
+
+def test_a_column_that_is_not_trained_on_is_told_by_name(
+    workshop: Workshop, demonstrations: Rows
+) -> None:
+    rows = [row | {"rationale": "Because it is so."} for row in demonstrations]
+    workshop.run("sft", data=workshop.write("demos.jsonl", rows), max_steps=1)
+    (told,) = [line for line in workshop.said if "rationale" in line]
+    assert f'column "rationale" holds text in {len(rows)} rows and is not read' in told
+    assert "demos.jsonl" in told
