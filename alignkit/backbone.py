@@ -453,7 +453,7 @@ def _loaded(place: Path, files: ModelFiles, config: BackboneConfig, *, quantize:
 
     dtype = compute_dtype(config)
     with quiet_loading(), built_from(files.path):
-        base, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,
             **({"quantization_config": _quantization(config, dtype)} if quantize else {}),
@@ -463,6 +463,7 @@ def _loaded(place: Path, files: ModelFiles, config: BackboneConfig, *, quantize:
             trust_remote_code=False,
             output_loading_info=True,
         )
+    base, info = loaded
     check_complete(fit_of(base, info), files.path, stored_tensors(files.path))
     return base
 
