@@ -97,9 +97,12 @@ def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
     if len(left) != len(right):
         return False
     for a, b in zip(left, right, strict=True):
-        if a.role != b.role or _shown(a.content) != _shown(b.content):
+        left_text, right_text = a.content.strip(), b.content.strip()
+        if left_text != right_text and (
+            (left_text.isascii() and right_text.isascii()) or _shown(a.content) != _shown(b.content)
+        ):
             return False
-        if any([getattr(a, name) != getattr(b, name) for name in _SAID_BESIDE]):
+        if a.role != b.role or any([getattr(a, n) != getattr(b, n) for n in _SAID_BESIDE]):
             return False
     return True
 
@@ -108,7 +111,7 @@ _SAID_BESIDE = ("tool_calls", "reasoning_content", "thinking")
 
 
 def _shown(text: str) -> str:
-    return text.strip() if text.isascii() else _UNSEEN_ENDS.sub("", text)
+    return _UNSEEN_ENDS.sub("", text)
 
 
 # --- prompts and roles --------------------------------------------------------------------------
@@ -280,9 +283,10 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
         empty.append("chosen")
     if is_empty(record.rejected):
         empty.append("rejected")
-    for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
-        if len(messages) != 1 or messages[0].role != "assistant":
-            yield from _side(messages, name)
+    if len(record.chosen) != 1 or record.chosen[0].role != "assistant":
+        yield from _side(record.chosen, "chosen")
+    if len(record.rejected) != 1 or record.rejected[0].role != "assistant":
+        yield from _side(record.rejected, "rejected")
     for side in empty:
         yield Finding("empty-side", f"'{side}' is empty", REMOVE.format("empty-side"), side)
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
