@@ -30,6 +30,7 @@ from alignkit.stages.rows import SftRow, sft_row
 from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
+    end_reports,
     finish,
     fit,
     prepare,
@@ -58,6 +59,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
     if held_out:
         metrics |= trainer.evaluate()
+    end_reports(trainer)
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
 
 
