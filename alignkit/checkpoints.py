@@ -410,7 +410,8 @@ class SealedCheckpoints(_Trainer):
 
     def note_rows(self, values: Tensor, where: Sequence[str]) -> None:
         """Have the rows of a forward watched: one value (rows,) each, and their places."""
-        if self.model.training:
+        model: Any = self.model
+        if model.training:
             self.watch.rows(values, where, self.state.global_step + 1)
         else:
             what = "the evaluation loss of a row"
@@ -445,7 +446,7 @@ class SealedCheckpoints(_Trainer):
         due = self.control.should_log or self.control.should_evaluate or self.control.should_save
         if due or self.watch.is_full:
             self.check_finite()
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # One of the next two is called once, between the last backward of a step and the optimizer;
     # the second is called always.
@@ -482,7 +483,7 @@ class SealedCheckpoints(_Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Go through the held-out rows; one that is not finite is named before means are logged."""
-        outcome = super().evaluation_loop(*args, **kwargs)  # type: ignore[no-untyped-call]
+        outcome = super().evaluation_loop(*args, **kwargs)
         self.check_finite()
         return outcome
 

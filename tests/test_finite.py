@@ -58,6 +58,20 @@ def test_a_loss_alone_is_enough() -> None:
     assert str(found.failure()).startswith("the loss is not finite at step 7. ")
 
 
+def test_marks_are_left_without_waiting_for_the_device() -> None:
+    """Tensors that have no values: whatever would read one of them raises."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        watch = Watch("cpu")
+        values = torch.ones(3)
+        watch.rows(values, ["a:1", "a:2", "a:3"], 1)
+        watch.loss(values.sum(), 1)
+        watch.gradient(values.norm(), 1)
+        with pytest.raises(DataDependentOutputException):
+            values.sum().item()
+
+
 def test_marks_are_to_be_read_before_places_pile_up() -> None:
     watch = Watch("cpu")
     for step in range(MOST_FORWARDS):

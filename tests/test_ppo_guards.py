@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from alignkit.errors import TrainingFailed
-from alignkit.ppo.guards import Evaluation, Start, check_iteration, reward_hacking
+from alignkit.ppo.guards import (
+    Evaluation,
+    Spread,
+    Start,
+    check_iteration,
+    check_rollout,
+    check_spread,
+    is_flat,
+    reward_hacking,
+)
 from alignkit.ppo.learners import rate_factor
-from alignkit.ppo.rollout import practice_order, sampling_seed
+from alignkit.ppo.rewards import PracticePrompt, Sample
+from alignkit.ppo.rollout import Rollout, practice_order, sampling_seed
 from alignkit.recipe import PpoConfig
 
 START = Start(length=20.0, eos_rate=0.95)
@@ -41,6 +52,93 @@ def test_a_healthy_iteration_passes():
 def test_each_guard_names_what_happened(change, message):
     with pytest.raises(TrainingFailed, match=message):
         check_iteration(HEALTHY | change, START, config(kl_limit=10.0))
+
+
+@pytest.mark.parametrize("name", ["objective/kl_k3", "val/values", "loss/value_avg"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_any_number_that_is_not_finite_stops(name, value):
+    with pytest.raises(TrainingFailed, match=f"{name} is {value}. lower learning_rate"):
+        check_iteration(HEALTHY | {name: value}, START, config())
+
+
+def rollout(**changes):
+    turns = ({"role": "user", "content": "go"},)
+    samples = [Sample(PracticePrompt(f"p:{n}", turns, (1,)), (2, 3), "x", True) for n in (1, 2, 3)]
+    flat = torch.zeros(3, 2)
+    values = {"logps": flat, "ref_logps": flat, "values": flat, "scores": torch.zeros(3)}
+    values |= {"raw_scores": torch.zeros(1, 3), "stopped": torch.ones(3).bool()}
+    return Rollout(samples=samples, mask=torch.ones(3, 2).bool(), **(values | changes))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("logps", "its log-probability is"),
+        ("ref_logps", "its log-probability under the reference is"),
+        ("values", "its value is"),
+        ("scores", "its score is"),
+    ],
+)
+def test_a_completion_whose_numbers_are_not_finite_names_its_prompt(part, name, bad):
+    check_rollout(rollout())
+    spoiled = getattr(rollout(), part).clone()
+    spoiled[1] = bad
+    with pytest.raises(TrainingFailed, match=f"^p:2: a completion was sampled, but {name} not"):
+        check_rollout(rollout(**{part: spoiled}))
+
+
+def test_groups_whose_completions_all_score_alike_are_counted():
+    spread = Spread()
+    raw = torch.tensor([[1.0, 1.0, 2.0, 3.0, 5.0, 5.0]])
+    assert spread.add(raw[0], raw, 2) == 2
+    assert (spread.flat, spread.flat_rewards, spread.groups, spread.idle_groups) == (0, 0, 3, 2)
+    same = torch.ones(1, 6)
+    assert spread.add(torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0]), same, 2) == 3
+    assert (spread.flat, spread.flat_rewards, spread.idle_share) == (0, 1, 5 / 6)
+    check_spread(spread, 2)
+    assert Spread().add(same[0], same, 1) == 0
+    assert is_flat(same) and not is_flat(raw)
+
+
+@pytest.mark.parametrize(
+    ("scores", "k", "told"),
+    [
+        ([1.0] * 4, 1, "tell two completions apart"),
+        ([1.0] * 4, 2, "tell two completions apart"),
+        ([1.0, 1.0, 0.0, 0.0], 2, "tell completions of one prompt apart"),
+        ([1.0, 1.0, 0.0, 0.0], 1, None),
+        ([1.0, 0.0, 0.0, 0.0], 2, None),
+    ],
+)
+def test_a_run_whose_scores_never_told_completions_apart_learned_nothing(scores, k, told):
+    spread = Spread()
+    for _ in range(3):
+        spread.add(torch.tensor(scores), torch.tensor([scores]), k)
+    if told is None:
+        check_spread(spread, k)
+    else:
+        with pytest.raises(TrainingFailed, match=f"in none of 3 iterations .*{told}. give a rew"):
+            check_spread(spread, k)
+    check_spread(Spread(), k)
+
+
+def test_a_rise_is_told_with_its_standard_error():
+    """Of eight iterations the first two and the last two are compared."""
+    spread = Spread(means=[0, 0.2, 9, 9, 9, 9, 0.4, 0.6], errors=[1, 1, 9, 9, 9, 9, 2, 2])
+    first, last, error = spread.rise()
+    assert (first, last) == (0.1, 0.5)
+    assert error == pytest.approx((1 + 1 + 4 + 4) ** 0.5 / 2)
+
+
+def test_the_error_of_a_score_counts_prompts_and_not_their_completions():
+    """Means of prompts 1, 3, 5: deviation 2, so 2 / sqrt(3); equal completions change nothing."""
+    scores = torch.tensor([1.0, 1.0, 2.0, 4.0, 5.0, 5.0])
+    spread = Spread()
+    spread.add(scores, scores[None], 2)
+    spread.add(scores.repeat_interleave(4), scores.repeat_interleave(4)[None], 8)
+    assert spread.means == [3.0, 3.0]
+    assert spread.errors == pytest.approx([2 / 3**0.5] * 2)
 
 
 def test_a_policy_that_never_stopped_is_not_held_to_it():

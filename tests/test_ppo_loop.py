@@ -29,6 +29,17 @@ REWARD = """
         raise ValueError("no opinion")
     def nan(prompt, completion):
         return float("nan")
+    calls = 0
+    def late(prompt, completion):  # 6 of the start, then 16 an iteration
+        global calls
+        calls += 1
+        return float("inf") if calls > 6 + 2 * 16 else len(completion)
+    def equal(prompt, completion):
+        return 1
+    def rare(prompt, completion):
+        global calls
+        calls += 1
+        return calls % 16 == 0
 """
 
 
@@ -314,6 +325,68 @@ def test_a_reward_that_raises_or_is_nan_names_the_prompt(workplace, tiny_model):
         context = surroundings(workplace / name, tiny_model("llama"))
         with pytest.raises(TrainingFailed, match=message):
             ppo.run(settings(reward=(f"toy_reward:{name}",)), context)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(ppo, PpoConfig), (rloo, RlooConfig)])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_learning_rate_that_destroys_the_policy_ends_the_run(
+    workplace, tiny_model, stage, kind, epochs
+):
+    """Within the update, or behind its only step, where no loss would have told."""
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    config = settings(
+        kind, learning_rate=1e30, num_ppo_epochs=epochs, num_mini_batches=1, save_steps=1
+    )
+    with pytest.raises(TrainingFailed, match=r"not finite|loss is nan") as caught:
+        stage.run(config, context)
+    assert "(iteration 1 of 4). lower learning_rate" in str(caught.value)
+    assert "(no checkpoint was due before it)" in str(caught.value)
+    assert not (context.directory / "adapter").exists()
+    assert not list(context.checkpoints.glob("checkpoint-*"))
+
+
+def test_a_reward_that_turns_infinite_leaves_what_was_learned(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    config = settings(RlooConfig, reward=("toy_reward:late",), save_steps=1)
+    with pytest.raises(TrainingFailed, match=r"reward toy_reward:late is inf") as caught:
+        rloo.run(config, context)
+    assert "(iteration 3 of 4)" in str(caught.value)
+    assert "checkpoint-2 is intact" in str(caught.value)
+    assert not (context.directory / "adapter").exists()
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(ppo, PpoConfig), (rloo, RlooConfig)])
+def test_a_reward_that_tells_nothing_apart_is_no_success(workplace, tiny_model, stage, kind):
+    """For PPO the value's errors move the weights all the same."""
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    config = settings(kind, reward=("toy_reward:equal",), total_episodes=32)
+    with pytest.raises(TrainingFailed, match=r"in none of 2 iterations .* apart. give a reward"):
+        stage.run(config, context)
+    assert [line for line in context.say if "gave all 6 completions of the starting" in line]
+    assert not (context.directory / "adapter").exists()
+
+
+def test_prompts_whose_completions_all_score_alike_are_told(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    config = settings(RlooConfig, reward=("toy_reward:rare",), total_episodes=32)
+    metrics = rloo.run(config, context)
+    (told,) = [line for line in context.say if "got the same score for all 2" in line]
+    assert told.startswith("7 of 8 prompts of iteration 1 got the same score for all 2 completions")
+    assert told.endswith("so nothing is learned from these: raise rloo_k")
+    (why,) = [line for line in context.say if "gave all 6 completions" in line]
+    assert "the same score, 0; give a reward that tells good completions from bad ones" in why
+    assert 0.5 <= metrics["idle_groups"] < 1
+    assert metrics["weight_change"] > 0
+
+
+def test_what_the_reward_taught_is_told_with_what_to_raise(workplace, tiny_model):
+    context = surroundings(workplace / "run", tiny_model("llama"))
+    changes = {"learning_rate": 1e-9, "total_episodes": 128, "num_ppo_epochs": 1}
+    metrics = rloo.run(settings(RlooConfig, **changes), context)
+    said = "\n".join(context.say)
+    assert f"mean score {metrics['score_first']:.3g} in the first iterations" in said
+    assert metrics["score_last"] - metrics["score_first"] < 2 * metrics["score_error"]
+    assert "rose by no more than chance in 8 iterations: raise learning_rate (1e-09)" in said
 
 
 def test_a_reward_that_does_not_exist_is_refused_before_anything_is_sampled(workplace, tiny_model):

@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from alignkit.errors import RecipeError, TrainingFailed
+from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.heads import Scale
 from alignkit.ppo.rewards import (
+    SIGNATURE,
     FunctionReward,
     GoldReward,
     PracticePrompt,
@@ -296,22 +297,92 @@ def test_a_reward_that_changes_the_directory_does_not_end_the_run(function):
     assert FunctionReward(name).scores([sample("abc")] * 2) == [2.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    "parameters", ["completions, **kwargs", "*, prompt, completion", "", "p, c, more", "p"]
-)
+@pytest.mark.parametrize("parameters", ["*, prompt, completion", "", "p", "prompts"])
 def test_a_function_with_other_parameters_is_refused_before_training(function, parameters):
     name = function(f"def score({parameters}):\n    return [1.0]\n")
     with pytest.raises(RecipeError, match=r"takes \(.*\), not a prompt and a completion") as caught:
         load_function(name)
-    assert str(caught.value).endswith(
-        'expected def score(prompt: list of {"role", "content"}, completion: str) -> float'
+    assert str(caught.value).endswith(f"expected {SIGNATURE}")
+
+
+# Calls of two completions, of prompts with an answer each.
+CALLS = {
+    "p, c, answer": "float(answer in c)",
+    "p, c, *, answer, missing=3": "float(answer in c) * missing / 3",
+    "p, c, **columns": "float(columns['answer'] in c)",
+    "prompts, completions, answer": "[float(a in c) for a, c in zip(answer, completions)]",
+    "completions, answer, **kwargs": "[float(a in c) for a, c in zip(answer, completions)]",
+    "*, completions, **kwargs": "[float(a in c) for a, c in zip(kwargs['answer'], completions)]",
+    "prompts, completions, **kwargs": "__import__('numpy').array("
+    "[float(p[-1]['content'] == 'go' and a in c) for p, a, c in "
+    "zip(prompts, kwargs['answer'], completions)])",
+    "completions": "__import__('torch').tensor([float('b' in c) for c in completions])",
+}
+
+
+@pytest.mark.parametrize("parameters", CALLS)
+def test_functions_get_columns_and_lists_by_name(function, parameters):
+    """As TRL calls them, where the parameters have its names; one number a completion anyway."""
+    reward = FunctionReward(function(f"def score({parameters}):\n    return {CALLS[parameters]}\n"))
+    turns = ({"role": "user", "content": "go"},)
+    prompts = [
+        PracticePrompt(f"p.jsonl:{n}", turns, (1,), {"answer": a}) for n, a in ((1, "x"), (2, "b"))
+    ]
+    reward.check_columns(prompts)
+    assert reward.scores([Sample(prompt, (3,), "abc", True) for prompt in prompts]) == (
+        [1.0, 1.0] if parameters == "completions" else [0.0, 1.0]
     )
 
 
-def test_a_function_of_whole_batches_is_told_what_is_expected(function):
-    name = function("def score(prompts, completions, **kwargs):\n    return [1.0]\n")
-    with pytest.raises(TrainingFailed, match=r"gave \[1.0\] \(list\).*expected def score\(prompt:"):
-        FunctionReward(name).scores([sample("abc")])
+def test_a_column_that_a_row_does_not_have_is_told_by_its_line(function):
+    reward = FunctionReward(function("def score(prompt, completion, answer):\n    return 1\n"))
+    rows = [PracticePrompt("p.jsonl:1", (), (1,), {"answer": "x"})]
+    reward.check_columns(rows)
+    rows.append(PracticePrompt("p.jsonl:2", (), (1,), {"answers": "x"}))
+    with pytest.raises(
+        DataError,
+        match=r"^p.jsonl:2: reward .* asks for 'answer', which this row does not have; "
+        r"did you mean 'answers'\? Its other columns: answers; expected def score",
+    ):
+        reward.check_columns(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.0", r"gave 1.0 \(float\), which is not one number for each of 2 completions"),
+        ("[1.0]", r"gave \[1.0\] \(list\), which is not one number for each of 2"),
+        ("'ab'", r"gave 'ab' \(str\), which is not one number for each of 2"),
+        ("None", r"gave None \(NoneType\)"),
+        ("[1.0, None]", r"p.jsonl:9: reward .* gave None \(NoneType\), which is not one number"),
+        ("[1.0, 'x']", r"p.jsonl:9: reward .* gave 'x' \(str\), which is not one number"),
+        ("1 / 0", r"p.jsonl:1: reward .* failed with ZeroDivisionError"),
+    ],
+)
+def test_lists_that_are_not_one_number_each_are_told(function, value, message):
+    reward = FunctionReward(function(f"def score(prompts, completions):\n    return {value}\n"))
+    with pytest.raises(TrainingFailed, match=message):
+        reward.scores([sample("abc", line=1), sample("d", line=9)])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "float('inf')", "-float('inf')", "float('nan')", "__import__('numpy').float32('nan')",
+        "__import__('torch').tensor(float('-inf'))", "__import__('decimal').Decimal('NaN')", "1e39",
+        "__import__('numpy').array([__import__('numpy').inf])[0]",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_score_that_is_not_finite_is_refused_whoever_gives_it(function, value, lists):
+    source = (
+        f"def score(prompts, completions):\n    return [1.0, {value}]\n"
+        if lists
+        else f"def score(prompt, completion):\n    return {value} if completion == 'd' else 1.0\n"
+    )
+    rewards = Rewards([FunctionReward(function(source))], [1.0], clip=10.0)
+    with pytest.raises(TrainingFailed, match=r"^p.jsonl:9: reward .* which is no finite number"):
+        rewards.raw([sample("abc", line=1), sample("d", line=9)])
 
 
 @pytest.mark.parametrize("parameters", ["p, c, strict=False", "*both", "p, c, **more"])

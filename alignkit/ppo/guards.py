@@ -40,14 +40,14 @@ class Start:
 class Spread:
     """How far the reward told completions apart, iteration by iteration.
 
-    `means` and `deviations` are those of an iteration's scores, the penalty for a missing stop
-    included. `flat` counts iterations in which all scores were equal, `flat_rewards` those in which
-    the rewards were, whatever the penalty, and `idle_groups` prompts whose completions all scored
-    alike, of `groups`.
+    `means` are those of an iteration's scores, the penalty for a missing stop included, and
+    `errors` their standard errors, prompts taken as drawn. `flat` counts iterations in which all
+    scores were equal, `flat_rewards` those in which the rewards were, whatever the penalty, and
+    `idle_groups` prompts whose completions all scored alike, of `groups`.
     """
 
     means: list[float] = field(default_factory=list)
-    deviations: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
     flat: int = 0
     flat_rewards: int = 0
     groups: int = 0
@@ -61,26 +61,27 @@ class Spread:
     def add(self, scores: Tensor, raw: Tensor, k: int) -> int:
         """Count an iteration in: scores (completions,), rewards (sources, completions), `k` to a
         prompt. How many of its prompts have completions that all scored alike (0 where k is 1)."""
+        groups = scores.view(-1, k)
         self.means.append(float(scores.mean()))
-        self.deviations.append(float(scores.std(unbiased=False)))
+        # Completions of one prompt are no independent draws, so the means of prompts are compared.
+        deviation = groups.mean(1).std(unbiased=len(groups) > 1)
+        self.errors.append(float(deviation) / math.sqrt(len(groups)))
         self.flat += is_flat(scores)
         self.flat_rewards += all(is_flat(source) for source in raw)
         if k == 1:
             return 0
-        groups = scores.view(-1, k)
         idle = int((groups == groups[:, :1]).all(1).sum())
         self.groups += len(groups)
         self.idle_groups += idle
         return idle
 
-    def rise(self, completions: int) -> tuple[float, float, float]:
+    def rise(self) -> tuple[float, float, float]:
         """Mean score of the first and of the last quarter of iterations, and the standard error of
-        their difference, where an iteration has so many completions."""
+        their difference."""
         part = max(1, len(self.means) // 4)
         first, last = (sum(means) / part for means in (self.means[:part], self.means[-part:]))
-        squares = (*self.deviations[:part], *self.deviations[-part:])
-        variance = sum(deviation**2 for deviation in squares) / completions / part**2
-        return first, last, math.sqrt(variance)
+        squares = (error**2 for error in (*self.errors[:part], *self.errors[-part:]))
+        return first, last, math.sqrt(sum(squares)) / part
 
 
 def is_flat(scores: Tensor) -> bool:

@@ -603,7 +603,7 @@ class OnlineTrainer:
         spread, config = self.state.spread, self.config
         if not spread.means:
             return {}
-        first, last, error = spread.rise(config.rollout_batch_size)
+        first, last, error = spread.rise()
         self.context.say(
             f"mean score {first:.3g} in the first iterations, {last:.3g} in the last "
             f"(standard error of the difference {error:.2g})"

@@ -37,6 +37,7 @@ from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     batches,
     callbacks,
+    end_reports,
     finish,
     fit,
     prepare,
@@ -60,6 +61,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
         metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
         if held_out:
             metrics |= trainer.evaluate()
+    end_reports(trainer)
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 

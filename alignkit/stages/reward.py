@@ -39,6 +39,7 @@ from alignkit.stages.rows import RankingRow, ranking_row
 from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
+    end_reports,
     finish,
     fit,
     prepare,
@@ -64,6 +65,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     if held_out:
         metrics |= held_out_quality(model, held_out, config)
         tell_accuracy(metrics, context.say)
+    end_reports(trainer)
     model.head.scale = score_scale(model, train[:256], config.per_device_eval_batch_size)
     return finish(backbone, REWARD, context, metrics | {"rankings": len(train)}, head=model.head)
 

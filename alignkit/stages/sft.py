@@ -30,6 +30,7 @@ from alignkit.stages.rows import Answers, SftRow, sft_rows
 from alignkit.stages.token_rows import TokenRows
 from alignkit.stages.training import (
     callbacks,
+    end_reports,
     finish,
     fit,
     prepare,
@@ -66,6 +67,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
     if held_out:
         metrics |= trainer.evaluate()
+    end_reports(trainer)
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
 
 

@@ -131,7 +131,10 @@ class MetricsLog(TrainerCallback):
 
 
 class Reported(TrainerCallback):
-    """Passes what happens on to the trackers of `report_to`."""
+    """Passes what happens on to the trackers of `report_to`.
+
+    That training is over they are told by `end_reports`, once the last evaluation is done.
+    """
 
     def __init__(self, trackers: Trackers) -> None:
         self.trackers = trackers
@@ -147,10 +150,6 @@ class Reported(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **about: Any) -> None:
         """Numbers of a step or of an evaluation."""
         self.trackers.tell("on_log", args, state, control, **about)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:
-        """Training is over."""
-        self.trackers.tell("on_train_end", args, state, control, **about)
 
 
 class Progress(TrainerCallback):
@@ -277,7 +276,7 @@ def weight_change(model: nn.Module, adapter: str, before: Mapping[str, Tensor]) 
             right = torch.cat([a, start_a], dim=0).double()
             squared = ((left.T @ left) * (right @ right.T)).sum()
             moved += layer.scaling[adapter] ** 2 * max(float(squared), 0.0)
-            weight = dequantize_module_weight(layer.base_layer)  # type: ignore[no-untyped-call]
+            weight = dequantize_module_weight(layer.base_layer)
             base += float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) ** 2
     return math.sqrt(moved / base) if base else 0.0
 
@@ -334,6 +333,14 @@ def fit(
         "moved_share": moved_share(before, trainables),
         "weight_change": weight_change(context.backbone.model, adapter, before),
     }
+
+
+def end_reports(trainer: Any) -> None:
+    """Let trackers close what they write; it belongs to the result."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Reported):
+            about = (trainer.args, trainer.state, trainer.control)
+            callback.trackers.tell("on_train_end", *about, model=trainer.model)
 
 
 def sample_loss(trainer: Any) -> float:
