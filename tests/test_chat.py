@@ -292,6 +292,14 @@ def test_stops_are_those_of_generation_config_too(
     assert ("(generation_config.json)" in encoder.stops_line()) == (said is not None)
 
 
+def test_an_end_that_is_no_token_is_told(tiny_tokenizer: Any) -> None:
+    encoder = encoder_for(tiny_tokenizer, installed("phi3"))
+    ids = encoder.completion_ids([turn("user", "a")], [turn("assistant", "b")])
+    assert text_of(encoder, ids) == "b<|end|>\n<|im_end|>"
+    spelled = encoder_for(tiny_tokenizer, "{% for m in messages %}{{ m.content }}###{% endfor %}")
+    assert "writes '###' behind answers, which is text and no token" in spelled.stops_line()
+
+
 def test_a_stop_within_a_thought_of_gpt_oss_is_none(tiny_tokenizer: Any) -> None:
     marks = ("<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>")
     encoder = encoder_for(tiny_tokenizer, installed("gptoss"), *marks)

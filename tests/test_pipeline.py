@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from alignkit.artifacts import publishing, write_manifest
-from alignkit.backbone import read_adapter
+from alignkit.backbone import load_tokenizer, read_adapter
 from alignkit.cli.options import single_stage_recipe
+from alignkit.data.chat import Encoder
+from alignkit.data.records import Message
 from alignkit.errors import AlignkitError, GateMissed, ModelError, RecipeError
-from alignkit.model_files import EMBEDDED
+from alignkit.model_files import EMBEDDED, find_model
 from alignkit.pipeline import Options, Outcome, check_gate, check_plan, run_plan, run_single
 from alignkit.plan import Plan, make_plan, plan_stage, selected
 from alignkit.recipe_file import read_recipe
@@ -195,6 +197,44 @@ def test_rows_are_checked_before_the_run(here: Path) -> None:
     plan = planned(here, "sft.data=rows.jsonl")
     with pytest.raises(AlignkitError, match="rows.jsonl:2"):
         check_plan(plan.stages, plan)
+
+
+def test_first_rows_are_encoded_before_the_run(here: Path) -> None:
+    """What ails a template is told with the row, before a model is loaded; so are its stops."""
+    (here / "odd.jinja").write_text(
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}.{% endfor %}"
+    )
+    rows = [{"prompt": "One?", "completion": "Two."}] * 2
+    (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = planned(here, "sft.data=odd.jsonl", "backbone.chat_template=odd.jinja")
+    said: list[str] = []
+    with pytest.raises(AlignkitError) as error:
+        check_plan(plan.stages, plan, say=said.append)
+    assert error.value.exit_code == 2
+    assert "odd.jsonl:1: the chat template renders the prompt differently" in str(error.value)
+    assert said[0].startswith("answers end with <|end|>; generation stops at <|end|>")
+
+
+def test_templates_are_told_the_day_of_the_first_start(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe that goes on another day asks its policy what it was trained on."""
+    (here / "dated.jinja").write_text(
+        "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m.content }}\n{% endfor %}"
+    )
+    template = "backbone.chat_template=dated.jinja"
+    plan = planned(here, template)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1721952000")  # 26 July 2024
+    (sft,) = run_plan(plan.stages[:1], plan, Options())
+    assert sft.manifest.template_date == "2024-07-26"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1784000000")  # two years later
+    said = execute(here, template)
+    assert [outcome.manifest.template_date for outcome in said] == ["2024-07-26"] * 3
+    assert [outcome.reused for outcome in said] == [True, False, False]
+    files = find_model(str(said[0].directory))
+    asked = [Message(role="user", content="Hi")]
+    encoder = Encoder(load_tokenizer(files, str(here / "dated.jinja")))
+    assert encoder.prompt_text(asked).startswith("2024-07-26 Hi")
 
 
 def test_what_cannot_fit_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

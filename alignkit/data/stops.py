@@ -25,10 +25,14 @@ Render = Callable[[Sequence[Message]], str]
 
 @dataclass
 class Stops:
-    """Stop tokens with who says so; `end` closes an answer, `call_end` one that calls tools."""
+    """Stop tokens with who says so; `end` closes an answer, `call_end` one that calls tools.
+
+    `spelled`: what the template writes behind an answer where no token of it is a stop.
+    """
 
     end: int
     call_end: int
+    spelled: str = ""
     said_by: dict[int, list[str]] = field(default_factory=dict)
 
     def add(self, token: int, who: str) -> None:
@@ -43,7 +47,13 @@ class Stops:
         ends = name(self.end)
         if self.call_end != self.end:
             ends += f", calls of tools with {name(self.call_end)}"
-        return f"answers end with {ends}; generation stops at {', '.join(told)}"
+        line = f"answers end with {ends}; generation stops at {', '.join(told)}"
+        if self.spelled:
+            line += (
+                f". The chat template writes {self.spelled!r} behind answers, which is text and no "
+                "token to this tokenizer: both are trained"
+            )
+        return line
 
 
 def find_stops(tokenizer: Any, render: Render, render_call: Render | None) -> Stops:
@@ -93,6 +103,7 @@ def _plain_end(stops: Stops, tokenizer: Any, render: Render) -> bool:
             stops.end = tokens[place]
             stops.add(stops.end, TEMPLATE)
             return place == 0
+    stops.spelled = last.strip()
     return False
 
 

@@ -89,7 +89,8 @@ class TokenInspector:
         try:
             yield from self._measure(record)
         except DataError as error:
-            yield Finding("template", error.message, error.hint or "check the roles", "messages")
+            fix = (error.hint or "check the roles").removeprefix("Fix: ")
+            yield Finding("template", error.message, fix, "messages")
         else:
             self.unread.look(record)
 
