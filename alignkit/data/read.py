@@ -88,11 +88,13 @@ def scan(
     if reading.format is None:
         reading.rows = len(ahead) + malformed.count
         return
+    name = Path(file).name
     good = 0
     for row in chain(ahead, rows):
         good += 1
         try:
-            yield row, records_of(row, reading.format, Path(row.file or file).name)
+            part = Path(row.file).name if row.file else name
+            yield row, records_of(row, reading.format, part)
         except RowError as error:
             report(Problem.of(error, row.file or file, row.line))
     reading.rows = good + malformed.count
