@@ -34,7 +34,7 @@ ASKED = turn("user", "Weather in Oslo?")
 
 
 def the_record(rows: list[dict[str, Any]], folder: Path, **options: Any) -> Any:
-    return next(iter(read_to_convert(write_lines(folder / "in.jsonl", rows), **options)))
+    return next(iter(read_to_convert(write_lines(folder / "in.jsonl", rows), print, **options)))
 
 
 def there_and_back(rows: list[dict[str, Any]], form: str, folder: Path) -> None:

@@ -107,12 +107,14 @@ def scan(
     if reading.format.gather is not None:
         rows, ahead = reading.format.gather(chain(ahead, rows)), []
         reading.format = format_named(reading.format.gathered)
+    name = Path(file).name
     good, left = 0, Unread(reading.format)
     for row in chain(ahead, rows):
         good += 1
         place = row.file or file
         try:
-            records = records_of(row, reading.format, Path(place).name)
+            part = Path(row.file).name if row.file else name
+            records = records_of(row, reading.format, part)
         except RowError as error:
             report(Problem.of(error, place, row.line))
             continue

@@ -94,6 +94,33 @@ def test_the_data_errors_of_a_file_come_before_those_of_its_template(workshop: W
         load()
 
 
+@pytest.mark.parametrize(
+    ("rows", "settings", "said"),
+    [
+        ([("Where?", "Here.", "No.")], {"eval_fraction": 0.5},
+         "1 row: eval_fraction 0.5 holds all of it out, and none is left to train on. Fix: add "
+         "rows with other prompts, or train on everything: --eval-fraction 0"),
+        ([("Where?", "Here.", "No."), ("Where?", "There.", "No.")], {"eval_fraction": 0.6},
+         "2 rows, all of one prompt or one group: eval_fraction 0.6 holds all of it out"),
+        ([("Where?", "Here.", "No.")], {"eval_fraction": 0.0, "max_length": 4,
+                                       "on_overlong": "drop"},
+         "all 1 rows are longer than max_length 4: none is left. Fix: raise max_length"),
+    ],
+)  # fmt: skip
+def test_why_no_row_is_left(
+    rows: list[tuple[str, str, str]], settings: dict[str, Any], said: str, workshop: Workshop
+) -> None:
+    make = partial(pair_row, encoder=Encoder(workshop.backbone.tokenizer))
+    keys = ("prompt", "chosen", "rejected")
+    data = workshop.write("pairs.jsonl", [dict(zip(keys, row, strict=True)) for row in rows])
+    with pytest.raises(DataError) as caught:
+        load_rows(
+            PairRow, stream_preferences, make, DpoConfig(data=(data,), **settings),
+            workshop.context("load"),
+        )  # fmt: skip
+    assert str(caught.value).startswith(f"{data}: {said}")
+
+
 def test_memory_does_not_grow_with_the_rows(workshop: Workshop, monkeypatch) -> None:
     """What a pair adds to the peak, beside a KiB of text and ids: places and hashes of 80 bytes."""
     monkeypatch.setattr(token_rows, "CHUNK", 50)
