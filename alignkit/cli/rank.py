@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,16 +343,39 @@ def _on_page(
     if host not in LOOPBACK:
         click.echo(_WARNING, err=True)
     name = _public_name(host, allow_host)
-    links = {who: f"http://{name}:{port}/?token={token}" for who, token in tokens.items()}
-    for who, link in links.items():
-        click.echo(f"{who}  {link}")
+    page = f"http://{name}:{port}/"
+    for who, token in tokens.items():
+        click.echo(f"{who}  {page}?token={token}")
     sys.stdout.flush()
     click.echo("Ctrl-C ends; every saved answer is on the disk.", err=True)
-    if open_browser:
-        webbrowser.open(next(iter(links.values())))
-    app = create_app(collection, tokens, port=port, hosts=hosts)
-    with contextlib.suppress(KeyboardInterrupt):
+    codes = {new_token(): next(iter(tokens))} if open_browser else {}
+    app = create_app(collection, tokens, port=port, hosts=hosts, codes=codes)
+    with _doors(page, codes) as doors, contextlib.suppress(KeyboardInterrupt):
+        for door in doors:
+            webbrowser.open(door.as_uri())
         server_of(app).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _doors(page: str, codes: Iterable[str]) -> Iterator[list[Path]]:
+    """Files of ours that lead a browser to the page, one a code; they are gone at the end.
+
+    Every user of the machine can read the words that a program was started with. So the browser
+    gets the name of a file that only its owner can read; what is in there opens the page once.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
+        doors = []
+        for number, code in enumerate(codes):
+            door = Path(folder) / f"open-{number}.html"
+            door.touch(0o600)
+            door.write_text(
+                "<!doctype html><title>Ranking</title>"
+                f'<meta http-equiv="refresh" content="0; url={page}?code={code}">\n'
+            )
+            doors.append(door)
+        yield doors
 
 
 _WARNING = (

@@ -44,13 +44,23 @@ def new_token() -> str:
 
 
 class Guard:
-    """ASGI middleware: host, token, origin, type and size of a request, in this order."""
+    """ASGI middleware: host, token, origin, type and size of a request, in this order.
+
+    `codes` are annotators by codes that open the page once, in place of the token.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, tokens: Mapping[str, str], hosts: Iterable[str], cookie: str
+        self,
+        app: ASGIApp,
+        *,
+        tokens: Mapping[str, str],
+        hosts: Iterable[str],
+        cookie: str,
+        codes: Mapping[str, str] | None = None,
     ) -> None:
         self.app = app
         self.tokens = dict(tokens)
+        self.codes = dict(codes or {})
         self.hosts = {host.lower() for host in hosts}
         self.cookie = cookie
 
@@ -78,27 +88,36 @@ class Guard:
         return self._refused_post(headers) if scope["method"] == "POST" else None
 
     def _from_link(self, scope: Scope) -> Response | None:
-        """Turn the token of a link into a cookie and take it out of the address bar."""
+        """Turn the token of a link, or a code, into a cookie and take it out of the address bar."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token")
-        if not given:
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if code := query.get("code"):
+            return self._from_code(scope, code[0])
+        if not (given := query.get("token")):
             return None
-        if self._annotator(given[0]) is None:
+        annotator = self._annotator(given[0])
+        if annotator is None:
             return PlainTextResponse(NO_TOKEN, 403)
-        response = RedirectResponse("/", 303)
-        response.set_cookie(self.cookie, given[0], httponly=True, samesite="strict", path="/")
+        return self._known(scope, annotator, RedirectResponse("/", 303))
+
+    def _from_code(self, scope: Scope, given: str) -> Response:
+        spent = _matching(given, {code: code for code in self.codes})
+        if spent is None:
+            return PlainTextResponse(NO_TOKEN, 403)
+        # A browser that comes from a file does not send a strict cookie along when it is
+        # redirected, since another place sent it here; it does when this page sends it on.
+        answer = Response(status_code=200, headers={"refresh": "0; url=/"})
+        return self._known(scope, self.codes.pop(spent), answer)
+
+    def _known(self, scope: Scope, annotator: str, response: Response) -> Response:
+        scope.setdefault("state", {})["annotator"] = annotator
+        token = self.tokens[annotator]
+        response.set_cookie(self.cookie, token, httponly=True, samesite="strict", path="/")
         return response
 
     def _annotator(self, token: str) -> str | None:
-        # Every token is compared, whichever matches, so that the time taken tells nothing.
-        given = token.encode("utf-8", "replace")
-        matches = [
-            name
-            for name, secret in self.tokens.items()
-            if secrets.compare_digest(secret.encode(), given)
-        ]
-        return matches[0] if matches else None
+        return _matching(token, self.tokens)
 
     def _refused_post(self, headers: Headers) -> Response | None:
         origin = headers.get("origin", "")
@@ -110,6 +129,15 @@ class Guard:
         if not length.isdecimal() or int(length[:12]) > BODY_LIMIT:
             return PlainTextResponse("the answer is too large\n", 413)
         return None
+
+
+def _matching(given: str, secret_of: Mapping[str, str]) -> str | None:
+    """Whose secret this is. Every one is compared, so that the time taken tells nothing."""
+    sent = given.encode("utf-8", "replace")
+    matches = [
+        name for name, secret in secret_of.items() if secrets.compare_digest(secret.encode(), sent)
+    ]
+    return matches[0] if matches else None
 
 
 def _cookie(headers: Headers, name: str) -> str:

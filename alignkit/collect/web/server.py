@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from alignkit.collect.log import Conflict
 from alignkit.collect.session import Action, Answer, Collection, Session
+from alignkit.collect.web.connections import Patience, protocol_of
 from alignkit.collect.web.guard import BODY_LIMIT, LOOPBACK, Guard
 from alignkit.errors import AlignkitError, DiskFull, UserError
 
@@ -128,12 +129,17 @@ def create_app(
     *,
     port: int,
     hosts: tuple[str, ...] = LOOPBACK,
+    codes: Mapping[str, str] | None = None,
 ) -> Starlette:
-    """The page for the annotators of `tokens` (name -> secret), under these host names only."""
+    """The page for the annotators of `tokens` (name -> secret), under these host names only.
+
+    Each of `codes` (code -> name) opens it once without a token.
+    """
     names = {f"[{host}]" if ":" in host else host for host in hosts}
     guard = Middleware(
         Guard,
-        tokens={secret_holder: secret for secret_holder, secret in tokens.items()},
+        tokens=dict(tokens),
+        codes=dict(codes or {}),
         hosts={f"{name}:{port}" for name in names} | (names if port == 80 else set()),
         # Cookies do not know ports: two collections on one machine must not share one.
         cookie=f"alignkit-{port}",
@@ -183,7 +189,7 @@ def _holder(port: int) -> str:
     return ""
 
 
-def server_of(app: Starlette) -> uvicorn.Server:
+def server_of(app: Starlette, patience: Patience | None = None) -> uvicorn.Server:
     """The HTTP server of the page; `run(sockets=[...])` answers until a signal comes."""
     config = uvicorn.Config(
         app,
@@ -193,9 +199,9 @@ def server_of(app: Starlette) -> uvicorn.Server:
         lifespan="off",
         ws="none",
         loop="asyncio",
-        http="h11",
+        proxy_headers=False,
+        http=protocol_of(patience or Patience()),
         h11_max_incomplete_event_size=2**16,
-        limit_concurrency=512,
         timeout_graceful_shutdown=3,
     )
     return uvicorn.Server(config)
