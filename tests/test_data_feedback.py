@@ -361,7 +361,7 @@ def test_a_changed_tree_keeps_its_rankings(tmp_path: Path) -> None:
     from alignkit.data.convert import read_to_convert, row_of
     from alignkit.data.formats import format_named
 
-    records = list(read_to_convert(write(tmp_path / "d.jsonl", *OASST)))
+    records = list(read_to_convert(write(tmp_path / "d.jsonl", *OASST), print))
     for record in records:
         assert isinstance(record, Ranking)
         record.prompt[0].content = "Two and two?"

@@ -339,7 +339,7 @@ def test_tables_hold_texts_and_messages(name: str, tmp_path: Path) -> None:
 
 def record_of(name: str, position: int = 0, *, folder: Path) -> Any:
     path = write_lines(folder / "one.jsonl", [ROWS[name][position]])
-    return next(iter(read_to_convert(path)))
+    return next(iter(read_to_convert(path, print)))
 
 
 def test_transcripts_are_split_at_the_last_answer_and_never_inside_a_turn(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_sides_with_different_prompts_keep_both(tmp_path: Path) -> None:
 def test_words_shared_by_both_answers_stay_in_the_answers(tmp_path: Path) -> None:
     rows = [{"chosen": [*ASKED, turn("assistant", "The cat sat")],
              "rejected": [*ASKED, turn("assistant", "The cat ran")]}]  # fmt: skip
-    (record,) = read_to_convert(write_lines(tmp_path / "d.jsonl", rows))
+    (record,) = read_to_convert(write_lines(tmp_path / "d.jsonl", rows), print)
     assert isinstance(record, Preference)
     assert record.prompt[0].content == "Two and two?"
     assert record.chosen[0].content == "The cat sat"

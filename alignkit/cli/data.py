@@ -50,7 +50,7 @@ def output_option(command: F) -> F:
     """Where the result goes; the name's ending chooses JSONL, JSON, CSV, Parquet, gzip, zstd."""
     return click.option(
         "--output", "-o", required=True, metavar="FILE",
-        help="Where to write: .jsonl, .json, .csv, .tsv, .parquet; also .gz and .zst.",
+        help="Where to write: .jsonl, .json, .csv, .tsv, .parquet; also .gz, .zst, .bz2, .xz.",
     )(command)  # fmt: skip
 
 
@@ -59,10 +59,24 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
-def doubt(problem: Any) -> None:
-    """A problem that stops nothing, on stderr."""
-    if problem.level == "warning":
-        say(f"warning: {problem}")
+def tell(problem: Any) -> None:
+    """What was left out or doubtful, on stderr; a note is nothing to act on."""
+    if problem.level != "note":
+        say(f"{problem.level}: {problem}")
+
+
+def tell_all(problems: Sequence[Any]) -> None:
+    """The first of many such problems, and how many there are."""
+    heard = [problem for problem in problems if problem.level != "note"]
+    # What concerns a file as a whole (a column that is not read) stands there once: all of it.
+    for problem in heard:
+        if problem.line is None:
+            tell(problem)
+    heard = [problem for problem in heard if problem.line is not None]
+    for problem in heard[:SHOWN_PER_KIND]:
+        tell(problem)
+    if (rest := len(heard) - SHOWN_PER_KIND) > 0:
+        say(f"and {rest:,} more: alignkit data check names them")
 
 
 @contextmanager
@@ -189,8 +203,8 @@ def convert(
     from alignkit.data.convert import convert as run
 
     with reading(files, "converting"):
-        done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy,
-                   tell=doubt)  # fmt: skip
+        done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
+    tell_all(done.problems)
     lost = ", ".join(f"{name} in {count:,} rows" for name, count in done.lost.items())
     say(f"{output}: {done.rows:,} rows as {to}" + (f"; lost: {lost}" if lost else ""))
 
@@ -258,7 +272,7 @@ def split(
     shares = parse_shares(parts)
     if "{}" not in output:
         raise RecipeError("--output has no {} for the part's name", hint="Fix: -o 'out/{}.jsonl'")
-    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     stratum = None if stratify is None else (lambda record: field_of(record, stratify))
     divided = split_parts(records, list(shares.values()), seed, stratum=stratum)
     for name, part in zip(shares, divided, strict=True):
@@ -318,7 +332,7 @@ def pairs(
     from alignkit.data.collect_pairs import pairs_of_files
     from alignkit.data.write import refuse_in_place, write_records
 
-    refuse_in_place(files, output)
+    refuse_in_place([*files, *([candidates] if candidates else [])], output)
     options = {"format": format_, "columns": columns, "on_bad_row": on_bad_row}
     records, problems = pairs_of_files(
         files,
@@ -397,9 +411,8 @@ def clean(
         not_in=not_in,
     )
     with reading([file], "cleaning"):
-        done = cleaning.clean(
-            file, output, plan, to=to, format=format_, columns=columns, log=log, doubt=doubt
-        )
+        done = cleaning.clean(file, output, plan, to=to, format=format_, columns=columns, log=log)
+    tell_all(done.problems)
     say(f"{output}: {cleaning.counts_line(done)}")
 
 
@@ -439,12 +452,15 @@ def stats(
     from alignkit.data.stats import page, stats_of
     from alignkit.data.write import refuse_in_place, whole_file
 
+    left_out: list[Any] = []
+    options: dict[str, Any] = {"format": format_, "columns": columns, "rules": False}
     streams = (
-        read_records(path, format=format_, columns=columns, on_bad_row="drop", rules=False)
+        read_records(path, on_bad_row="drop", on_problem=left_out.append, **options)
         for path in files
     )
     with reading(files, "counting"):
         counted = stats_of(chain.from_iterable(streams))
+    tell_all(left_out)
     numbers = counted.as_dict()
     if html is not None:
         refuse_in_place(files, html)
@@ -490,8 +506,7 @@ def mix(
     weights = dict(parse_weight(source) for source in sources)
     refuse_in_place(weights, output)
     records = {
-        path: list(read_to_convert(path, format=format_, columns=columns, tell=doubt))
-        for path in weights
+        path: list(read_to_convert(path, tell, format=format_, columns=columns)) for path in weights
     }
     result = mixed(records, weights, total=total, cap=cap, seed=seed)
     say(f"{output}: {write_records(output, result):,} rows")
@@ -537,7 +552,7 @@ def augment(
     from alignkit.errors import RecipeError
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     if method == "order":
         new = augmenting.reordered(records, copies=copies, seed=seed)
     elif method == "template":
@@ -589,7 +604,7 @@ def balance(
     from alignkit.data.write import refuse_in_place, write_records
 
     refuse_in_place([file], output)
-    records = list(read_to_convert(file, format=format_, columns=columns, tell=doubt))
+    records = list(read_to_convert(file, tell, format=format_, columns=columns))
     say(
         f"{output}: {write_records(output, balanced(records, by, method=method, seed=seed)):,} rows"
     )

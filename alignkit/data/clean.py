@@ -23,9 +23,10 @@ from alignkit.data.near import NearIndex
 from alignkit.data.pii import FINDERS, Masker, name_finder
 from alignkit.data.problems import Problem
 from alignkit.data.read import Reading, prompt_of, scan
-from alignkit.data.records import KINDS, Preference, Record, to_json
+from alignkit.data.records import KINDS, Record, to_json
 from alignkit.data.rules import findings, sides_of
 from alignkit.data.split import prompt_key
+from alignkit.data.swap import differences, swapped
 from alignkit.data.write import json_line, refuse_in_place, whole_file, write_rows
 from alignkit.errors import DataError, RecipeError, pick
 
@@ -186,6 +187,7 @@ class Cleaned:
     written: int = 0
     changed: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def clean(
@@ -197,12 +199,11 @@ def clean(
     format: str | None = None,
     columns: Columns | None = None,
     log: str | Path | None = None,
-    doubt: Callable[[Problem], None] | None = None,
 ) -> Cleaned:
     """Clean a file into a new one, in its own format unless `to` says another.
 
     The log gets one JSON line for every change and drop: position in the input, place, repair,
-    before and after. Doubts about the file (a column that nothing reads) go to `doubt`.
+    before and after.
     """
     plan.check()
     log_path = Path(log or f"{output}.changes.jsonl")
@@ -210,7 +211,7 @@ def clean(
     refuse_in_place([path, output], log_path)
     done, reading = Cleaned(), Reading(str(path))
     with whole_file(log_path) as log_stream:
-        cleaner = _Cleaner(plan, done, lambda entry: log_stream.write(json_line(entry)), doubt)
+        cleaner = _Cleaner(plan, done, lambda entry: log_stream.write(json_line(entry)))
 
         def rows() -> Iterator[dict[str, Any]]:
             records = cleaner.records(path, reading, format, columns)
@@ -232,7 +233,6 @@ class _Cleaner:
     plan: Plan
     done: Cleaned
     tell: Callable[[dict[str, Any]], object]
-    doubt: Callable[[Problem], None] | None = None
     seen: dict[object, int] = field(default_factory=dict)
     place: dict[str, Any] = field(default_factory=dict)
 
@@ -248,7 +248,7 @@ class _Cleaner:
             for record in remember(found, row, reading.format):
                 position, self.done.read = self.done.read, self.done.read + 1
                 self.place = {"position": position, "line": row.line, "id": record.id}
-                repaired = self._repaired(record)
+                repaired = self._repaired(self._swapped(record))
                 reason = self._reason(repaired, position, held_out, near)
                 if reason is None:
                     yield repaired
@@ -262,12 +262,11 @@ class _Cleaner:
     def _refuse(self, problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
-        if self.doubt is not None:
-            self.doubt(problem)
+        self.done.problems.append(problem)
 
     def _drop_malformed(self, problem: Problem) -> None:
         if problem.level != "error":
-            self._refuse(problem)
+            self.done.problems.append(problem)
         else:
             count(self.done.dropped, "malformed")
             self.tell({"position": None, "line": problem.line, "id": None, "repair": "malformed",
@@ -312,7 +311,7 @@ class _Cleaner:
                 finders["NAME"] = _names()
             repairs["pii"] = Masker(finders).mask
         before = record.model_dump()
-        after = self._swapped(record) if self._wants("swap-negative") else before
+        after = before
         for name, repair in repairs.items():
             changes: list[Change] = []
             after = _mapped(after, repair, (), changes)
@@ -333,39 +332,15 @@ class _Cleaner:
             self.tell(self.place | entry)
         return KINDS[record.kind].model_validate(after)
 
-    def _swapped(self, record: Record) -> dict[str, Any]:
-        """The fields of a preference, its sides swapped when its scores say the contrary."""
-        before = record.model_dump()
-        if not isinstance(record, Preference) or not any(
-            finding.kind == "negative-margin" for finding in findings(record)
-        ):
-            return before
-        after = dict(before, extra=_turned(before["extra"]))
-        for chosen, rejected in (("chosen", "rejected"), ("prompt_chosen", "prompt_rejected")):
-            after[chosen], after[rejected] = before[rejected], before[chosen]
-        if record.margin is not None:
-            after["margin"] = abs(record.margin)
-        count(self.done.changed, "swap-negative")
-        for key in before:
-            if before[key] != after[key] and key != "extra":
-                self.tell(self.place | {"repair": "swap-negative", "path": (key,),
-                                        "before": before[key], "after": after[key]})  # fmt: skip
-        for key, value in after["extra"].items():
-            if before["extra"][key] != value:
-                self.tell(self.place | {"repair": "swap-negative", "path": ("extra", key),
-                                        "before": before["extra"][key],
-                                        "after": value})  # fmt: skip
-        return after
-
-
-def _turned(extra: dict[str, Any]) -> dict[str, Any]:
-    """What came with each side (scores, models), with the other side."""
-    turned = dict(extra)
-    for name in extra:
-        other = name.replace("chosen", "rejected")
-        if other != name and other in extra:
-            turned[name], turned[other] = extra[other], extra[name]
-    return turned
+    def _swapped(self, record: Record) -> Record:
+        """The record, its sides swapped where that is wanted and its scores ask for it."""
+        turned = swapped(record) if self._wants("swap-negative") else record
+        if turned is not record:
+            count(self.done.changed, "swap-negative")
+            for path, old, new in differences(record, turned):
+                entry = {"path": path, "before": old, "after": new}
+                self.tell(self.place | {"repair": "swap-negative"} | entry)
+        return turned
 
 
 _NAME_FINDERS: list[Any] = []

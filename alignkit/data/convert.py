@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -196,28 +195,28 @@ class Conversion:
 
     rows: int = 0
     format: str = ""
+    problems: list[Problem] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)
     first_lost: dict[str, str] = field(default_factory=dict)
 
 
 def read_to_convert(
     path: str | Path,
+    tell: Callable[[Problem], object],
     *,
     format: str | None = None,
     columns: Columns | None = None,
     reading: Reading | None = None,
-    tell: Callable[[Problem], None] | None = None,
 ) -> Iterator[Record]:
     """Every well-formed record, whatever the rules say of it, able to become its row again.
 
-    A bad row raises a DataError; what is no more than doubtful goes to `tell`.
+    `tell` is told what is left out or doubtful: a last row that is cut short, say.
     """
 
     def bad(problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
-        if tell is not None:
-            tell(problem)
+        tell(problem)
 
     state = reading or Reading(str(path))
     for row, records in scan(path, bad, format=format, columns=columns, reading=state):
@@ -233,30 +232,27 @@ def convert(
     format: str | None = None,
     columns: Columns | None = None,
     lossy: bool = False,
-    tell: Callable[[Problem], None] | None = None,
 ) -> Conversion:
-    """Convert files into one; what the target cannot hold is an error unless `lossy`.
-
-    Doubts about a file (a column that nothing reads) go to `tell`.
-    """
+    """Convert files into one; what the target cannot hold is an error unless `lossy`."""
     files = list(paths)
     refuse_in_place(files, output)
     form, done = format_named(to), Conversion(format=to)
-    read = partial(read_to_convert, format=format, columns=columns, tell=tell)
-    done.rows = write_rows(output, _converted(files, form, read, lossy, done, output))
+    done.rows = write_rows(output, _converted(files, form, format, columns, lossy, done, output))
     return done
 
 
 def _converted(
     files: list[str | Path],
     form: Format,
-    read: Callable[[str | Path], Iterator[Record]],
+    source_format: str | None,
+    columns: Columns | None,
     lossy: bool,
     done: Conversion,
     output: str | Path,
 ) -> Iterator[Fields]:
     for path in files:
-        for group in by_row(read(path), form):
+        records = read_to_convert(path, done.problems.append, format=source_format, columns=columns)
+        for group in by_row(records, form):
             where = _place(group[0], path)
             try:
                 row = row_of(group, form)

@@ -32,7 +32,7 @@ from alignkit.data.records import (
     Record,
 )
 from alignkit.data.rules import findings
-from alignkit.data.unread import Unread
+from alignkit.data.unread_columns import Unread
 from alignkit.errors import DataError, ErrorList, did_you_mean
 
 OnBadRow = Literal["error", "drop"]
