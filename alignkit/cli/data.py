@@ -109,6 +109,11 @@ def tell(problem: Any) -> None:
 def tell_all(problems: Sequence[Any]) -> None:
     """The first of many such problems, and how many there are."""
     heard = [problem for problem in problems if problem.level != "note"]
+    # What concerns a file as a whole (a column that is not read) stands there once: all of it.
+    for problem in heard:
+        if problem.line is None:
+            tell(problem)
+    heard = [problem for problem in heard if problem.line is not None]
     for problem in heard[:SHOWN_PER_KIND]:
         tell(problem)
     if (rest := len(heard) - SHOWN_PER_KIND) > 0:

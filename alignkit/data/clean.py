@@ -27,9 +27,10 @@ from alignkit.data.near import NearIndex
 from alignkit.data.pii import FINDERS, Masker, name_finder
 from alignkit.data.problems import Finding, Problem, RowError
 from alignkit.data.read import Reading, prompt_of, scan
-from alignkit.data.records import KINDS, Preference, Record, template_keys, to_json
+from alignkit.data.records import KINDS, Record, template_keys, to_json
 from alignkit.data.rules import RULE_KINDS, findings, sides_of
 from alignkit.data.split import prompt_key
+from alignkit.data.swap import differences, swapped
 from alignkit.data.templated import untemplated
 from alignkit.data.tokens import TOKEN_KINDS
 from alignkit.data.write import json_line, refuse_in_place, whole_file, write_rows
@@ -301,7 +302,7 @@ class _Cleaner:
             for record in remember(found, row, reading.format):
                 position, self.done.read = self.done.read, self.done.read + 1
                 self.place = {"position": position, "line": row.line, "id": record.id}
-                repaired = self._repaired(record)
+                repaired = self._repaired(self._swapped(record))
                 reason = self._reason(repaired, position, held_out, near)
                 if reason is None:
                     yield repaired
@@ -370,8 +371,6 @@ class _Cleaner:
             repairs["pii"] = Masker(finders).mask
         before = record.model_dump()
         after = self._untemplated(before) if self._wants("template") else before
-        if self._wants("swap-negative"):
-            after = self._swapped(KINDS[record.kind].model_validate(after))
         for name, repair in repairs.items():
             changes: list[Change] = []
             after = _mapped(after, repair, (), changes)
@@ -402,39 +401,15 @@ class _Cleaner:
             count(self.done.changed, "template")
         return after
 
-    def _swapped(self, record: Record) -> dict[str, Any]:
-        """The fields of a preference, its sides swapped when its scores say the contrary."""
-        before = record.model_dump()
-        if not isinstance(record, Preference) or not any(
-            finding.kind == "negative-margin" for finding in findings(record)
-        ):
-            return before
-        after = dict(before, extra=_turned(before["extra"]))
-        for chosen, rejected in (("chosen", "rejected"), ("prompt_chosen", "prompt_rejected")):
-            after[chosen], after[rejected] = before[rejected], before[chosen]
-        if record.margin is not None:
-            after["margin"] = abs(record.margin)
-        count(self.done.changed, "swap-negative")
-        for key in before:
-            if before[key] != after[key] and key != "extra":
-                self.tell(self.place | {"repair": "swap-negative", "path": (key,),
-                                        "before": before[key], "after": after[key]})  # fmt: skip
-        for key, value in after["extra"].items():
-            if before["extra"][key] != value:
-                self.tell(self.place | {"repair": "swap-negative", "path": ("extra", key),
-                                        "before": before["extra"][key],
-                                        "after": value})  # fmt: skip
-        return after
-
-
-def _turned(extra: dict[str, Any]) -> dict[str, Any]:
-    """What came with each side (scores, models), with the other side."""
-    turned = dict(extra)
-    for name in extra:
-        other = name.replace("chosen", "rejected")
-        if other != name and other in extra:
-            turned[name], turned[other] = extra[other], extra[name]
-    return turned
+    def _swapped(self, record: Record) -> Record:
+        """The record, its sides swapped where that is wanted and its scores ask for it."""
+        turned = swapped(record) if self._wants("swap-negative") else record
+        if turned is not record:
+            count(self.done.changed, "swap-negative")
+            for path, old, new in differences(record, turned):
+                entry = {"path": path, "before": old, "after": new}
+                self.tell(self.place | {"repair": "swap-negative"} | entry)
+        return turned
 
 
 _NAME_FINDERS: list[Any] = []

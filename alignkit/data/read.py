@@ -38,7 +38,7 @@ from alignkit.data.records import (
     template_keys,
 )
 from alignkit.data.rules import findings
-from alignkit.data.unread import Unread
+from alignkit.data.unread_columns import Unread
 from alignkit.data.voting import ballot_of, line_of
 from alignkit.errors import DataError, ErrorList, did_you_mean
 

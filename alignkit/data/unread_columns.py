@@ -15,7 +15,7 @@ from alignkit.data.formats import Format
 from alignkit.data.formats.beside import is_said
 from alignkit.data.problems import Finding
 from alignkit.data.records import Record
-from alignkit.data.rules import messages_of
+from alignkit.data.rules import sides_of
 
 
 def _words(listed: str) -> frozenset[str]:
@@ -218,9 +218,8 @@ def _is_text(name: str, column: Column) -> bool:
 
 
 def _said(records: Sequence[Record]) -> list[str]:
-    return [
-        m.content.strip() for record in records for _, m in messages_of(record) if m.content.strip()
-    ]
+    messages = (turn for record in records for _, turns in sides_of(record) for turn in turns)
+    return [text for turn in messages if (text := turn.content.strip())]
 
 
 def _repeats(text: str, said: Sequence[str]) -> bool:
