@@ -67,8 +67,8 @@ from alignkit.model_check import check_adapter, check_kernels, check_model
 from alignkit.model_files import EMBEDDED
 from alignkit.model_fit import check_fit, check_targets
 from alignkit.passthrough import check_passthrough, place_of
-from alignkit.plan import Plan, PlannedStage, read_record
-from alignkit.recipe import GATE, OnlineConfig, Source, TrainingConfig
+from alignkit.plan import Plan, PlannedStage, named, read_record
+from alignkit.recipe import GATE, OnlineConfig, Refers, Source, TrainingConfig
 from alignkit.rendering import dated, rendering_date
 from alignkit.stage_pages import write_pages
 from alignkit.stages import stage_function
@@ -534,11 +534,12 @@ def _clear(output: Path, partial: Path) -> None:
 
 def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
     """Directories of adapters from outside the run that stages start from or are judged by."""
+    own = {other.name for other in plan.stages}
     runs = [
-        entry.path
+        planned.inputs[value].path
         for planned in stages
-        for value, entry in planned.inputs.items()
-        if entry.path.is_dir() and value not in {other.name for other in plan.stages}
+        for value, marker in named(planned.stage.config)
+        if isinstance(marker, Refers) and value not in own and planned.inputs[value].path.is_dir()
     ]
     found = {path / "adapter" if (path / "adapter").is_dir() else path for path in runs}
     return found | ({plan.model.adapter} if stages and plan.model.adapter else set())

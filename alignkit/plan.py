@@ -113,7 +113,7 @@ class _Planner:
 
     def plan(self, stage: Stage) -> PlannedStage:
         seed = self.recipe.seed if stage.config.seed is None else stage.config.seed
-        inputs = {value: self.input(value, marker) for value, marker in _named(stage.config)}
+        inputs = {value: self.input(value, marker) for value, marker in named(stage.config)}
         settings = self.settings(stage, seed, inputs)
         key = key_of(settings)
         settings = without_secrets(settings)  # the key may depend on them, what is written not
@@ -311,7 +311,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
+def named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
     """Values of the settings that stand for files or stages, with what kind of thing they are."""
     found = []
     for name, marker in [*config.marked(Source), *config.marked(Refers)]:

@@ -298,7 +298,7 @@ def test_graded_answers_that_compare_nothing_are_an_error(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="2 graded answers, and no prompt has two of them"):
         load_preferences(path)
     ungraded = write(tmp_path / "e.jsonl", {"prompt": "Q", "completions": ["a", "b"]})
-    with pytest.raises(DataError, match="candidates record where preference or ranking is due"):
+    with pytest.raises(DataError, match="these are candidates, answers that nobody has ranked"):
         load_preferences(ungraded)
 
 

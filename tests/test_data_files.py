@@ -556,7 +556,7 @@ def test_the_name_of_a_published_set_gets_the_command_that_fetches_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*words, "owner/name") == 2
-    said = "hf download owner/name --repo-type dataset --local-dir name, then give that folder"
+    said = 'load_dataset("owner/name", split="train").to_json("name.jsonl")'
     assert said in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -376,8 +377,38 @@ def test_function_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         Verdict(None, "ValueError: no"),
         Verdict(None, "not a verdict: 7"),
     ]
-    with pytest.raises(RecipeError, match="cannot be loaded"):
+    with pytest.raises(RecipeError, match="cannot be loaded: AttributeError"):
         judge_named("mine_for_test:nothing")
+    (tmp_path / "broken_for_test.py").write_text("def longer(:\n")
+    with pytest.raises(RecipeError, match="cannot be loaded: SyntaxError"):
+        judge_named("broken_for_test:longer")
+    with pytest.raises(RecipeError, match="names no function"):
+        judge_named("function:mine_for_test")
+
+
+@pytest.mark.parametrize("name", ["gold", "exact", "reward", "panel", "llm"])
+def test_a_module_with_the_name_of_a_judge_of_ours_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be reached by that name, and the error says so and how it can."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.py").write_text("def score(prompt, left, right):\n    return 'left'\n")
+    with pytest.raises(RecipeError) as caught:
+        judge_named(f"{name}:score")
+    assert str(caught.value) == (
+        f"{name!r} names a judge of alignkit's own, so '{name}:score' does not reach your module"
+        f" {name}. Write function:{name}:score, or give the module another name"
+    )
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert compare(judge_named(f"function:{name}:score"), PROMPT, "l", "r") == Verdict(1.0)
+    monkeypatch.delitem(sys.modules, name)
+
+
+def test_gold_takes_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"takes nothing after its name.*function:gold:score"):
+        judge_named("gold:score")
 
 
 def test_reference_judges_and_panel(tmp_path: Path) -> None:

@@ -495,7 +495,8 @@ def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
 
 
 def _raised(problem: Problem) -> None:
-    if problem.level == "error" and problem.kind != "empty":  # every row may have been dropped
+    """Raise what makes the file another one than was written; every row may have been dropped."""
+    if problem.kind == "torn" or (problem.level == "error" and problem.kind != "empty"):
         raise problem.error()
 
 

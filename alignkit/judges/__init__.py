@@ -3,15 +3,18 @@
 A judge has a `name`, says whether it `has_order` (it sees one side first, so both orders must be
 judged), and turns comparisons into verdicts. To add one: a factory in a sibling module and one line
 in JUDGES. `judge_named` makes a judge from what a user wrote: `gold`, `llm:MODEL@URL`,
-`human:votes.jsonl`, `chrf:references.jsonl`, `module:function`, or a reward run's directory.
+`human:votes.jsonl`, `chrf:references.jsonl`, `module:function`, or a reward run's directory. Names
+of JUDGES are taken: a function in a module `gold` is `function:gold:score`.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -75,9 +78,20 @@ def judge_named(spec: str, **options: Any) -> Judge:
                 f"unknown judge {spec!r}{did_you_mean(kind, JUDGES)}",
                 hint=f"Known: {known}, module:function, or the directory of a reward run",
             )
+    elif _is_own_module(kind) and _FUNCTION.fullmatch(spec) and not Path(rest).exists():
+        raise RecipeError(
+            f"{kind!r} names a judge of alignkit's own, so {spec!r} does not reach your module"
+            f" {kind}",
+            hint=f"Write function:{spec}, or give the module another name",
+        )
     module, factory = JUDGES[kind]
     judge: Judge = getattr(importlib.import_module(module), factory)(rest, **options)
     return judge
+
+
+def _is_own_module(name: str) -> bool:
+    """Whether the directory we are in holds a Python module of this name."""
+    return PathFinder.find_spec(name, [os.getcwd()]) is not None
 
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

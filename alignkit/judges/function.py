@@ -53,13 +53,17 @@ def _verdict(answer: Any) -> Verdict:
 def function_judge(rest: str, **_options: Any) -> FunctionJudge:
     """The judge `module:function` names; the current directory is searched too."""
     module, _, name = rest.partition(":")
+    if not module or not name:
+        raise RecipeError(f"judge {rest!r} names no function", hint="Write module:function")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"judge {rest!r} cannot be loaded: {error}") from None
+    # Code of the user's own may raise anything, a SyntaxError first of all.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"judge {rest!r} cannot be loaded: {reason}") from None
     if not callable(function):
         raise RecipeError(f"judge {rest!r} is no function")
     return FunctionJudge(rest, function)

@@ -64,7 +64,10 @@ def gold_judge(rest: str = "", **_options: Any) -> ScoreJudge:
     from alignkit.judges.gold import gold_score
 
     if rest:
-        raise RecipeError(f"the gold judge takes nothing after its name, not {rest!r}")
+        raise RecipeError(
+            f"the gold judge takes nothing after its name, not {rest!r}",
+            hint=f"A function in a module of yours that is called gold: function:gold:{rest}",
+        )
     return ScoreJudge("gold", lambda sides: [gold_score(side[0], side[1]) for side in sides])
 
 

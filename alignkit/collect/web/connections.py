@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -115,6 +114,6 @@ class Connection(H11Protocol):
         oldest.transport.abort()
 
 
-def protocol_of(patience: Patience) -> Callable[..., Any]:
+def protocol_of(patience: Patience) -> type[asyncio.Protocol]:
     """The class of connections that wait so long."""
     return type("Connection", (Connection,), {"patience": patience})
