@@ -1,4 +1,4 @@
-"""The sixty malformed inputs as data: what a user has, what is run, and what must be said.
+"""The malformed inputs as data: what a user has, what is run, and what must be said.
 
 A case is one row. Its files are written, its command is run there in a process of its own, and the
 exit code and the words must be these, without a traceback, within two seconds, and with nothing
@@ -392,4 +392,93 @@ MACHINE = [
          environment={"LOCAL_WORLD_SIZE": "4096"}, needs_torch=True),
 ]  # fmt: skip
 
-CASES = [*DATA, *RECIPES, *MODELS, *MACHINE]
+
+# --- words and things of other tools -------------------------------------------------------------
+
+PREFERENCE = b'{"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go away."}\n'
+ASKED = b'{"prompt": "Hi?"}\n'
+TRAIN = ("--data", "d.jsonl", *PLANNED)
+HERE = {"d.jsonl": ROW}
+FACTORY = (
+    b"model_name_or_path: a/b\nstage: dpo\ndo_train: true\nfinetuning_type: lora\nlora_rank: 8\n"
+    b"dataset: mine\ntemplate: llama3\ncutoff_len: 512\npref_beta: 0.2\n"
+)
+AXOLOTL = (
+    b"base_model: a/b\ndatasets:\n  - path: c/d\n    type: alpaca\nsequence_len: 512\n"
+    b"adapter: lora\nmicro_batch_size: 2\nnum_epochs: 3\n"
+)
+
+
+@contextmanager
+def finished(place: Path) -> Iterator[Mapping[str, object]]:
+    """`run` is the directory of a finished stage, `model` that of a model."""
+    (place / "run").mkdir()
+    (place / "run" / "manifest.json").write_text('{"kind": "sft"}')
+    shutil.copytree(EMBEDDED["tiny"], place / "model")
+    yield {}
+
+
+def word(number: int, what: str, option: str, ours: str) -> Case:
+    """An option of another tool."""
+    says = rf"no option {option}; alignkit calls it {ours}\n"
+    return Case(number, what, says, command=("sft", *TRAIN, option, "3"), files=HERE)
+
+
+def thing(number: int, what: str, name: str, says: str) -> Case:
+    """Something else where a file of rows is due."""
+    files = {"r.yaml": b"name: x\n", "p.py": b"import trl\n"}
+    command = ("sft", "--data", name, *PLANNED)
+    return Case(number, what, says, command=command, files=files, before=finished)
+
+
+def unfit(number: int, what: str, kind: str, content: bytes, says: str) -> Case:
+    """Rows of a kind that a stage does not learn from."""
+    return Case(number, what, says, command=(kind, *TRAIN), files={"d.jsonl": content},
+                needs_torch=True)  # fmt: skip
+
+
+WORDS = [
+    word(61, "learning rate", "--lr", "--learning-rate"),
+    word(62, "batch size", "--batch-size", "--per-device-train-batch-size"),
+    word(63, "epochs", "--epochs", "--num-train-epochs"),
+    word(64, "dataset", "--dataset", "--data"),
+    Case(65, "4 bits", r"quantization' must be .*, not the text '4bit'; alignkit calls it 'nf4'",
+         command=("sft", *TRAIN, "--quantization", "4bit"), files=HERE),
+    recipe(66, "key of another tool", dpo("{data: rows.jsonl, lr: 1e-4}"),
+           r"r\.yaml:4:29: unknown key 'lr'; alignkit calls it 'learning_rate'"),
+    Case(67, "file without an option", r"files are given by an option: --data d\.jsonl",
+         command=("sft", "d.jsonl"), files=HERE),
+    thing(68, "hub id as data", "owner/name",
+          r'load_dataset\("owner/name", split="train"\)\.to_json\("name\.jsonl"\)'),
+    thing(69, "model as data", "model", r"a model, not data\. Give it as --model model"),
+    thing(70, "run as data", "run", r"a finished run \(sft\), not data"),
+    thing(71, "recipe as data", "r.yaml", r"A recipe is run by: alignkit run r\.yaml"),
+    Case(72, "data as model", r"d\.jsonl: data, not a model\. Give it as --data d\.jsonl",
+         command=("sft", *TRAIN, "--model", "d.jsonl"), files=HERE),
+    Case(73, "program as recipe", r"p\.py: a program, not a recipe",
+         command=("run", "p.py"), files={"p.py": b"import trl\n"}),
+    Case(74, "LLaMA-Factory configuration",
+         r"this is a LLaMA-Factory configuration(.|\n)*lora_r: 8(.|\n)*- dpo:(.|\n)*beta: 0\.2",
+         command=("run", "c.yaml"), files={"c.yaml": FACTORY}),
+    Case(75, "Axolotl configuration",
+         r"this is an Axolotl configuration(.|\n)*- sft:(.|\n)*num_train_epochs: 3",
+         command=("run", "c.yaml"), files={"c.yaml": AXOLOTL}),
+    unfit(76, "preferences for sft", "sft", PREFERENCE,
+          r"d\.jsonl:1: these are preferences, and .*alignkit dpo --data \S*d\.jsonl"),
+    unfit(77, "demonstrations for dpo", "dpo", ROW,
+          r"these are demonstrations, and rankings or preferences are due.*alignkit sft --data"),
+    unfit(78, "prompts for sft", "sft", ASKED,
+          r"these are prompts without answers.*alignkit generate --prompts"),
+    unfit(79, "demonstrations for reward", "reward", ROW, r"alignkit sft --data"),
+    Case(80, "collecting into another file", r"d\.jsonl: not a file of events; nothing was added",
+         command=("rank", "c.jsonl", "--output", "d.jsonl", "--annotator", "ann", "--terminal"),
+         files={"c.jsonl": CANDIDATES, **HERE}),
+    Case(81, "undoing by another log", r"d\.jsonl:1: not a line of a change log",
+         command=("data", "clean", "d.jsonl", "--undo", "d.jsonl", "-o", "o.jsonl"), files=HERE),
+    Case(82, "log over the output", r"the log and the output are one file",
+         command=("data", "clean", "d.jsonl", "--log", "o.jsonl", "-o", "o.jsonl"), files=HERE),
+    Case(83, "names too long for a file", r"no such file|cannot be read: File name too long",
+         command=("data", "pairs", "x" * 300, "-o", "o.jsonl"), files={"o.jsonl": ROW}),
+]  # fmt: skip
+
+CASES = [*DATA, *RECIPES, *MODELS, *MACHINE, *WORDS]

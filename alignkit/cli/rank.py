@@ -279,7 +279,8 @@ def export(file: Path, to: str, output: Path, candidates: Path | None, seed: int
         texts = read_candidates(candidates) if candidates else None
         count = export_events(events, to, output, texts)
     else:
-        count = export_tasks(read_candidates(file), to, output, seed=seed)
+        records = list(read_candidates(file))  # one that cannot be read stops before writing
+        count = export_tasks(records, to, output, seed=seed)
     click.echo(f"{count} rows to {output}", err=True)
 
 

@@ -45,6 +45,15 @@ RECORDS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Shapes that some formats ask for: one candidate, candidates of certain names, one turn.
+OTHER_SHAPES: dict[str, list[dict[str, Any]]] = {
+    "candidates": [
+        {"prompt": USER, "candidates": TWO[:1]},
+        {"prompt": USER, "candidates": [TWO[0] | {"cid": "response"}, TWO[1] | {"cid": "target"}]},
+    ],
+    "demonstration": [{"messages": SAID}],
+}
+
 JUDGED: list[dict[str, Any]] = [
     {"instruction": "a", "output_1": "b", "output_2": "c", "generator_1": "x",
      "generator_2": "y", "annotator": "j", "preference": 1.6},
@@ -91,12 +100,15 @@ stages:
 JUDGE_TEMPLATE = b"Which is better?\n{prompt}\n[A] {a}\n[B] {b}\nAnswer A, B or tie."
 
 
-@cache
 def records(kind: str) -> tuple[Record, ...]:
     """A few valid records of a kind, of several items and annotators."""
+    return _made(kind, RECORDS[kind])
+
+
+def _made(kind: str, shape: Mapping[str, Any]) -> tuple[Record, ...]:
     made = []
     for number in range(4):
-        text = json.dumps({"kind": kind, "v": 1, "id": f"{kind}{number}", **RECORDS[kind]})
+        text = json.dumps({"kind": kind, "v": 1, "id": f"{kind}{number}", **shape})
         row = json.loads(text.replace("Hi?", f"Hi {number // 2}?").replace('"ann"', f'"p{number}"'))
         made.append(KINDS[kind].model_validate(row))
     return tuple(made)
@@ -107,10 +119,12 @@ def rows_of(kind: str) -> tuple[Rows, ...]:
     """Records of a kind in every format that can hold them: a new format is a new file here."""
     found: list[Rows] = []
     for form in FORMATS.values():
-        try:
-            found.append([row_of([record], form) for record in records(kind)])
-        except (RowError, AlignkitError):
-            continue  # this format holds no such records
+        for shape in (RECORDS[kind], *OTHER_SHAPES.get(kind, ())):
+            try:
+                found.append([row_of([record], form) for record in _made(kind, shape)])
+            except (RowError, AlignkitError):
+                continue  # this format holds no such records
+            break
     return tuple(found)
 
 
