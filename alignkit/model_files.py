@@ -339,7 +339,7 @@ def _refuse_without_safetensors(path: Path) -> None:
     raise ModelError(
         "no *.safetensors weights" if other is None else f"neither {WEIGHTS} nor {INDEX}",
         where=str(path),
-        hint=None if other is None else f"{other.name} is not a name that is looked for: rename it",
+        hint=f"{other.name} is not a name that is looked for: rename it" if other else None,
     )
 
 
