@@ -124,6 +124,8 @@ _OPEN = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
 
 def _descriptor(path: Path) -> int | None:
     """The number of the open descriptor that a name stands for, null for every other name."""
+    if str(path) == "-":
+        return 1
     name = os.path.normpath(path.absolute())
     match = _OPEN.fullmatch(name)
     return int(match[1] or match[2]) if match else _STANDARD.get(name)
