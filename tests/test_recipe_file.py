@@ -129,7 +129,11 @@ MALFORMED: list[tuple[str, str, str]] = [
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
     ),
     ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
-    ("directory", STAGE.format("dpo: {data: .}"), "'.' is a directory"),
+    (
+        "directory",
+        STAGE.format("dpo: {data: .}"),
+        "a demonstration record where event or preference",
+    ),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
     (
         "settings together",
