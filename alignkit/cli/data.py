@@ -106,18 +106,21 @@ def tell(problem: Any) -> None:
         say(f"{problem.level}: {problem}")
 
 
-def tell_all(problems: Sequence[Any]) -> None:
-    """The first of many such problems, and how many there are."""
-    heard = [problem for problem in problems if problem.level != "note"]
-    # What concerns a file as a whole (a column that is not read) stands there once: all of it.
-    for problem in heard:
-        if problem.line is None:
+def tell_all(problems: Iterable[Any]) -> None:
+    """The first of each kind of problem, and how many there are of it.
+
+    What concerns a file as a whole (a column that is not read) is told in full: it stands there
+    once.
+    """
+    counts: dict[str, int] = {}
+    for problem in problems:
+        if problem.line is not None:
+            counts[problem.kind] = counts.get(problem.kind, 0) + 1
+        if problem.line is None or counts[problem.kind] <= SHOWN_PER_KIND:
             tell(problem)
-    heard = [problem for problem in heard if problem.line is not None]
-    for problem in heard[:SHOWN_PER_KIND]:
-        tell(problem)
-    if (rest := len(heard) - SHOWN_PER_KIND) > 0:
-        say(f"and {rest:,} more: alignkit data check names them")
+    for kind, count in counts.items():
+        if count > SHOWN_PER_KIND:
+            say(f"and {count - SHOWN_PER_KIND:,} more of kind {kind}")
 
 
 @contextmanager
@@ -369,8 +372,9 @@ def pairs(
         candidates=candidates,
         **options,
     )
-    for problem in problems:
-        say(str(problem))
+    tell_all(problems)
+    for note in (problem for problem in problems if problem.kind == "votes"):
+        say(str(note))
     count = write_records(output, records)
     groups = len({record.group or record.id for record in records})
     say(f"{output}: {count:,} preferences from {groups:,} rankings")

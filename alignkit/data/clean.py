@@ -422,10 +422,10 @@ def _names() -> Any:
 
 
 def _records_in(path: str) -> Iterator[Record]:
-    """All records of a file; a row that cannot be read, or is cut short, is an error."""
+    """All records of a file, or none; a row that cannot be read, or is cut short, is an error."""
 
     def bad(problem: Problem) -> None:
-        if problem.level == "error" or problem.kind == "torn":
+        if (problem.level == "error" and problem.kind != "empty") or problem.kind == "torn":
             raise problem.error()
 
     for _, found in scan(path, bad):

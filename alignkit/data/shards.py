@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from alignkit.data.containers import COMPRESSIONS, SUFFIXES, container_of
@@ -14,9 +15,12 @@ from alignkit.errors import DataError, did_you_mean
 
 # `train-00000-of-00002.parquet`; some add a hash behind the numbers.
 _SHARD = re.compile(r"(?P<split>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?:-[0-9a-f]+)?")
-_NUMBERED = re.compile(r"(?P<split>.*?)[-_.]?\d+")
+_NUMBERED = re.compile(r"(?:(?P<split>.+?)[-_.])?\d+")
 # Words that name a split, as files and folders carry them.
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
+# How far below a folder its data may be, and how much may be looked through.
+DEPTH = 3
+MOST_FILES = 10_000
 # Files that describe the data beside them.
 _BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -39,13 +43,13 @@ def parts_of(name: str) -> list[str] | None:
             raise DataError(
                 f"no split {wanted!r}{did_you_mean(wanted, splits)}",
                 where=folder,
-                hint=f"There are: {', '.join(splits)}",
+                hint=f"There are: {_listed(splits)}",
             )
         return _whole(folder, wanted, splits[wanted])
     if len(splits) > 1:
-        listed = ", ".join(f"{split} ({_files(len(files))})" for split, files in splits.items())
+        counted = [f"{split} ({_files(len(files))})" for split, files in splits.items()]
         raise DataError(
-            f"a folder of several sets: {listed}",
+            f"a folder of several sets: {_listed(counted)}",
             where=name,
             hint=f"Fix: name one: {folder.rstrip('/')}#{_usual(splits)}",
         )
@@ -55,12 +59,27 @@ def parts_of(name: str) -> list[str] | None:
 def _splits(folder: Path) -> dict[str, list[Path]]:
     """The data files under a folder by their split, both in order."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*"), key=_natural):
-        inside = path.relative_to(folder).parts
-        if any(part.startswith((".", "_")) for part in inside) or not _is_data(path):
-            continue
-        found.setdefault(_split_of(inside), []).append(path)
+    for path in sorted(_data_files(folder), key=_natural):
+        found.setdefault(_split_of(path.relative_to(folder).parts), []).append(path)
     return dict(sorted(found.items()))
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """The data files at most `DEPTH` folders down; hidden ones are none."""
+    seen = 0
+    for place, folders, names in os.walk(folder):
+        below = len(Path(place).relative_to(folder).parts)
+        folders[:] = [n for n in folders if below < DEPTH and not n.startswith((".", "_"))]
+        seen += len(names) + len(folders)
+        if seen > MOST_FILES:
+            raise DataError(
+                f"a folder of more than {MOST_FILES:,} files",
+                where=str(folder),
+                hint="Fix: name the folder that holds the data",
+            )
+        yield from (
+            path for name in names if _is_data(path := Path(place, name)) and name[0] not in "._"
+        )
 
 
 def _is_data(path: Path) -> bool:
@@ -79,7 +98,7 @@ def _split_of(inside: tuple[str, ...]) -> str:
     above = [part for part in folders if part != "data"]
     stem = name.split(".", 1)[0]
     if (match := _SHARD.fullmatch(stem)) or (match := _NUMBERED.fullmatch(stem)):
-        stem = match["split"]
+        stem = match["split"] or ""
     if stem and above and above[-1].lower() in _SPLITS:
         return "/".join(above)
     return "/".join([*above, stem]) if stem else "/".join(above) or "data"
@@ -115,6 +134,12 @@ def _whole(folder: str, split: str, files: list[Path]) -> list[str]:
 
 def _usual(splits: dict[str, list[Path]]) -> str:
     return next((split for split in splits if "train" in split), next(iter(splits)))
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    listed = list(names)
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _files(count: int) -> str:
