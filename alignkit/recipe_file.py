@@ -271,7 +271,11 @@ def _check_source(
     mistaken = as_data(name)
     if mistaken and not (guessed(name) and nearest):
         return f"{shortened(value)}: {mistaken[0]}", mistaken[1]
-    return None if os.path.isfile(path) else (f"no file {shortened(value)}{nearest}", None)
+    if os.path.isfile(path):
+        return None
+    if os.path.isdir(path):
+        return f"{shortened(value)} is a directory", "Name a file in it"
+    return f"no file {shortened(value)}{nearest}", None
 
 
 def _check_reference(

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
-COMPRESSED = (".gz", ".zst", ".zstd")
+COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 # What the last suffix of a file's name says it is.
 SUFFIXES: dict[str, str] = {
     **dict.fromkeys(DATA, "data"),
@@ -24,7 +24,7 @@ SUFFIXES: dict[str, str] = {
     ".gguf": "gguf",
     ".arrow": "arrow",
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "workbook"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".bz2"), "archive"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "archive"),
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".npy", ".npz"), "pickle"),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".duckdb"), "database"),
     **dict.fromkeys((".pdf", ".docx", ".doc", ".html", ".md", ".rtf", ".epub"), "document"),
@@ -44,7 +44,10 @@ PERHAPS = ("hub id", "word")
 
 
 def as_data(name: str) -> tuple[str, str] | None:
-    """What to say of a name that was given where a file of rows is due; None if it may be one."""
+    """What to say of a name that was given where a file of rows is due; None if it may be one.
+
+    Of a directory that is nothing else, whoever reads data decides.
+    """
     return _said(AS_DATA, name)
 
 
@@ -203,8 +206,6 @@ AS_DATA: Table = {
         "    from datasets import load_from_disk\n"
         '    load_from_disk("{name}").to_json("{stem}.jsonl")  # ["train"] of one with splits',
     ),
-    "directory of data": ("is a directory, not a file", "Name a file in it: {first}"),
-    "directory": ("is a directory, not a file", "Name a file of rows"),
     "recipe": (
         "YAML, not rows",
         "A recipe is run by: alignkit run {name}; settings of one stage are given as --config",

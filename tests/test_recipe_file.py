@@ -129,7 +129,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
     ),
     ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
-    ("directory", STAGE.format("dpo: {data: .}"), "'.': is a directory, not a file"),
+    ("directory", STAGE.format("dpo: {data: .}"), "'.' is a directory"),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
     (
         "settings together",

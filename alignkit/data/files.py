@@ -69,6 +69,8 @@ def read_rows(path: str | Path, report: Report) -> Iterator[Row]:
                 yield row
     except FileNotFoundError:
         raise DataError("no such file" + _nearest_file(name), where=name) from None
+    except IsADirectoryError:
+        raise DataError("is a directory, not a file", where=name) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         report(
             Problem(name, None, None, "compression", f"broken gzip data: {error}", "copy it again")
