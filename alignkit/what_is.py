@@ -46,7 +46,10 @@ PERHAPS = ("hub id", "word")
 
 
 def as_data(name: str) -> tuple[str, str] | None:
-    """What to say of a name that was given where a file of rows is due; None if it may be one."""
+    """What to say of a name that was given where a file of rows is due; None if it may be one.
+
+    Of a directory that is nothing else, whoever reads data decides.
+    """
     return _said(AS_DATA, name)
 
 

@@ -172,7 +172,6 @@ AS_DATA: list[tuple[str, str]] = [
     ("split", 'load_from_disk("split").to_json("split.jsonl")'),
     ("cache", "a data set as save_to_disk or the cache of datasets leaves it"),
     ("x.arrow", 'Dataset.from_file("x.arrow").to_json("x.jsonl")'),
-    ("empty", "is a directory, not a file"),
     ("w.safetensors", "weights of a model, not rows"),
     ("b.xlsx", "a workbook, not rows. Save its sheet as CSV"),
     ("r.yaml", "A recipe is run by: alignkit run r.yaml"),
