@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.adapter_fit import read_adapter
 from alignkit.artifacts import publishing, write_manifest
-from alignkit.backbone import read_adapter
 from alignkit.cli.options import single_stage_recipe
 from alignkit.errors import AlignkitError, GateMissed, ModelError, RecipeError
 from alignkit.model_files import EMBEDDED
