@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
-from alignkit.adapter_files import ALL as ALL_LINEAR
-from alignkit.adapter_files import FACTOR, check_factors, own_weights, read_adapter_config
-from alignkit.artifacts import template_date, verify_part
+from alignkit.adapter_fit import (
+    check_head,
+    check_layers,
+    drop_copies_of_the_base,
+    fill_adapter,
+    read_adapter,
+    weights_of,
+)
+from alignkit.artifacts import template_date
 from alignkit.errors import ModelError, RecipeError, did_you_mean
 from alignkit.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.heads import ScalarHead
@@ -110,13 +116,13 @@ class Backbone:
         Only the adapter's own tensors are taken: no byte of the base changes.
         """
         config, weights = read_adapter(directory)
-        self._check_layers(config, weights, directory)
-        self._drop_copies_of_the_base(weights, directory)
+        check_layers(self.base, config, weights, directory)
+        drop_copies_of_the_base(self.base, weights, directory)
         self._add(name, config, seed=0)
         try:
-            self._fill(name, weights, directory)
+            fill_adapter(self.model, name, weights, directory)
             if head is not None:
-                self._check_head(head, directory)
+                check_head(self.base, head, directory)
                 head.to(self.device)
             replay_probe(self, name, directory, head)
         except ModelError:
@@ -125,7 +131,7 @@ class Backbone:
 
     def copy_adapter(self, source: str, target: str) -> None:
         """An exact copy of the adapter `source` under the name `target`."""
-        weights = _weights_of(self.model, source)
+        weights = weights_of(self.model, source)
         copied = {key: value.detach().clone() for key, value in weights.items()}
         self._add(target, self.model.peft_config[source], seed=0)
         set_peft_model_state_dict(self.model, copied, adapter_name=target)
@@ -133,7 +139,7 @@ class Backbone:
     def save_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
         """Write the adapter in PEFT's own format, with its head, tokenizer and probe."""
         directory.mkdir(parents=True, exist_ok=True)
-        weights = _weights_of(self.model, name)
+        weights = weights_of(self.model, name)
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in weights.items()},
             str(directory / "adapter_model.safetensors"),
@@ -167,7 +173,7 @@ class Backbone:
     def adapter_hash(self, name: str) -> str:
         """sha256 over the adapter's weights."""
         digest = hashlib.sha256()
-        weights = _weights_of(self.model, name)
+        weights = weights_of(self.model, name)
         for key in sorted(weights):
             digest.update(key.encode())
             digest.update(weights[key].detach().float().cpu().contiguous().numpy().tobytes())
@@ -222,67 +228,6 @@ class Backbone:
             task_type="CAUSAL_LM",
         )
 
-    def _check_layers(
-        self, config: LoraConfig, weights: Mapping[str, torch.Tensor], directory: Path
-    ) -> None:
-        """Raise ModelError unless the adapter has weights for just the layers that it names."""
-        bare = [name.replace(".base_layer", "") for name, _ in self.base.named_modules()]
-        if config.target_modules == ALL_LINEAR:
-            named = set(adaptable_layers(self.base))
-        else:
-            named = {name for name in bare if check_target_module_exists(config, name) is True}
-        has = {match["layer"] for key in weights if (match := FACTOR.fullmatch(key))}
-        for layer in sorted(has - named):
-            known = layer in bare
-            raise ModelError(
-                f"has weights for {layer}, which "
-                + ("its target_modules leave out" if known else f"{self.files.name} does not have"),
-                where=str(directory),
-                hint=None if known else "Name the base it was trained on",
-            )
-        for layer in sorted(named - has):
-            raise ModelError(
-                f"lacks the weights of {layer}, which its target_modules name",
-                where=str(directory),
-                hint="Copy both of its files again from the same place",
-            )
-
-    def _drop_copies_of_the_base(self, weights: dict[str, torch.Tensor], directory: Path) -> None:
-        """Leave out what PEFT wrote of the base itself. Raises ModelError if it is another's."""
-        for key, layer in own_weights(directory).items():
-            copy = weights.pop(key)
-            own = _weight_named(self.base, layer)
-            if own is None or own.shape != copy.shape or not _equal_values(own, copy):
-                raise ModelError(
-                    f"holds a {layer} of its own; the base is shared, and stays as it is",
-                    where=str(directory),
-                    hint="Merge the adapter into its base with PEFT, and name the merged model",
-                )
-
-    def _fill(self, name: str, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
-        """Copy weights into a fresh adapter. Raises ModelError unless every one has its place."""
-        places = _weights_of(self.model, name)
-        for key in sorted(places.keys() ^ weights.keys()):
-            said = "no place for" if key in weights else "it lacks"
-            raise ModelError(f"does not fit {self.files.name}: {said} {key}", where=str(directory))
-        for key, value in weights.items():
-            if value.shape != places[key].shape:
-                raise ModelError(
-                    f"does not fit {self.files.name}: {key} is {tuple(value.shape)}, and has to be "
-                    f"{tuple(places[key].shape)}",
-                    where=str(directory),
-                )
-        set_peft_model_state_dict(self.model, dict(weights), adapter_name=name)
-
-    def _check_head(self, head: ScalarHead, directory: Path) -> None:
-        size = self.base.config.get_text_config().hidden_size
-        if head.linear.in_features != size:
-            raise ModelError(
-                f"its head reads states of {head.linear.in_features:,}, those of "
-                f"{self.files.name} have {size:,}",
-                where=str(directory),
-            )
-
     def _add(self, name: str, config: LoraConfig, seed: int) -> None:
         if name in self.adapters:
             raise ValueError(f"adapter {name!r} exists already")
@@ -298,22 +243,6 @@ class Backbone:
         fuse_lora(self.model)
 
 
-def _weight_named(base: nn.Module, layer: str) -> torch.Tensor | None:
-    """The weight of a layer of the base, adapters or not; None where there is no such layer."""
-    modules = dict(base.named_modules())
-    module = modules.get(f"{layer}.base_layer", modules.get(layer))
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, torch.Tensor) else None
-
-
-def _equal_values(own: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Whether two weights are the same numbers, in the coarser of their types."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        if torch.equal(own.detach().cpu().to(dtype), copy.to(dtype)):
-            return True
-    return False
-
-
 def _changes(config: LoraConfig, modules: list[str]) -> bool:
     """Whether an adapter of this configuration touches one of these modules of the base."""
     if config.modules_to_save or config.trainable_token_indices:
@@ -324,14 +253,6 @@ def _changes(config: LoraConfig, modules: list[str]) -> bool:
 def _target_modules(config: BackboneConfig, layers: Collection[str]) -> str | list[str]:
     names = check_targets(config.lora_target_modules, layers)
     return "all-linear" if names == ["all-linear"] else names
-
-
-def _weights_of(model: Any, name: str) -> dict[str, torch.Tensor]:
-    """An adapter's own weights, without copies of the embedding or the head it may sit on."""
-    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=False
-    )
-    return weights
 
 
 def as_fp32(parameters: dict[str, nn.Parameter]) -> None:
@@ -390,25 +311,6 @@ def guard_cpu_quantization(model: nn.Module) -> int:
             module.support_avx512bf16_for_cpu = False
             guarded += 1
     return guarded
-
-
-def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """An adapter's configuration and weights. Raises ModelError naming the broken file."""
-    verify_part(directory)
-    weights = directory / "adapter_model.safetensors"
-    if not weights.exists():
-        pickled = directory / "adapter_model.bin"
-        if pickled.exists():
-            raise ModelError(
-                "pickle weights are refused, because loading them runs code",
-                where=str(pickled),
-                hint="convert them to safetensors where you trust their origin",
-            )
-        raise ModelError("no adapter_model.safetensors", where=str(directory))
-    said = read_adapter_config(directory)
-    check_weights([weights])
-    layers = check_factors(directory, said)
-    return LoraConfig(**said.settings(layers)), load_file(str(weights))
 
 
 def _write_adapter_config(config: LoraConfig, files: ModelFiles, directory: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +21,7 @@ from typing import Any
 from alignkit.errors import ModelError, RecipeError
 from alignkit.model_files import (
     CONFIG,
+    EMBEDDED,
     ModelFiles,
     StoredTensor,
     obeyed_settings,
@@ -30,6 +31,7 @@ from alignkit.model_files import (
     weight_files,
 )
 
+ALL_LINEAR = ("all-linear",)
 SHOWN = 3
 HELD = 2_000  # keys that are compared to find out what a prefix is
 LONGEST_PART = 4  # names between dots that a wrapper puts before, or into, a key
@@ -81,6 +83,16 @@ class Fit:
     modules: frozenset[str]
     trunks: frozenset[str]
     layers: tuple[str, ...]
+
+
+def check_architecture(files: ModelFiles, targets: Sequence[str]) -> None:
+    """Raise ModelError for files that do not fit, RecipeError for layers that are not there.
+
+    The embedded model fits.
+    """
+    if files.path in EMBEDDED.values() and tuple(targets) == ALL_LINEAR:
+        return
+    check_targets(targets, check_fit(files).layers)
 
 
 def check_fit(files: ModelFiles) -> Fit:

@@ -65,7 +65,7 @@ from alignkit.estimate import refuse_what_cannot_fit
 from alignkit.launch import check_launch, launched
 from alignkit.model_check import check_adapter, check_kernels, check_model
 from alignkit.model_files import EMBEDDED
-from alignkit.model_fit import check_fit, check_targets
+from alignkit.model_fit import check_architecture
 from alignkit.passthrough import check_passthrough, place_of
 from alignkit.plan import Plan, PlannedStage, named, read_record
 from alignkit.recipe import GATE, OnlineConfig, Refers, Source, TrainingConfig
@@ -169,11 +169,11 @@ def _check_models(to_run: Sequence[PlannedStage], plan: Plan, say: Say) -> None:
         check_kernels(plan.backbone.quantization)
         for line in check_model(plan.model, plan.backbone.chat_template):
             say(line)
-        if plan.backbone.lora_target_modules != ("all-linear",):
-            check_targets(plan.backbone.lora_target_modules, check_fit(plan.model).layers)
     for adapter in _adapters(to_run, plan):
         verify_part(adapter)
         check_adapter(adapter, plan.model)
+    if to_run:
+        check_architecture(plan.model, plan.backbone.lora_target_modules)
     for planned in to_run:
         refuse_what_cannot_fit(planned, plan)
 

@@ -60,6 +60,7 @@ LAYERS: dict[str, int] = {
     "alignkit.model_check": 2,
     "alignkit.model_fit": 2,
     "alignkit.adapter_files": 2,
+    "alignkit.adapter_fit": 2,
     "alignkit.tokenizer_check": 2,
     "alignkit.tokenizer_trial": 0,
     "alignkit.backbone": 3,

@@ -25,7 +25,8 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from alignkit.backbone import Backbone, read_adapter
+from alignkit.adapter_fit import read_adapter
+from alignkit.backbone import Backbone
 from alignkit.errors import ModelError, RecipeError
 from alignkit.model_check import check_adapter
 from alignkit.model_files import find_model

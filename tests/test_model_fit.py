@@ -21,9 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from alignkit import quantized_base
 from alignkit.backbone import Backbone
 from alignkit.errors import ModelError, RecipeError
-from alignkit.model_check import check_model
 from alignkit.model_files import find_model, staged
-from alignkit.model_fit import check_fit
+from alignkit.model_fit import check_architecture, check_fit
 from alignkit.recipe import BackboneConfig
 
 IDS = torch.tensor([[5, 9, 40, 77, 12, 30, 8, 200, 6, 19]])
@@ -195,7 +194,7 @@ def test_what_is_not_the_model_that_was_named_is_refused(
 def test_the_same_is_told_before_anything_is_loaded(copied: Path) -> None:
     prefixed("_orig_mod.")(copied)
     with pytest.raises(ModelError, match="20 of 20 weights"):
-        check_model(find_model(str(copied)), None)
+        check_architecture(find_model(str(copied)), ("all-linear",))
 
 
 def test_the_command_in_the_hint_mends_the_file(

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from alignkit.adapter_fit import read_adapter
 from alignkit.artifacts import publishing, write_manifest
-from alignkit.backbone import load_tokenizer, read_adapter
+from alignkit.backbone import load_tokenizer
 from alignkit.cli.options import single_stage_recipe
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Message
