@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any, Literal
+from typing import Literal
 
+from pydantic import BaseModel
+
+from alignkit.data.problems import RowError
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking
+from alignkit.data.validated import validated
 from alignkit.errors import DataError
 
 Pairs = Literal["all", "adjacent", "best-worst", "best-vs-rest"]
@@ -259,19 +263,28 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
             hint="Fix: give the file that was ranked: --candidates FILE",
         )
     said = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
-    return Ranking.model_validate(
-        {
-            "id": event.id,
-            "item": event.item,
-            "prompt": [_plain(message) for message in prompt],
-            "candidates": [_plain(candidate) for candidate in candidates],
-            "ranks": event.ranks or {},
-            "annotator": event.annotator,
-            "source": event.source and event.source.model_dump(),
-            "extra": {name: value for name, value in said.items() if value},
-        }
-    )
+    try:
+        return validated(
+            Ranking,
+            {
+                "id": event.id,
+                "item": event.item,
+                "prompt": _plain(prompt),
+                "candidates": _plain(candidates),
+                "ranks": event.ranks or {},
+                "annotator": event.annotator,
+                "source": event.source and event.source.model_dump(),
+                "extra": {name: value for name, value in said.items() if value},
+            },
+        )
+    except RowError as error:
+        raise DataError(
+            f"vote {event.id!r} on item {event.item!r}: {error.message}", hint=f"Fix: {error.fix}"
+        ) from None
 
 
-def _plain(value: Message | Candidate | dict[str, Any]) -> Any:
-    return value if isinstance(value, dict) else value.model_dump()
+def _plain(values: object) -> object:
+    """Records among the values as plain objects; what else stands there is for the model to say."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [each.model_dump() if isinstance(each, BaseModel) else each for each in values]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from alignkit.data.files import read_rows
 from alignkit.data.json_text import type_name
 from alignkit.data.problems import Problem, RowError
-from alignkit.data.read import validated
+from alignkit.data.validated import validated
 from alignkit.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
