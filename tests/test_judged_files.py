@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.collect.log import rankings_from_events, read_events
+from alignkit.data.read import load_rankings
 from alignkit.errors import DataError, UserError
 from alignkit.evaluation.agreement import agreement_lines, agreement_report
 from alignkit.evaluation.drift import drift_lines, drift_report
@@ -168,6 +170,12 @@ def people(path: Path) -> None:
     judge_named(f"human:{path}")
 
 
+def logged(path: Path) -> None:
+    """The log's own reader, and what export and training make of its votes."""
+    rankings_from_events(read_events(path))
+    load_rankings(path)
+
+
 VOTED = [winrates, agreements, people]
 READERS: dict[str, list[Callable[[Path], Any]]] = {
     "judgement": [winrates, partial(winrates, sequential=True), fairness, drifts],
@@ -175,7 +183,7 @@ READERS: dict[str, list[Callable[[Path], Any]]] = {
     "mtbench": [winrates],
     "arena": [winrates],
     "arenahard": [winrates],
-    "events": [*VOTED, drifts],
+    "events": [*VOTED, drifts, logged],
     "rankings": VOTED,
     "candidates": [*VOTED, replies],
     "replies": [replies, references, drifts, swaps],
@@ -396,6 +404,15 @@ def test_texts_of_a_vote_name_the_field(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         winrate_report([path])
     assert str(caught.value).startswith(f'{path}:2: no "prompt[0].role"')
+
+
+def test_a_vote_whose_texts_are_none_is_named_where_it_becomes_a_ranking(tmp_path: Path) -> None:
+    for extra in ({"prompt": 5, "candidates": CANDIDATES}, {"prompt": TURNS, "candidates": [[]]}):
+        path = write(tmp_path / "e.jsonl", [EVENT | {"extra": extra}])
+        with pytest.raises(DataError, match="vote 'e1' on item 'i1': "):
+            rankings_from_events(read_events(path))
+        with pytest.raises(DataError, match="vote 'e1' on item 'i1': "):
+            load_rankings(path)
 
 
 def test_a_temperature_that_is_none_is_named(tmp_path: Path) -> None:

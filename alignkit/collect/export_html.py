@@ -29,7 +29,7 @@ from alignkit.collect.session import Answer, Collection, check_annotator
 from alignkit.collect.web.server import PAGE
 from alignkit.data.json_text import decode
 from alignkit.data.problems import RowError
-from alignkit.data.read import validated
+from alignkit.data.validated import validated
 from alignkit.errors import DataError
 
 FORMAT = "alignkit-answers"

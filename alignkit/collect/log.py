@@ -26,8 +26,8 @@ from alignkit.data.files import MAX_LINE, read_jsonl
 from alignkit.data.json_text import decode
 from alignkit.data.pairs import rankings_from_votes
 from alignkit.data.problems import Problem, RowError
-from alignkit.data.read import validated
 from alignkit.data.records import Candidates, Event, Ranking, to_json
+from alignkit.data.validated import validated
 from alignkit.errors import AlignkitError, DataError, DiskFull, UserError
 
 VOTES = ("rank", "pair")

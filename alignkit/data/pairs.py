@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
+from alignkit.data.problems import RowError
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
+from alignkit.data.validated import validated
 from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
 from alignkit.errors import DataError
 
@@ -277,30 +279,28 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
             hint="Fix: give the file that was ranked: --candidates FILE",
         )
     said = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
-    fields = {
-        "id": event.id,
-        "item": event.item,
-        "prompt": _plain(prompt),
-        "candidates": _plain(candidates),
-        "ranks": event.ranks or {},
-        "annotator": event.annotator,
-        "source": event.source and event.source.model_dump(),
-        "extra": {name: value for name, value in said.items() if value},
-    }
     try:
-        return Ranking.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        return validated(
+            Ranking,
+            {
+                "id": event.id,
+                "item": event.item,
+                "prompt": _plain(prompt),
+                "candidates": _plain(candidates),
+                "ranks": event.ranks or {},
+                "annotator": event.annotator,
+                "source": event.source and event.source.model_dump(),
+                "extra": {name: value for name, value in said.items() if value},
+            },
+        )
+    except RowError as error:
         raise DataError(
-            f"the vote on item {event.item!r} is no ranking: {place}: {first['msg']}",
-            where=f"{event.source.file}:{event.source.row + 1}" if event.source else None,
-            hint="Fix: give the file that was ranked: --candidates FILE",
+            f"vote {event.id!r} on item {event.item!r}: {error.message}", hint=f"Fix: {error.fix}"
         ) from None
 
 
-def _plain(values: Any) -> Any:
-    """Records as plain values; what an event carries may be anything, and is checked later."""
-    if not isinstance(values, list):
+def _plain(values: object) -> object:
+    """Records among the values as plain objects; what else stands there is for the model to say."""
+    if not isinstance(values, list | tuple):
         return values
-    return [v.model_dump() if isinstance(v, Message | Candidate) else v for v in values]
+    return [each.model_dump() if isinstance(each, BaseModel) else each for each in values]

@@ -12,8 +12,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
 from alignkit.data.files import Report, Row, read_rows
@@ -22,7 +20,7 @@ from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
 from alignkit.data.grades import demonstration_of, is_graded, rankings_from_grades
-from alignkit.data.json_text import decode_exactly, type_name
+from alignkit.data.json_text import decode_exactly
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
 from alignkit.data.problems import Finding, Problem, RowError, tally
 from alignkit.data.records import (
@@ -39,12 +37,12 @@ from alignkit.data.records import (
 )
 from alignkit.data.rules import findings
 from alignkit.data.unread_columns import Unread
+from alignkit.data.validated import validated
 from alignkit.data.voting import ballot_of, line_of
-from alignkit.errors import DataError, ErrorList, did_you_mean
+from alignkit.errors import DataError, ErrorList
 
 OnBadRow = Literal["error", "drop"]
 R = TypeVar("R", bound=Record)
-M = TypeVar("M", bound=BaseModel)
 
 LOOK_AHEAD = 20
 NO_ROW = ("not-jsonl", "empty")
@@ -180,14 +178,6 @@ def _record(
     return validated(KINDS[kind], fields)
 
 
-def validated(model: type[M], fields: Any) -> M:
-    """`model` with these fields; RowError in our words where they do not fit."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise _explain(error, model) from None
-
-
 def _template_keys(
     fields: Fields, row: Row, unknown: Collection[str], kind: type[Record]
 ) -> set[str]:
@@ -239,30 +229,6 @@ def _has_huge_float(value: Any) -> bool:
     if isinstance(value, dict):
         return any(_has_huge_float(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_huge_float(inner) for inner in value)
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> RowError:
-    """The first complaint of pydantic in our words."""
-    first = error.errors(include_url=False)[0]
-    path = ""
-    for part in first["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
-    if first["type"] == "missing":
-        return RowError("missing-key", f'no "{path}"', f'add "{path}" to the row', field=path)
-    if first["type"] == "extra_forbidden":
-        guess = did_you_mean(str(first["loc"][-1]), model.model_fields)
-        return RowError(
-            "unknown-key", f'unknown key "{path}"{guess}', 'put it inside "extra"', field=path
-        )
-    if first["type"] == "value_error":
-        reason = str(first["ctx"]["error"])
-        return RowError("value", reason, "correct or remove the row", field=path or None)
-    given = first["input"]
-    shown = type_name(given) if isinstance(given, dict | list) else f"{given!r:.40}"
-    reason = first["msg"].replace("Input should be", "should be")
-    return RowError(
-        "value", f'"{path}" is {shown}: {reason}', "correct or remove the row", field=path
-    )
 
 
 # --- records with rules -------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.data.files import read_rows
 from alignkit.data.json_text import type_name
 from alignkit.data.problems import Problem, RowError
-from alignkit.data.read import validated
 from alignkit.data.records import Candidate, Messages
+from alignkit.data.validated import validated
 from alignkit.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from alignkit.data.chat import Encoder
 from alignkit.data.files import read_rows
 from alignkit.data.json_text import decode
 from alignkit.data.problems import Problem, RowError
-from alignkit.data.read import validated
 from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
 from alignkit.data.template_input import TemplateContext
+from alignkit.data.validated import validated
 from alignkit.errors import DataError, RecipeError
 from alignkit.generation import generate
 from alignkit.judges import Judge
