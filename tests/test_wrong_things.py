@@ -114,7 +114,7 @@ def test_the_commands_that_are_named_take_the_rows(
     for command in NAMED.findall(hint.format(file=f"{kind}s.jsonl")):
         more = {
             "eval": [],
-            "rank": ["--annotator", "ann", "--export-html", "page.html"],
+            "rank": ["--annotator", "ann", "--output", "v.jsonl", "--export-html", "page.html"],
             "ppo": ["--output", "o", "--dry-run", "--reward", "judge:score"],
         }.get(command.split()[0], ["--output", "o", "--dry-run"])
         if f"{kind}s.jsonl" in command:

@@ -415,7 +415,7 @@ def stream_demonstrations(path: str | Path, **options: Any) -> Stream[Demonstrat
             elif isinstance(record, Candidates):
                 shown = demonstration_of(record)
                 if shown is None:
-                    raise wrong_kind(record.kind, ("demonstration",), str(path))
+                    raise wrong_kind(record.kind, ("demonstration",), str(path), line_of(record))
                 yield shown
 
     return Stream(path, ("demonstration", "candidates"), made, **options)
@@ -573,7 +573,7 @@ def graded_last(path: str | Path, records: Iterable[Record]) -> Iterator[Record]
         elif is_graded(record):
             graded.append(record)
         else:
-            raise wrong_kind(record.kind, ("ranking", "preference"), str(path))
+            raise wrong_kind(record.kind, RANKED, str(path), line_of(record))
     compared = rankings_from_grades(graded)
     if graded and not compared:
         raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alignkit.data.containers import COMPRESSIONS, SUFFIXES, container_of
 from alignkit.errors import DataError, did_you_mean
+from alignkit.what_is import as_data
 
 # `train-00000-of-00002.parquet`; some add a hash behind the numbers.
 _SHARD = re.compile(r"(?P<split>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?:-[0-9a-f]+)?")
@@ -34,6 +35,8 @@ def parts_of(name: str) -> list[str] | None:
     # os.path takes a name that is too long for any file for an absent one; Path raises.
     if os.path.isfile(name) or not os.path.isdir(folder):
         return None
+    if mistaken := as_data(folder):
+        raise DataError(mistaken[0], where=folder, hint=mistaken[1])
     splits = _splits(Path(folder))
     if not splits:
         endings = ", ".join(SUFFIXES)

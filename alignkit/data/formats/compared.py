@@ -159,8 +159,12 @@ def read_ultrafeedback(row: Row) -> Fields:
     """An instruction and completions with ratings; the ranks follow the scores."""
     completions = objects(row, "completions")
     for position, completion in enumerate(completions):
-        if type(completion.get("response")) is not str:
-            raise missing(completion, keys("response")).within(f"completions[{position}]")
+        try:
+            if "response" not in completion:
+                raise missing(completion, keys("response"))
+            text(completion, "response")
+        except RowError as error:
+            raise error.within(f"completions[{position}]") from None
     scores = [_ultra_score(completion) for completion in completions]
     return ranking(
         [user(text(row, "instruction"))],
