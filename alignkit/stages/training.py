@@ -27,6 +27,7 @@ from alignkit.finite import check_numbers, check_tensors
 from alignkit.heads import ScalarHead
 from alignkit.probe import check_answer
 from alignkit.recipe import OnlineConfig, TrainingConfig
+from alignkit.stage_pages import outcome_lines
 from alignkit.stages.context import StageContext
 from alignkit.trackers import Trackers
 
@@ -54,7 +55,6 @@ SHARED_ARGUMENTS = (
 # step or two.
 SAMPLED_BATCHES = 2
 MOST_SAMPLED = 32
-LOSS_MOVED = 0.01  # the share of the starting loss below which a run has learned next to nothing
 
 
 def start_adapter(
@@ -367,27 +367,6 @@ def finish(
     for line in outcome_lines(metrics):
         context.say(line)
     return metrics
-
-
-def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What training did, and where it did nothing, what to change."""
-    moved = (
-        f"the weights moved by {metrics['weight_change']:.2g} of the base's size "
-        f"({metrics['moved_share']:.1%} of the trainable ones changed)"
-    )
-    if "loss_before" not in metrics:
-        return [moved]
-    before, after = metrics["loss_before"], metrics["loss_after"]
-    told = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
-    little = LOSS_MOVED * abs(before)
-    if after > before + little:
-        told.append("the loss rose: lower learning_rate, or raise warmup_steps")
-    elif after > before - little:
-        told.append(
-            f"the loss hardly moved in {metrics['steps']} steps: raise learning_rate, or the "
-            "number of steps by max_steps or num_train_epochs"
-        )
-    return told
 
 
 def quiet_callbacks(trainer: Any) -> None:
