@@ -23,6 +23,7 @@ TRAINED = {
     "ppo": "A policy aligned with a reward model by PPO",
     "rloo": "A policy aligned with a reward model by RLOO",
 }
+LOSS_MOVED = 0.01  # the share of the starting loss below which a run has learned next to nothing
 SHOWN = ("rows", "samples", "frontier", "by_margin")
 
 
@@ -76,6 +77,29 @@ def model_card(fields: Mapping[str, Any]) -> str:
     )
 
 
+def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What training did, and where it did nothing, what to change; none for other stages."""
+    if "weight_change" not in metrics:
+        return []
+    moved = (
+        f"the weights moved by {100 * metrics['weight_change']:.2g}% of the base weights' norm "
+        f"({metrics['moved_share']:.1%} of the trainable entries changed)"
+    )
+    if "loss_before" not in metrics:
+        return [moved]
+    before, after = metrics["loss_before"], metrics["loss_after"]
+    told = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
+    little = LOSS_MOVED * abs(before)
+    if after > before + little:
+        told.append("the loss rose: lower learning_rate, or raise warmup_steps")
+    elif after > before - little:
+        told.append(
+            f"the loss hardly moved in {metrics['steps']} steps: raise learning_rate, or the "
+            "number of steps by max_steps or num_train_epochs"
+        )
+    return told
+
+
 def _use(kind: str) -> list[str]:
     if kind == "reward":
         return [
@@ -109,7 +133,8 @@ def _report(fields: Mapping[str, Any], steps: list[dict[str, Any]]) -> ReportDat
 
 def _notes(metrics: Mapping[str, Any]) -> list[str]:
     judge = metrics.get("alarm_judge")
-    return [f"The alarm of reward hacking asked {judge}."] if judge else []
+    asked = [f"The alarm of reward hacking asked {judge}."] if judge else []
+    return [*outcome_lines(metrics), *asked]
 
 
 def _steps(file: Path) -> list[dict[str, Any]]:

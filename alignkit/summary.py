@@ -19,6 +19,7 @@ from alignkit.errors import TrainingFailed
 from alignkit.pipeline import Outcome
 from alignkit.plan import Plan
 from alignkit.report import ReportData, write_report
+from alignkit.stage_pages import outcome_lines
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
@@ -70,7 +71,7 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
             }
         ),
         versions=versions(),
-        notes=[_line(outcome) for outcome in outcomes],
+        notes=[line for outcome in outcomes for line in _lines(outcome)],
     )
 
 
@@ -113,6 +114,7 @@ def _summary(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _line(outcome: Outcome) -> str:
+def _lines(outcome: Outcome) -> list[str]:
     made = "reused from" if outcome.reused else "finished"
-    return f"{outcome.name}: {made} {outcome.manifest.finished}, {outcome.directory.name}"
+    first = f"{outcome.name}: {made} {outcome.manifest.finished}, {outcome.directory.name}"
+    return [first, *(f"{outcome.name}: {line}" for line in outcome_lines(outcome.metrics))]

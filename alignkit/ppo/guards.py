@@ -90,9 +90,12 @@ def is_flat(scores: Tensor) -> bool:
 
 
 def check_spread(spread: Spread, k: int) -> None:
-    """Raise TrainingFailed where no score of the whole run told any two completions apart."""
+    """Raise TrainingFailed where no score of the whole run told any two completions apart.
+
+    One iteration alone says little: a reward that is rarely given may just not have been.
+    """
     iterations = len(spread.means)
-    if iterations and (spread.flat == iterations or (k > 1 and spread.idle_share == 1.0)):
+    if iterations > 1 and (spread.flat == iterations or (k > 1 and spread.idle_share == 1.0)):
         whose = "two completions" if spread.flat == iterations else "completions of one prompt"
         raise TrainingFailed(
             f"nothing was learned: in none of {iterations} iterations did the score tell {whose} "

@@ -390,6 +390,7 @@ class OnlineTrainer:
             doubt = "" if chance(held_out) < 0.5 else f"; {held_out} prompts are too few for it"
             self.context.say(f"the alarm of reward hacking asks {self._judge}{doubt}")
             look = self.validation.look(self.config.kl_coef)
+            check_numbers(look.metrics, 0)
             self._record(look)
             if rank() == 0:
                 self._append({"step": 0, **look.metrics})

@@ -58,7 +58,8 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     trainer = _trainer(config, context, train, held_out)
     _check_start(trainer, train[: config.per_device_eval_batch_size], config, continued)
     with trainer.cached_reference(train), without_dropout(backbone.model):
-        metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY)
+        budget = config.max_tokens_per_batch
+        metrics = fit(trainer, backbone.parameters_of(POLICY), context, POLICY, budget)
         if held_out:
             metrics |= trainer.evaluate()
     end_reports(trainer)

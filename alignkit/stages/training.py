@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from alignkit.backbone import Backbone
+from alignkit.batching import batches_by_tokens
 from alignkit.checkpoints import preserved_random_state
 from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.finite import check_numbers, check_tensors
 from alignkit.heads import ScalarHead
 from alignkit.probe import check_answer
 from alignkit.recipe import OnlineConfig, TrainingConfig
+from alignkit.stage_pages import outcome_lines
 from alignkit.stages.context import StageContext
 from alignkit.trackers import Trackers
 
@@ -54,7 +56,6 @@ SHARED_ARGUMENTS = (
 # step or two.
 SAMPLED_BATCHES = 2
 MOST_SAMPLED = 32
-LOSS_MOVED = 0.01  # the share of the starting loss below which a run has learned next to nothing
 
 
 def start_adapter(
@@ -315,9 +316,13 @@ def fit(
     trainables: Mapping[str, nn.Parameter],
     context: StageContext,
     adapter: str,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Train, from the newest valid checkpoint when there is one; what moved and how it ended."""
-    before, loss_before = snapshot(trainables), sample_loss(trainer)
+    """Train, from the newest valid checkpoint when there is one; what moved and how it ended.
+
+    `max_tokens` bounds the forwards that measure the loss before and after.
+    """
+    before, loss_before = snapshot(trainables), sample_loss(trainer, max_tokens)
     outcome = trainer.train_sealed(
         context.fingerprint,
         say=context.say,
@@ -328,7 +333,7 @@ def fit(
         "steps": trainer.state.global_step,
         "train_loss": round(float(outcome.training_loss), 6),
         "loss_before": round(loss_before, 6),
-        "loss_after": round(sample_loss(trainer), 6),
+        "loss_after": round(sample_loss(trainer, max_tokens), 6),
         "seconds": round(float(outcome.metrics.get("train_runtime", 0.0)), 2),
         "moved_share": moved_share(before, trainables),
         "weight_change": weight_change(context.backbone.model, adapter, before),
@@ -343,7 +348,7 @@ def end_reports(trainer: Any) -> None:
             callback.trackers.tell("on_train_end", *about, model=trainer.model)
 
 
-def sample_loss(trainer: Any) -> float:
+def sample_loss(trainer: Any, max_tokens: int | None = None) -> float:
     """The mean loss on a few rows spread over the training data, without dropout.
 
     The same rows before and after: what the loss of single steps hides, since each is of another
@@ -351,15 +356,18 @@ def sample_loss(trainer: Any) -> float:
     """
     rows, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
     count = min(len(rows), SAMPLED_BATCHES * size, MOST_SAMPLED)
-    chosen = [rows[number * len(rows) // count] for number in range(count)]
+    chosen = [number * len(rows) // count for number in range(count)]
+    sizes = [trainer.sizes[position] for position in chosen]
+    parts = batches_by_tokens(sizes, max_tokens or sum(sizes), max_items=size)
     modes = [(module, module.training) for module in trainer.model.modules()]
     total = 0.0
     trainer.model.eval()
     trainer.is_measuring = True
     try:
         with preserved_random_state(), torch.no_grad():
-            for part in batches(chosen, size):
-                inputs = trainer._prepare_inputs(trainer.data_collator(part))
+            for part in parts:
+                batch = trainer.data_collator([rows[chosen[number]] for number in part])
+                inputs = trainer._prepare_inputs(batch)
                 total += float(trainer.compute_loss(trainer.model, inputs)) * len(part)
     finally:
         trainer.is_measuring = False
@@ -387,27 +395,6 @@ def finish(
     for line in outcome_lines(metrics):
         context.say(line)
     return metrics
-
-
-def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What training did, and where it did nothing, what to change."""
-    moved = (
-        f"the weights moved by {metrics['weight_change']:.2g} of the base's size "
-        f"({metrics['moved_share']:.1%} of the trainable ones changed)"
-    )
-    if "loss_before" not in metrics:
-        return [moved]
-    before, after = metrics["loss_before"], metrics["loss_after"]
-    told = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
-    little = LOSS_MOVED * abs(before)
-    if after > before + little:
-        told.append("the loss rose: lower learning_rate, or raise warmup_steps")
-    elif after > before - little:
-        told.append(
-            f"the loss hardly moved in {metrics['steps']} steps: raise learning_rate, or the "
-            "number of steps by max_steps or num_train_epochs"
-        )
-    return told
 
 
 def quiet_callbacks(trainer: Any) -> None:

@@ -16,7 +16,7 @@ from alignkit.backbone import POLICY
 from alignkit.checkpoints import check_sealed, load_tree
 from alignkit.errors import TrainingFailed
 from alignkit.probe import check_answer, write_probe
-from alignkit.stages.training import outcome_lines
+from alignkit.stage_pages import outcome_lines
 from tests.stages.conftest import WORDS, Workshop
 
 KINDS = ("sft", "reward", "dpo")
