@@ -36,6 +36,9 @@ SHOWN = 3
 HELD = 2_000  # keys that are compared to find out what a prefix is
 LONGEST_PART = 4  # names between dots that a wrapper puts before, or into, a key
 MAX_BUFFERS = 4 << 30
+MAX_EXPERTS = 1 << 16
+DEPTH = re.compile(r"num_hidden_layers|n(um)?_layers?|depth|(num_)?(en|de)coder_layers|n_block")
+EXPERTS = re.compile(r"(num|n|num_local|n_routed|n_shared)_experts")
 # What is made of a configuration fails in as many ways as there are settings in it.
 UNBUILDABLE = (
     ArithmeticError,
@@ -179,9 +182,9 @@ def _tried(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
     """Load tensors of the stored sizes, on the device that keeps no contents."""
     import torch
 
+    _refuse_giant(files.path, len(stored))
     with staged(files) as place:
         config = load_config(place, files)
-    _refuse_giant(config, files.path, len(stored))
     vars(config).pop("quantization_config", None)  # sizes are compared as they are before that
     kind = _model_class(config, files)
     shapes = {name: shape for name, shape in _logical_shapes(files.path, stored)}
@@ -313,15 +316,31 @@ def quiet_loading() -> Iterator[None]:
             noise.enable_progress_bar()
 
 
-def _refuse_giant(config: Any, path: Path, tensors: int) -> None:
-    """A number of layers that no file holds would be built one by one before it is missed."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > tensors:
-        raise ModelError(
-            f"config.json asks for {layers:,} layers, and the files hold {tensors:,} tensors",
-            where=str(path),
-            hint="Take the config.json that belongs to these weights",
-        )
+def _refuse_giant(path: Path, tensors: int) -> None:
+    """Layers that no file holds would be built one by one before they are missed."""
+    for name, value in _numbers(obeyed_settings(path / CONFIG)):
+        if value > tensors and DEPTH.fullmatch(name):
+            raise ModelError(
+                f"config.json asks for {value:,} layers ({name}), and the files hold {tensors:,} "
+                "tensors",
+                where=str(path),
+                hint="Take the config.json that belongs to these weights",
+            )
+        if value > MAX_EXPERTS and EXPERTS.fullmatch(name):
+            raise ModelError(f"config.json asks for {value:,} experts ({name})", where=str(path))
+
+
+def _numbers(settings: Any) -> Iterator[tuple[str, int]]:
+    """Whole numbers in settings by name, at any depth."""
+    if isinstance(settings, list):
+        for each in settings:
+            yield from _numbers(each)
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            if type(value) is int:
+                yield name, value
+            else:
+                yield from _numbers(value)
 
 
 def _logical_shapes(

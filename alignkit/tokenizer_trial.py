@@ -20,7 +20,9 @@ MOST_TRIED = 400
 REPEATED = 400
 MOST_GROWTH = 32  # characters or tokens for one byte of text, in texts of at least FEWEST bytes
 FEWEST = 64
+LONGEST_TOKEN = 16_384
 TOKENIZER = "tokenizer.json"
+FURTHER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 BROKEN, MEMORY, GROWS = 1, 21, 22
 SAMPLES = [
     "The shop opens at nine: shall we send it?",
@@ -41,6 +43,9 @@ def _try_limited(place: Path) -> NoReturn:
     try:
         tokenizer, rules = _loaded(place)
         stages = _stages(rules)
+        if _longest_token(tokenizer) > LONGEST_TOKEN:
+            sys.stdout.write(f"a token has more than {LONGEST_TOKEN:,} characters")
+            sys.exit(GROWS)
         for text in _texts(rules):
             _use(tokenizer, stages, text)
     except (MemoryError, SystemExit) as stop:
@@ -58,7 +63,9 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
         from tokenizers import Tokenizer
 
         rules = json.loads(file.read_text(encoding="utf-8"))
-        return Tokenizer.from_file(str(file)), rules
+        made: Any = Tokenizer.from_file(str(file))
+        made.add_tokens(list(dict.fromkeys(_further_tokens(place))))
+        return made, rules
     from transformers import AutoTokenizer
 
     made = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -66,6 +73,30 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
     if backend is None:
         return made, {}
     return backend, json.loads(backend.to_str())
+
+
+def _further_tokens(place: Path) -> Iterator[str]:
+    """What the other files add to the vocabulary; some texts too many do no harm here."""
+    for name in FURTHER:
+        if (place / name).is_file():
+            content = json.loads((place / name).read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                content.pop("chat_template", None)
+                yield from content if name == FURTHER[-1] else _strings(content)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def _longest_token(tokenizer: Any) -> int:
+    """Characters of the longest token, which one step of a model may say."""
+    return max(map(len, tokenizer.get_vocab()), default=0)
 
 
 def _stages(rules: dict[str, Any]) -> list[Any]:
@@ -96,8 +127,9 @@ def _use(tokenizer: Any, stages: list[Any], text: str) -> None:
         normal = stage.normalize_str(normal)
         if len(normal) > most:
             _tell_growth(text)
-    ids = tokenizer.encode(text)
-    if len(getattr(ids, "ids", ids)) > most:
+    encoded = tokenizer.encode(text)
+    ids = getattr(encoded, "ids", encoded)
+    if len(ids) > most or len(tokenizer.decode(ids)) > most:
         _tell_growth(text)
 
 
@@ -120,7 +152,7 @@ def _texts(rules: dict[str, Any]) -> Iterator[str]:
 
 def _looked_for(rules: dict[str, Any]) -> Iterator[str]:
     """Literals, and letters of patterns, that any rule but the vocabulary looks for."""
-    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+    for name in ("normalizer", "decoder", "pre_tokenizer", "post_processor"):
         yield from _patterns(rules.get(name))
     added = rules.get("added_tokens")
     for entry in added[:50] if isinstance(added, list) else []:

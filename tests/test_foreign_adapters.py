@@ -127,7 +127,7 @@ def of_every_kind(tiny_model: Make, tmp_path_factory: pytest.TempPathFactory) ->
         }
 
 
-@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's advice on merging
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_the_base_is_the_same_to_the_bit_after_every_kind_of_adapter(
     tiny_model: Make, of_every_kind: dict[str, Path], tmp_path: Path, quantization: str

@@ -140,6 +140,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"9 weights have no place .*asks for 1 layers, the files hold 2",
     ),
     "endless": (settings(num_hidden_layers=10**9), r"asks for 1,000,000,000 layers"),
+    "endless inside": (
+        settings(vision_config={"num_hidden_layers": 10**9}),
+        r"asks for 1,000,000,000 layers \(num_hidden_layers\)",
+    ),
     "wider": (
         settings(intermediate_size=256),
         r"down_proj.weight is 64 by 128 in the files, and 64 by 256 by config.json, and 5 more",

@@ -96,6 +96,10 @@ HOSTILE: dict[str, tuple[Rules, str]] = {
         {"pre_tokenizer": pattern(r"(q+q+)+w")},
         r"takes more than 3 seconds|cannot be loaded: .*(retry|limit)",
     ),
+    "speaks in giants": (
+        {"decoder": {"type": "Replace", "pattern": {"String": "e"}, "content": "x" * 9000}},
+        r"more than 32 times as long",
+    ),
     "no vocabulary": (
         {"model": {"type": "BPE"}},
         r"tokenizer.json: the tokenizer cannot be loaded",
@@ -139,6 +143,22 @@ def test_the_process_that_asks_stays_small(model: Path) -> None:
     assert said.code == 2, said.err
     assert "tokenizer" in said.err
     assert peak < 1 << 30
+
+
+def test_a_token_longer_than_a_page_is_refused(model: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["model"]["vocab"]["w" * 20_000] = 310
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="a token has more than 16,384 characters"):
+        check_tokenizer(model)
+
+
+def test_tokens_that_other_files_add_are_tried_as_well(model: Path) -> None:
+    file = model / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"extra_special_tokens": ["x" * 20_000]}))
+    with pytest.raises(ModelError, match="a token has more than 16,384 characters"):
+        load_tokenizer(find_model(str(model)))
 
 
 def test_cut_and_filled_up_by_a_file_is_no_choice_of_its_user(model: Path) -> None:
@@ -233,7 +253,6 @@ def test_a_tokenizer_without_a_tokenizer_json_is_tried_as_well(model: Path) -> N
     file = model / "tokenizer_config.json"
     settings = json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
     file.write_text(json.dumps(settings | {"unk_token": "<pad>", "bos_token": "<pad>"}))
-    check_tokenizer(model)
     assert load_tokenizer(find_model(str(model))).eos_token == "<|im_end|>"
     (model / "vocab.json").write_text("{")
     with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
