@@ -8,6 +8,7 @@ to keep them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -459,7 +460,7 @@ def judgements_in(
 
 def _holds_votes(path: str | Path) -> bool:
     """Whether a file holds what `alignkit rank` writes, or rankings, rather than judgements."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return False  # a pipe can be read once only
     kind = next((row.get("kind") for _line, row in RowFile(path)), None)
     return isinstance(kind, str) and kind in KINDS
