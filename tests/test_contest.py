@@ -94,6 +94,48 @@ def test_two_policies_and_a_function(
     assert again["win_rate"] == report["win_rate"]
 
 
+def test_a_judge_that_fails_throughout_fails_the_command(
+    run: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal completions are ties that nobody was asked about: they are no verdict of its."""
+    (tmp_path / "judge_that_fails.py").write_text("def longer(prompt, left):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = ["--policies", "base=tiny", f"loud={run}", "--judge", "judge_that_fails:longer"]
+    code, text = hold(prompts, tmp_path, *asked)
+    assert code == 1
+    assert text.startswith("no verdict: all ")
+    assert "first: TypeError: longer() takes 2 positional arguments but 3 were given" in text
+
+
+def test_a_gate_that_cannot_be_held_is_refused_before_anybody_answers(
+    prompts: Path, tmp_path: Path
+) -> None:
+    three = ["--policies", "x=tiny,y=tiny,z=tiny", "--judge", "gold", "--fail-under", "0.5"]
+    code, text = hold(prompts, tmp_path, *three)
+    assert (code, (tmp_path / "work").exists()) == (2, False)
+    assert "--fail-under needs two models" in text
+
+
+def test_completions_that_were_harmed_are_named(run: Path, prompts: Path, tmp_path: Path) -> None:
+    asked = ["--policies", "base=tiny", f"loud={run}", "--judge"]
+    asked += ["bleu:" + str(references(tmp_path, prompts))]
+    assert hold(prompts, tmp_path, *asked)[0] == 0
+    [kept] = (tmp_path / "work").glob("completions-loud-*.jsonl")
+    [ratios] = (tmp_path / "work").glob("log-ratios-*.json")
+    whole = kept.read_bytes()
+    for harmed in (b"{}", b"[1]", b'{"reply": 1, "ids": [], "stopped": true}', b"\xff", b"{" * 99):
+        kept.write_bytes(harmed + b"\n" + whole)
+        code, text = hold(prompts, tmp_path, *asked)
+        assert code == 2
+        assert text.startswith(f"{kept}:1")
+        assert text.endswith("Delete the file: it is made again")
+    kept.write_bytes(whole)
+    for harmed in (b"[1]", b"{}", b"", b'["x", "x", "x", "x", "x", "x"]'):
+        ratios.write_bytes(harmed)
+        code, text = hold(prompts, tmp_path, *asked)
+        assert (code, text.startswith(f"{ratios}: ")) == (2, True)
+
+
 def test_distance_from_the_baseline_is_that_of_the_logits(
     run: Path, prompts: Path, tmp_path: Path
 ) -> None:

@@ -398,6 +398,12 @@ def test_votes_name_the_field(tmp_path: Path, change: Row, message: str) -> None
     assert str(caught.value).startswith(f"{path}:2: {message}")
 
 
+def test_a_vote_on_candidates_that_are_not_there_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "e.jsonl", [EVENT | {"ranks": {"c1": 1, "c9": 2}}])
+    with pytest.raises(DataError, match="a vote on item 'i1' ranks 'c9', which is none of its"):
+        winrate_report([path])
+
+
 def test_texts_of_a_vote_name_the_field(tmp_path: Path) -> None:
     extra = {"prompt": CANDIDATES, "candidates": CANDIDATES}
     path = write(tmp_path / "e.jsonl", [EVENT, EVENT | {"id": "e2", "extra": extra}])
@@ -421,9 +427,10 @@ def test_a_temperature_that_is_none_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", rows)
     with pytest.raises(DataError) as caught:
         replies_report([path], None, [])
-    assert str(caught.value) == (
-        f"{path}:3: 'temperature' must be a number from -1e+15 to 1e+15, not object"
-    )
+    assert str(caught.value) == (f"{path}:3: 'temperature' must be a number or null, not object")
+    rows[2]["temperature"] = 1e308
+    with pytest.raises(DataError, match="'temperature' is 1e\\+308, which no measure comes near"):
+        replies_report([write(path, rows)], None, [])
 
 
 def test_candidates_are_replies_of_their_models(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def reward(
     from alignkit.data.read import load_rankings
     from alignkit.evaluation.reward_trial import reward_lines, reward_report
 
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise RecipeError(f"--fail-under is {fail_under:g}", hint="Give a fraction from 0 to 1")
     styled, plain = _split_by_style(data)
     rankings = [r for path in plain for r in load_rankings(path).records[:limit]]
     judge = _reward_judge(run, quantization, chat_template, batch_size)

@@ -146,7 +146,13 @@ def count(row: Row, key: str) -> int | None:
 def measure(row: Row, key: str) -> float | None:
     """A number that can be added and squared, or None."""
     value = row.get(key)
-    return None if value is None else number(value, key, -LARGEST, LARGEST)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{key!r} must be a number or null, not {shown(value)}")
+    if not abs(value) <= LARGEST:
+        raise DataError(f"{key!r} is {shown(value)}, which no measure comes near")
+    return float(value)
 
 
 def number(value: object, key: str, low: float, high: float) -> float:

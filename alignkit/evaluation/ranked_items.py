@@ -91,12 +91,19 @@ def _item(shown: Shown, cids: Mapping[str, str], extra: Mapping[str, Any]) -> It
 
 def item_of(items: Mapping[str, Item], vote: Vote) -> Item:
     """The item a vote was cast on; DataError when no file holds it."""
-    if vote.item not in items or not vote.ranks.keys() <= items[vote.item].texts.keys():
+    if vote.item not in items:
         raise DataError(
             f"the candidates of item {vote.item!r} are in none of the files",
             hint="Give the candidates file too",
         )
-    return items[vote.item]
+    item = items[vote.item]
+    strangers = sorted(vote.ranks.keys() - item.texts.keys())
+    if strangers:
+        raise DataError(
+            f"a vote on item {vote.item!r} ranks {strangers[0]!r}, which is none of its candidates",
+            hint="Give the candidates file that was ranked",
+        )
+    return item
 
 
 def decisions(paths: Sequence[str | Path], ballots: Ballots) -> Iterator[Decision]:
