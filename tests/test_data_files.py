@@ -318,6 +318,18 @@ def test_nested_texts_that_may_be_too_much_are_read_all_the_same(tmp_path: Path)
     assert [row["messages"] for row in rows] == turns
 
 
+def test_a_parquet_column_that_calls_itself_json_and_is_not_is_told(tmp_path: Path) -> None:
+    mark = {"alignkit": "json"}
+    schema = pa.schema([pa.field("meta", pa.string(), metadata=mark)])
+    pq.write_table(pa.table({"meta": ['{"a": 1}', "{no"]}, schema=schema), tmp_path / "d.parquet")
+    told: list[Any] = []
+    rows = [row.value for row in read_rows(tmp_path / "d.parquet", told.append)]
+    assert rows == [{"meta": {"a": 1}}, {"meta": "{no"}]
+    assert [(problem.kind, problem.line, problem.level) for problem in told] == [
+        ("json", 2, "warning")
+    ]
+
+
 def test_a_parquet_row_over_the_limit_is_told_and_the_others_read(tmp_path: Path) -> None:
     noise = os.urandom(9 << 20).hex()
     pq.write_table(pa.table({"text": ["a", noise, "b"]}), tmp_path / "p.parquet")

@@ -174,7 +174,7 @@ class _Reader:
                     row[key] = None
                 continue
             if key in self.as_json:
-                row[key] = json.loads(cell)
+                row[key] = self._of_json(cell, key, line)
                 continue
             try:
                 row[key] = _plain(cell)
@@ -182,6 +182,16 @@ class _Reader:
                 self._tell_not_finite(key, line)
                 row[key] = None
         return row
+
+    def _of_json(self, cell: Any, column: str, line: int) -> Any:
+        """The value of a cell that the file itself calls JSON; text that is none stays text."""
+        try:
+            return json.loads(cell)
+        except (ValueError, TypeError, RecursionError):
+            message = f'"{column}" is called JSON by the file and is not: read as text'
+            fix = "write the file anew"
+            self.report(Problem(self.name, line, column, "json", message, fix, "warning"))
+            return cell if isinstance(cell, str) else _plain(cell)
 
     def _tell_not_finite(self, column: str, line: int) -> None:
         if column not in self.not_finite:
