@@ -63,8 +63,13 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
         from tokenizers import Tokenizer
 
         rules = json.loads(file.read_text(encoding="utf-8"))
+        further = list(dict.fromkeys(_further_tokens(place)))
+        # Loading normalises every added token, with all stages at once.
+        stages = _stages(rules)
+        for text in (*_strings(rules.get("added_tokens")), *further, *_texts(rules)):
+            _normalised(stages, text)
         made: Any = Tokenizer.from_file(str(file))
-        made.add_tokens(list(dict.fromkeys(_further_tokens(place))))
+        made.add_special_tokens(further)
         return made, rules
     from transformers import AutoTokenizer
 
@@ -120,17 +125,26 @@ def _flat(rule: Any) -> Iterator[Any]:
 
 
 def _use(tokenizer: Any, stages: list[Any], text: str) -> None:
-    """Normalise and encode one text; end with what it grew to where that is too much."""
-    most = MOST_GROWTH * max(FEWEST, len(text.encode(errors="replace")))
-    normal = text
-    for stage in stages:
-        normal = stage.normalize_str(normal)
-        if len(normal) > most:
-            _tell_growth(text)
+    """Normalise, encode and decode a text; end with what it grew to where that is too much."""
+    most = _most(text)
+    _normalised(stages, text)
     encoded = tokenizer.encode(text)
     ids = getattr(encoded, "ids", encoded)
     if len(ids) > most or len(tokenizer.decode(ids)) > most:
         _tell_growth(text)
+
+
+def _normalised(stages: list[Any], text: str) -> None:
+    """Normalise a text; end with what it grew to where that is too much."""
+    normal, most = text, _most(text)
+    for stage in stages:
+        normal = stage.normalize_str(normal)
+        if len(normal) > most:
+            _tell_growth(text)
+
+
+def _most(text: str) -> int:
+    return MOST_GROWTH * max(FEWEST, len(text.encode(errors="replace")))
 
 
 def _tell_growth(text: str) -> NoReturn:
