@@ -204,6 +204,7 @@ def test_one_value_of_more_than_16_bits_keeps_its_matrix_in_full() -> None:
     assert torch.equal(model(torch.tensor([[3, 4]])).logits, before)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_an_adapter_on_an_end_finds_it_in_fp32(

@@ -103,6 +103,9 @@ def missing(row: Row, wanted: frozenset[str]) -> RowError:
         # `question_id` is no slip for `question`, nor `id` one for `kind`.
         if key not in wanted and not key.startswith(name) and _nearly(key, name)
     }
+    if not absent:  # they are there, and are not text
+        name = min(wanted)
+        return not_text(row[name], name)
     absent.sort(key=lambda name: name in misspelt)
     message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
     if misspelt:
