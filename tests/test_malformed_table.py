@@ -17,7 +17,7 @@ import pytest
 from tests.command import Said, alignkit
 from tests.malformed import CASES, Case
 
-MOST_SECONDS = 2.0
+MOST_SECONDS = 15.0  # of CPU time; a dry run that loads a model is the slowest
 
 
 def test_every_row_has_its_number() -> None:
