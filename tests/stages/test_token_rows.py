@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -41,6 +41,7 @@ SFT = st.builds(SftRow, st.text(), ids, st.lists(st.booleans(), max_size=5))
 def test_rows_come_back_as_they_went(kind, rows, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(token_rows, "CHUNK", 2)
 
+    @settings(deadline=None)  # it writes files
     @given(st.lists(rows, max_size=5))
     def check(given_rows) -> None:
         kept = TokenRows.write(kind, iter(given_rows), tmp_path)
