@@ -111,7 +111,7 @@ def test_import_reads_every_file_before_the_first_is_merged(
     ],
 )
 def test_a_vote_whose_texts_are_none_is_named(texts: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="the vote on item '1' is no ranking: "):
+    with pytest.raises(DataError, match="vote 'e1' on item '1': "):
         rankings_from_votes([event(1, extra=texts)])
 
 
