@@ -22,9 +22,9 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 import orjson
 
-from alignkit.data.json_text import decode
-from alignkit.data.problems import RowError
 from alignkit.errors import AlignkitError, RecipeError
+from alignkit.files.json_text import decode
+from alignkit.files.problems import RowError
 
 T = TypeVar("T")
 

@@ -50,7 +50,7 @@ def generate(path: Path, megabytes: float, seed: int = 0) -> int:
 
 def ours(path: Path) -> int:
     """Rows checked by alignkit, everything but --model."""
-    from alignkit.data.check import check_file
+    from alignkit.data.checks.file_check import check_file
 
     report, _ = check_file(path)
     if not report.ok:

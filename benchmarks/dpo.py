@@ -19,9 +19,9 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from alignkit.batching import batches_by_tokens
-from alignkit.logps import Group, completion_logps
-from alignkit.losses import PairLogps, PairSettings, sigmoid
+from alignkit.forward.logps import Group, completion_logps
+from alignkit.training.batching import batches_by_tokens
+from alignkit.training.losses import PairLogps, PairSettings, sigmoid
 from benchmarks.common import (
     PAD,
     Measured,

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from alignkit.generation import generate, left_padded
+from alignkit.forward.generation import generate, left_padded
 from benchmarks.common import (
     PAD,
     Measured,

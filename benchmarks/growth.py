@@ -48,11 +48,11 @@ def write_pairs(stream: TextIO, count: int) -> None:
 
 def measure(count: int) -> dict[str, float]:
     """Milliseconds and KiB a pair, in this process."""
-    from alignkit.backbone import load_tokenizer
-    from alignkit.model_files import find_model
-    from alignkit.recipe import DpoConfig
+    from alignkit.model.backbone import load_tokenizer
+    from alignkit.model.files import find_model
+    from alignkit.recipe.settings import DpoConfig
     from alignkit.stages import dpo
-    from alignkit.stages.context import StageContext
+    from alignkit.training.context import StageContext
 
     tokenizer = load_tokenizer(find_model("tiny"))
     with tempfile.TemporaryDirectory() as directory:

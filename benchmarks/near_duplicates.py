@@ -43,7 +43,7 @@ def prompts(count: int, seed: int = 0) -> Iterator[tuple[str, int | None]]:
 
 def ours(count: int) -> tuple[int, int]:
     """(found, planted) copies."""
-    from alignkit.data.near import NearIndex
+    from alignkit.data.checks.near import NearIndex
 
     index, planted = NearIndex(THRESHOLD), {}
     for number, (text, source) in enumerate(prompts(count)):

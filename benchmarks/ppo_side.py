@@ -182,14 +182,14 @@ def then(function: Callable[..., Any], mark: Callable[[], None]) -> Callable[...
 
 
 def our_trainer(model: Path, lengths: str = "equal", value: Value = "head") -> Any:
-    from alignkit.backbone import POLICY, REFERENCE, Backbone
-    from alignkit.heads import ScalarHead
+    from alignkit.model.backbone import POLICY, REFERENCE, Backbone
+    from alignkit.model.heads import ScalarHead
     from alignkit.ppo.loop import OnlineTrainer
     from alignkit.ppo.rewards import PracticePrompt, open_rewards
     from alignkit.ppo.rollout import Sampler
-    from alignkit.recipe import BackboneConfig, PpoConfig
-    from alignkit.stages.context import StageContext
+    from alignkit.recipe.settings import BackboneConfig, PpoConfig
     from alignkit.stages.ppo import ppo_targets, start_value
+    from alignkit.training.context import StageContext
 
     backbone = Backbone.load(BackboneConfig(model_name_or_path=str(model)))
     work = Path(tempfile.mkdtemp())

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from alignkit.logps import Group, completion_states
+from alignkit.forward.logps import Group, completion_states
 from benchmarks.common import (
     PAD,
     Measured,

@@ -14,7 +14,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from alignkit.logps import sequence_logps
+from alignkit.forward.logps import sequence_logps
 from benchmarks.common import (
     PAD,
     Measured,

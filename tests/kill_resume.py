@@ -211,7 +211,7 @@ def tell(line: str) -> None:
 
 def import_everything() -> None:
     """Import what stages need, and compute nothing: threads do not survive a fork."""
-    import alignkit.pipeline
+    import alignkit.run.execute
     import alignkit.stages.dpo
     import alignkit.stages.ppo
     import alignkit.stages.reward

@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.files import MAX_LINE
-from alignkit.model_files import EMBEDDED
+from alignkit.files.rows import MAX_LINE
+from alignkit.model.files import EMBEDDED
 from tests.disks import small_disk
 
 # Words of a command and of what is said may name what `before` found out: {port}, {pid}.

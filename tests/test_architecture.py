@@ -8,86 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.recipe import CONFIGS, BackboneConfig
+from alignkit.recipe.settings import CONFIGS, BackboneConfig
 from alignkit.stages import STAGES
 
 PACKAGE = Path(__file__).parent.parent / "alignkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Lower layers know nothing of higher ones. A module is in the layer of the longest name it
-# begins with.
-LAYERS: dict[str, int] = {
-    "alignkit": 0,
-    "alignkit.errors": 0,
-    "alignkit.other_words": 0,
-    "alignkit.what_is": 0,
-    "alignkit.resources": 0,
-    "alignkit.content_hash": 0,
-    "alignkit.losses": 1,
-    "alignkit.finite": 1,
-    "alignkit.layout": 1,
-    "alignkit.launch": 1,
-    "alignkit.rows": 1,
-    "alignkit.attention": 1,
-    "alignkit.half_embedding": 1,
-    "alignkit.lm_head": 1,
-    "alignkit.logps": 1,
-    "alignkit.batching": 1,
-    "alignkit.decoder": 1,
-    "alignkit.lora": 1,
-    "alignkit.last_layer": 1,
-    "alignkit.charts": 1,
-    "alignkit.template_check": 1,
-    "alignkit.template_worker": 1,
-    "alignkit.rendering": 1,
-    "alignkit.run_template": 1,
-    "alignkit.function_source": 1,
-    "alignkit.yaml_source": 1,
-    "alignkit.heads": 2,
-    "alignkit.reference_cache": 2,
-    "alignkit.report": 2,
-    "alignkit.artifacts": 2,
-    "alignkit.recipe": 2,
-    "alignkit.recipe_file": 2,
-    "alignkit.foreign": 2,
-    "alignkit.model_files": 1,
-    "alignkit.data": 2,
-    "alignkit.data.containers": 0,
-    "alignkit.service": 2,
-    "alignkit.tiny": 2,
-    "alignkit.probe": 3,
-    "alignkit.quantized_base": 2,
-    "alignkit.model_check": 2,
-    "alignkit.model_fit": 2,
-    "alignkit.adapter_files": 2,
-    "alignkit.adapter_fit": 2,
-    "alignkit.tokenizer_check": 2,
-    "alignkit.tokenizer_trial": 0,
-    "alignkit.backbone": 3,
-    "alignkit.reward_model": 3,
-    "alignkit.checkpoints": 3,
-    "alignkit.generation": 3,
-    "alignkit.passthrough": 3,
-    "alignkit.stage_pages": 3,
-    "alignkit.evaluation": 4,
-    "alignkit.judges": 4,
-    "alignkit.ppo": 4,
-    "alignkit.stages": 5,
-    "alignkit.stages.context": 3,
-    "alignkit.stages.data": 4,
-    "alignkit.stages.token_rows": 4,
-    "alignkit.stages.rows": 4,
-    "alignkit.trackers": 3,
-    "alignkit.stages.training": 4,
-    "alignkit.collect": 5,
-    "alignkit.plan": 6,
-    "alignkit.estimate": 6,
-    "alignkit.rehearsal": 6,
-    "alignkit.pipeline": 6,
-    "alignkit.summary": 6,
-    "alignkit.cli": 7,
-    "alignkit.__main__": 7,
-}
+# Rooms, lowest first: a room imports from those before it, at the top of a module or inside a
+# function, and from itself; never from those after it. So no two rooms import each other.
+ROOMS = (
+    "errors",
+    "store",
+    "files",
+    "service",
+    "recipe",
+    "forward",
+    "model",
+    "tiny",
+    "data",
+    "training",
+    "statistics",
+    "evaluation",
+    "scorers",
+    "judges",
+    "ppo",
+    "report",
+    "stages",
+    "collect",
+    "run",
+    "cli",
+    "__main__",
+)
 
 
 def module_of(file: Path) -> str:
@@ -95,21 +46,17 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer_of(module: str) -> int | None:
-    parts = module.split(".")
-    if module in LAYERS:
-        return LAYERS[module]
-    for end in range(len(parts), 1, -1):  # the package itself covers no module
-        name = ".".join(parts[:end])
-        if name in LAYERS:
-            return LAYERS[name]
-    return None
+def room_of(module: str) -> str:
+    """`data` of `alignkit.data.edit.clean`."""
+    return module.split(".")[1]
 
 
-def imports_at_top(file: Path) -> Iterator[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module:
+def imports_of(file: Path) -> Iterator[str]:
+    """Every import, those inside functions too, which only the moment of loading sets apart."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "alignkit":
+            yield from (f"alignkit.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -117,12 +64,24 @@ def imports_at_top(file: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_imports_point_downwards(file: Path) -> None:
-    own = layer_of(module_of(file))
-    assert own is not None, f"{module_of(file)} has no place in LAYERS"
-    for imported in imports_at_top(file):
+    module = module_of(file)
+    if module == "alignkit":
+        assert not [name for name in imports_of(file) if name.startswith("alignkit")]
+        return
+    assert room_of(module) in ROOMS, f"{module} is in no room of ROOMS"
+    below = ROOMS[: ROOMS.index(room_of(module)) + 1]
+    for imported in imports_of(file):
         if imported.startswith("alignkit."):
-            other = layer_of(imported)
-            assert other is not None and other <= own, f"{module_of(file)} imports {imported}"
+            assert room_of(imported) in (*below, "__version__"), f"{module} imports {imported}"
+
+
+def test_every_room_is_there() -> None:
+    there = {room_of(module_of(file)) for file in FILES if module_of(file) != "alignkit"}
+    assert there == set(ROOMS)
+    # A module of its own beside the rooms is one that everybody uses.
+    assert {file.stem for file in PACKAGE.glob("*.py")} == {
+        "__init__", "__main__", "errors", "service",
+    }  # fmt: skip
 
 
 def calls(file: Path) -> Iterator[str]:
@@ -139,7 +98,7 @@ def test_models_are_loaded_in_one_place() -> None:
         if call.endswith(".from_pretrained") and "Config" not in call and "Tokenizer" not in call
     }
     # model_fit loads tensors without contents, on no device; tokenizer_trial no model.
-    assert loading == {"alignkit.backbone", "alignkit.model_fit"}
+    assert loading == {"alignkit.model.backbone", "alignkit.model.fit"}
 
 
 def test_nothing_unpickles_or_opens_a_shell() -> None:
@@ -159,7 +118,7 @@ def test_remote_code_is_never_trusted() -> None:
 # Read by name alone: a stage's name is what the recipe's reader looks stages up by.
 READ_BY_READERS = {"name"}
 # Every stage's settings pass through these on their way.
-COMMON = ("alignkit.plan", "alignkit.pipeline", "alignkit.passthrough")
+COMMON = ("alignkit.run.plan", "alignkit.run.execute", "alignkit.recipe.trainer_arguments")
 
 
 def test_every_setting_is_read_by_the_stage_it_belongs_to() -> None:
@@ -193,7 +152,7 @@ def reached(names: set[str], modules: dict[str, ast.Module]) -> set[str]:
     found, open_ = set(), list(names)
     while open_:
         name = open_.pop()
-        if name in found or name not in modules or name == "alignkit.recipe":
+        if name in found or name not in modules or name == "alignkit.recipe.settings":
             continue
         found.add(name)
         for node in ast.walk(modules[name]):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import alignkit.checkpoints  # noqa: F401  imported here, so that no input pays for torch
+import alignkit.training.checkpoints  # noqa: F401  imported here, so that no input pays for torch
 from tests.fuzz.mutate import changed
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS, one_input

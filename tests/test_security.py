@@ -27,22 +27,22 @@ from urllib.parse import quote
 import pytest
 
 import alignkit as package
-from alignkit.artifacts import locked
 from alignkit.cli.crash import crash_report, tell_crash
 from alignkit.cli.rank import ANY_ADDRESS, _public_name
 from alignkit.collect.log import new_id
 from alignkit.collect.session import Collection
 from alignkit.collect.web.guard import BODY_LIMIT, CSP, new_token
 from alignkit.collect.web.server import FILES, create_app
-from alignkit.data.clean import Pattern
-from alignkit.data.pii import FINDERS
+from alignkit.data.edit.clean import Pattern
+from alignkit.data.edit.pii import FINDERS
 from alignkit.errors import AlignkitError, DataError, ModelError, RecipeError
-from alignkit.model_files import EMBEDDED
-from alignkit.report import ReportData, render
-from alignkit.template_check import check_template, check_templates, templates_of
+from alignkit.model.files import EMBEDDED
+from alignkit.model.template_check import check_template, check_templates, templates_of
+from alignkit.report.run_page import ReportData, render
+from alignkit.store.artifacts import locked
 from tests.collect_data import XSS, Browser, collecting, item, items, lines
 from tests.command import Said, alignkit, with_peak
-from tests.test_yaml_source import BOMBS
+from tests.recipe.test_yaml_source import BOMBS
 
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
 ROW = '{"prompt": "a", "completion": "b"}\n'

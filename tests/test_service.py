@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.augment import paraphrased
+from alignkit.data.edit.augment import paraphrased
 from alignkit.data.records import Demonstration, Message
 from alignkit.errors import DataError, TrainingFailed
 from alignkit.judges import Comparison

@@ -29,7 +29,7 @@ def agreement(
 
     from alignkit.evaluation.agreement import agreement_lines, agreement_report
     from alignkit.evaluation.report_files import write_whole
-    from alignkit.evaluation.screen import visible
+    from alignkit.evaluation.text_report import visible
 
     if not files:
         raise click.UsageError("give one or more files of rankings or events")
@@ -40,7 +40,7 @@ def agreement(
     if output is not None:
         write_whole(output, text)
     if html is not None:
-        from alignkit.evaluation.report_html import agreement_page
+        from alignkit.report.judging_page import agreement_page
 
         write_whole(html, agreement_page(report).encode())
     click.echo(

@@ -69,7 +69,7 @@ def chat(
             click.echo(line, err=True)
         feedback = Feedback(log, annotator) if log else None
         from alignkit.collect.speakers import Drawing, speaker_of
-        from alignkit.recipe import BackboneConfig
+        from alignkit.recipe.settings import BackboneConfig
 
         drawing = Drawing(temperature, top_p, max_new_tokens)
         speakers = {

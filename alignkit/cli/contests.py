@@ -46,9 +46,9 @@ def hold(
         log_ratios,
         parse_policies,
     )
-    from alignkit.pipeline import quiet_libraries
-    from alignkit.recipe import BackboneConfig
-    from alignkit.stages.context import progress_bar
+    from alignkit.recipe.settings import BackboneConfig
+    from alignkit.run.execute import quiet_libraries
+    from alignkit.training.context import progress_bar
 
     quiet_libraries()
     entrants = parse_policies(policies)

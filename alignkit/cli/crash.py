@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from alignkit.artifacts import versions, without_secrets
+from alignkit.store.artifacts import versions, without_secrets
 
 
 def tell_crash(error: BaseException) -> None:

@@ -75,7 +75,7 @@ def _inspector(model: str | None, chat_template: str | None, max_length: int, tr
         if chat_template is not None:
             raise RecipeError("--chat-template needs a tokenizer", hint="Fix: add --model MODEL")
         return None
-    from alignkit.data.tokens import TokenInspector
+    from alignkit.data.checks.tokens import TokenInspector
 
     return TokenInspector.load(
         model, max_length=max_length, train_on=train_on, chat_template=chat_template
@@ -126,8 +126,8 @@ def tell_all(problems: Iterable[Any]) -> None:
 @contextmanager
 def reading(files: Iterable[str], label: str) -> Iterator[None]:
     """A bar on stderr over the bytes of these files, when somebody looks and it takes a while."""
-    from alignkit.data.files import watched
-    from alignkit.stages.context import progress_bar
+    from alignkit.files.rows import watched
+    from alignkit.training.context import progress_bar
 
     sizes = [os.path.getsize(path) for path in files if os.path.isfile(path)]
     if sum(sizes) < SMALL:
@@ -174,7 +174,7 @@ def check(
 
     Exit 0: no errors. Exit 1: warnings, with --strict. Exit 2: errors.
     """
-    from alignkit.data.check import check_files
+    from alignkit.data.checks.file_check import check_files
 
     inspector = _inspector(model, chat_template, max_length, train_on)
     with reading([*files, *held_out], "checking"):
@@ -197,7 +197,7 @@ def check(
 
 
 def _show(report: Any) -> None:
-    from alignkit.data.check import summary
+    from alignkit.data.checks.file_check import summary
 
     shown: dict[str, int] = {}
     for problem in report.problems:
@@ -229,7 +229,7 @@ def convert(
     output: str,
 ) -> None:
     """Convert FILEs into one file of another format, and back, without loss."""
-    from alignkit.data.convert import convert as run
+    from alignkit.data.edit.convert import convert as run
 
     with reading(files, "converting"):
         done = run(files, output, to=to, format=format_, columns=columns, lossy=lossy)
@@ -292,11 +292,11 @@ def split(
     output: str,
 ) -> None:
     """Split FILE by prompt: no prompt stands in two parts."""
-    from alignkit.data.convert import read_to_convert
-    from alignkit.data.shares import field_of, parse_shares
-    from alignkit.data.split import split_parts
-    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.data.edit.convert import read_to_convert
+    from alignkit.data.edit.shares import field_of, parse_shares
+    from alignkit.data.edit.split import split_parts
     from alignkit.errors import RecipeError
+    from alignkit.files.write import refuse_in_place, write_records
 
     shares = parse_shares(parts)
     if "{}" not in output:
@@ -358,8 +358,8 @@ def pairs(
     output: str,
 ) -> None:
     """Cut the rankings of FILEs into weighted preferences."""
-    from alignkit.data.collect_pairs import pairs_of_files
-    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.data.edit.collect_pairs import pairs_of_files
+    from alignkit.files.write import refuse_in_place, write_records
 
     refuse_in_place([*files, *([candidates] if candidates else [])], output)
     options = {"format": format_, "columns": columns, "on_bad_row": on_bad_row}
@@ -433,7 +433,7 @@ def clean(
     By default: Unicode form C, control characters, exact duplicates, rows with an empty or
     identical side. By name only: template, whitespace, mojibake, near-duplicates, pii, pii-names.
     """
-    from alignkit.data import clean as cleaning
+    from alignkit.data.edit import clean as cleaning
 
     if undo is not None:
         say(f"{output}: {cleaning.undo(file, undo, output):,} rows as they were before")
@@ -485,9 +485,9 @@ def stats(
     """Count what FILEs hold: lengths, turns, roles, sources, balance, agreement."""
     from itertools import chain
 
+    from alignkit.data.checks.stats import page, stats_of
     from alignkit.data.read import read_records
-    from alignkit.data.stats import page, stats_of
-    from alignkit.data.write import refuse_in_place, whole_file
+    from alignkit.files.write import refuse_in_place, whole_file
 
     left_out: list[Any] = []
     options: dict[str, Any] = {"format": format_, "columns": columns, "rules": False}
@@ -535,10 +535,10 @@ def mix(
     output: str,
 ) -> None:
     """Mix FILEs in the ratio of their WEIGHTs (equal by default), no record twice."""
-    from alignkit.data.convert import read_to_convert
-    from alignkit.data.mix import mix as mixed
-    from alignkit.data.shares import parse_weight
-    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.data.edit.convert import read_to_convert
+    from alignkit.data.edit.mix import mix as mixed
+    from alignkit.data.edit.shares import parse_weight
+    from alignkit.files.write import refuse_in_place, write_records
 
     weights = dict(parse_weight(source) for source in sources)
     refuse_in_place(weights, output)
@@ -583,10 +583,10 @@ def augment(
 
     A key for the endpoint is read from the environment: OPENAI_API_KEY.
     """
-    from alignkit.data import augment as augmenting
-    from alignkit.data.convert import read_to_convert
-    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.data.edit import augment as augmenting
+    from alignkit.data.edit.convert import read_to_convert
     from alignkit.errors import RecipeError
+    from alignkit.files.write import refuse_in_place, write_records
 
     refuse_in_place([file], output)
     records = list(read_to_convert(file, tell, format=format_, columns=columns))
@@ -636,9 +636,9 @@ def balance(
     output: str,
 ) -> None:
     """Make every value of a field of FILE count the same."""
-    from alignkit.data.convert import read_to_convert
-    from alignkit.data.mix import balance as balanced
-    from alignkit.data.write import refuse_in_place, write_records
+    from alignkit.data.edit.convert import read_to_convert
+    from alignkit.data.edit.mix import balance as balanced
+    from alignkit.files.write import refuse_in_place, write_records
 
     refuse_in_place([file], output)
     records = list(read_to_convert(file, tell, format=format_, columns=columns))

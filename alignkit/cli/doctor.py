@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import click
 
-from alignkit.artifacts import existing, readable, versions
+from alignkit.store.artifacts import existing, readable, versions
 
 Level = Literal["ok", "note", "problem"]
 MARKS: dict[str, str] = {"ok": "ok  ", "note": "note", "problem": "FAIL"}
@@ -105,7 +105,7 @@ def check_gpu() -> Check:
 
 def check_memory() -> Check:
     """Memory this process may have."""
-    from alignkit.estimate import total_memory
+    from alignkit.run.estimate import total_memory
 
     total = total_memory()
     if total < SMALL_MEMORY:
@@ -138,7 +138,7 @@ def check_writing(runs_dir: Path) -> Check:
 
 
 def _write_and_rename(scratch: Path) -> None:
-    from alignkit.artifacts import locked, write_durably
+    from alignkit.store.artifacts import locked, write_durably
 
     with locked(scratch / "lock", str(scratch)):
         write_durably(scratch / "a", b"1")
@@ -171,7 +171,7 @@ def _gradient_survives() -> tuple[bool, str]:
     import torch
     from bitsandbytes.nn.modules import Linear4bit
 
-    from alignkit.backbone import guard_cpu_quantization
+    from alignkit.model.backbone import guard_cpu_quantization
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -205,7 +205,7 @@ def _report(
 ) -> None:
     """Read, report, write, print, and hold the gate last: both files are written first."""
     from alignkit.evaluation.report_files import write_whole
-    from alignkit.evaluation.screen import winrate_lines
+    from alignkit.evaluation.text_report import winrate_lines
     from alignkit.evaluation.winrate import NoVerdict, check_verdicts, read_for, report_of
 
     judgements = read_for(paths, options, keep_texts=html is not None)
@@ -221,7 +221,7 @@ def _report(
     _warn_when_grown(report, output, options.sequential)
     publish(report, output, as_json, winrate_lines(report))
     if html is not None:
-        from alignkit.evaluation.report_html import winrate_page
+        from alignkit.report.judging_page import winrate_page
 
         write_whole(html, winrate_page(report, judgements).encode())
     if unjudged is not None:
@@ -249,8 +249,8 @@ def _warn_when_grown(report: dict[str, Any], output: Path | None, sequential: bo
 
 def _rows_before(output: Path) -> dict[str, int]:
     """Rows of each input by the report that is there; empty where something else is."""
-    from alignkit.data.json_text import decode
-    from alignkit.data.problems import RowError
+    from alignkit.files.json_text import decode
+    from alignkit.files.problems import RowError
 
     try:
         inputs = decode(output.read_bytes())["inputs"]
@@ -276,7 +276,7 @@ def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: l
     import orjson
 
     from alignkit.evaluation.report_files import write_whole
-    from alignkit.evaluation.screen import visible
+    from alignkit.evaluation.text_report import visible
 
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:
@@ -303,7 +303,7 @@ def _gate(report: dict[str, Any], fail_under: float | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def power(prompts: int | None, as_json: bool, **settings: Any) -> None:
     """How many prompts a win rate needs, and what a number of prompts can show."""
-    from alignkit.evaluation.power import power_lines, power_report
+    from alignkit.statistics.power import power_lines, power_report
 
     report = power_report(n=prompts, **settings)
     publish(report, None, as_json, power_lines(report))

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from alignkit.artifacts import without_secrets
 from alignkit.errors import AlignkitError, ErrorList
+from alignkit.store.artifacts import without_secrets
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import click
 from pydantic.fields import FieldInfo
 
 from alignkit.errors import RecipeError
-from alignkit.recipe import BackboneConfig, Config, Recipe, Refers, Source, config_class
-from alignkit.recipe_file import parse_setting, recipe_of, resolve
-from alignkit.yaml_source import Document, KeyPath, raise_problems, read_yaml, scalar
+from alignkit.recipe.file import parse_setting, recipe_of, resolve
+from alignkit.recipe.settings import BackboneConfig, Config, Recipe, Refers, Source, config_class
+from alignkit.recipe.yaml_source import Document, KeyPath, raise_problems, read_yaml, scalar
 
 Command = Callable[..., Any]
 SHORT = {"model_name_or_path": "--model"}

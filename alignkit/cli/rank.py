@@ -399,7 +399,7 @@ def _public_name(host: str, allow_host: tuple[str, ...]) -> str:
 def _write_pages(target: Path, pool: Pool, settings: Settings, output: Path) -> None:
     from alignkit.collect.export_html import standalone_page
     from alignkit.collect.secret import secret_beside
-    from alignkit.data.write import whole_file
+    from alignkit.files.write import whole_file
 
     secret = secret_beside(output)
     several = len(settings.annotators) > 1

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkit.cli.events import teller
-from alignkit.recipe_file import read_recipe
-from alignkit.resources import shipped
+from alignkit.recipe.file import read_recipe
+from alignkit.store.resources import shipped
 
 if TYPE_CHECKING:
-    from alignkit.pipeline import Options, Outcome
-    from alignkit.plan import Plan, PlannedStage
+    from alignkit.run.execute import Options, Outcome
+    from alignkit.run.plan import Plan, PlannedStage
 
 
 @click.command()
@@ -62,8 +62,8 @@ def run(
     """
     checked = read_recipe(recipe, settings)
     directory = runs_dir / checked.name
-    from alignkit.pipeline import Options, check_plan
-    from alignkit.plan import make_plan, selected
+    from alignkit.run.execute import Options, check_plan
+    from alignkit.run.plan import make_plan, selected
 
     plan = make_plan(checked, directory)
     stages = selected(plan, until=until, only=only)
@@ -95,8 +95,8 @@ def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
     Needs no download and no GPU. It is the recipe quickstart.yaml, to copy and change.
     """
     recipe = read_recipe(shipped("recipes") / "quickstart.yaml", [f"seed={seed}"])
-    from alignkit.pipeline import Options
-    from alignkit.plan import make_plan
+    from alignkit.run.execute import Options
+    from alignkit.run.plan import make_plan
 
     began = time.monotonic()
     plan = make_plan(recipe, output)
@@ -113,8 +113,8 @@ def carry_out(
     plan: Plan, stages: Sequence[PlannedStage], options: Options, *, redact: bool = False
 ) -> list[Outcome]:
     """Run the stages, telling each event; the report is written whatever happens."""
-    from alignkit.pipeline import run_plan
-    from alignkit.summary import write_summary
+    from alignkit.run.execute import run_plan
+    from alignkit.run.summary import write_summary
 
     outcomes: list[Outcome] = []
     try:
@@ -128,7 +128,7 @@ def carry_out(
 
 def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str, Any]:
     """What `demo --json` prints."""
-    from alignkit.summary import table_rows
+    from alignkit.run.summary import table_rows
 
     outcomes = list(outcomes)
     quality = next((o.metrics for o in outcomes if o.kind == "reward"), {})
@@ -143,7 +143,7 @@ def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str
 
 def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -> None:
     """Results on stdout: JSON, or the table of the last evaluation and where to look."""
-    from alignkit.summary import REPORT, table_rows
+    from alignkit.run.summary import REPORT, table_rows
 
     if as_json:
         click.echo(
@@ -167,7 +167,7 @@ def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -
 
 def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None:
     """What would be done, and why, with an estimate of memory and time for each stage."""
-    from alignkit.rehearsal import estimates
+    from alignkit.run.rehearsal import estimates
 
     rows = [
         {

@@ -10,7 +10,7 @@ import click
 
 from alignkit.cli.events import Teller, teller
 from alignkit.cli.options import settings_of, single_stage_recipe
-from alignkit.recipe import BackboneConfig, config_class
+from alignkit.recipe.settings import BackboneConfig, config_class
 
 
 def stage_command(kind: str) -> click.Command:
@@ -57,8 +57,8 @@ def stage_command(kind: str) -> click.Command:
         **given: Any,
     ) -> None:
         recipe = single_stage_recipe(kind, given, config=config_file, settings=settings)
-        from alignkit.pipeline import Options, check_plan, run_single
-        from alignkit.plan import plan_stage
+        from alignkit.run.execute import Options, check_plan, run_single
+        from alignkit.run.plan import plan_stage
 
         tell = teller(log_json)
         plan = plan_stage(recipe, output)

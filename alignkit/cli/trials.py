@@ -76,8 +76,8 @@ def reward(
 def _reward_judge(run: Path, quantization: str, chat_template: str | None, batch_size: int) -> Any:
     from alignkit.judges.contest import Backbones
     from alignkit.judges.scores import reward_judge
-    from alignkit.pipeline import quiet_libraries
-    from alignkit.recipe import BackboneConfig
+    from alignkit.recipe.settings import BackboneConfig
+    from alignkit.run.execute import quiet_libraries
 
     quiet_libraries()
     config = BackboneConfig.model_validate(
@@ -88,7 +88,7 @@ def _reward_judge(run: Path, quantization: str, chat_template: str | None, batch
 
 def _split_by_style(data: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Files in RM-Bench's format, with one text a style on both sides, and all others."""
-    from alignkit.data.files import read_rows
+    from alignkit.files.rows import read_rows
 
     styled: list[Path] = []
     plain: list[Path] = []
@@ -175,7 +175,7 @@ def perplexity(
 
     shown = [d for path in data for d in load_demonstrations(path).records[:limit]]
     from alignkit.judges.held_out import completion_log_probabilities
-    from alignkit.pipeline import quiet_libraries
+    from alignkit.run.execute import quiet_libraries
 
     quiet_libraries()
     logps, tokens = completion_log_probabilities(

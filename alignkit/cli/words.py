@@ -13,7 +13,7 @@ from difflib import get_close_matches
 import click
 
 from alignkit.errors import did_you_mean
-from alignkit.other_words import COMMANDS, Word, meaning, normal, value_meant
+from alignkit.recipe.other_words import COMMANDS, Word, meaning, normal, value_meant
 
 STRAY = re.compile(r"Got unexpected extra arguments? \((.*)\)", re.DOTALL)
 NOT_ONE_OF = re.compile(r"'(.*)' is not one of ", re.DOTALL)
@@ -118,14 +118,14 @@ def _called(ours: str, word: Word, known: Mapping[str, click.Parameter]) -> str:
 
 
 def _settings_of(command: click.Command) -> Iterable[str]:
-    from alignkit.recipe import CONFIGS
+    from alignkit.recipe.settings import CONFIGS
 
     return CONFIGS[command.name].model_fields if command.name in CONFIGS else ()
 
 
 def _elsewhere(names: Iterable[str], command: click.Command) -> str | None:
     """`--beta belongs to dpo` for a setting that other stages have."""
-    from alignkit.recipe import CONFIGS
+    from alignkit.recipe.settings import CONFIGS
 
     if command.name not in CONFIGS:
         return None

@@ -12,9 +12,9 @@ from alignkit.collect.feedback import Feedback, Reply
 from alignkit.collect.markdown_ansi import BOLD, DIM
 from alignkit.collect.secret import digest
 from alignkit.collect.terminal import Quit, Screen
-from alignkit.collect.visible import visible, visible_line
 from alignkit.data.records import Message
 from alignkit.errors import AlignkitError, DataError, did_you_mean
+from alignkit.store.visible import visible, visible_line
 
 # (conversation, seed, told each piece of the reply) -> the whole reply
 Speaker = Callable[[list[Message], int, Callable[[str], None]], str]

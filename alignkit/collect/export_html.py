@@ -27,10 +27,10 @@ from alignkit.collect.plan import Settings, plan_for
 from alignkit.collect.secret import Marks, known_secret
 from alignkit.collect.session import Answer, Collection, check_annotator
 from alignkit.collect.web.server import PAGE
-from alignkit.data.json_text import decode
-from alignkit.data.problems import RowError
-from alignkit.data.validated import validated
 from alignkit.errors import DataError
+from alignkit.files.json_text import decode
+from alignkit.files.problems import RowError
+from alignkit.files.validated import validated
 
 FORMAT = "alignkit-answers"
 VERSION = 2

@@ -18,10 +18,10 @@ from alignkit.collect.items import item_sha256, pool_of, present
 from alignkit.collect.log import EventLog, live, now, rankings_from_events
 from alignkit.collect.secret import Marks, digest
 from alignkit.data.formats import format_named
-from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Event, Ranking
-from alignkit.data.write import whole_file, write_records, write_rows
 from alignkit.errors import DataError, RecipeError, pick
+from alignkit.files.problems import RowError
+from alignkit.files.write import whole_file, write_records, write_rows
 
 TOOLS = ("argilla", "label-studio", "prodigy")
 # What makes a row of each tool an answer; a task is the row without it.

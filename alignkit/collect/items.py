@@ -16,9 +16,9 @@ import orjson
 
 from alignkit.collect.order import LARGEST
 from alignkit.collect.secret import Marks
-from alignkit.collect.visible import visible, visible_line
 from alignkit.data.records import Candidate, Candidates, Message
 from alignkit.errors import DataError
+from alignkit.store.visible import visible, visible_line
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import orjson
 from filelock import FileLock, Timeout
 
-from alignkit.data.files import MAX_LINE, read_jsonl
-from alignkit.data.json_text import decode
 from alignkit.data.pairs import rankings_from_votes
-from alignkit.data.problems import Problem, RowError
 from alignkit.data.records import Candidates, Event, Ranking, to_json
-from alignkit.data.validated import validated
 from alignkit.errors import AlignkitError, DataError, DiskFull, UserError
+from alignkit.files.json_text import decode
+from alignkit.files.problems import Problem, RowError
+from alignkit.files.rows import MAX_LINE, read_jsonl
+from alignkit.files.validated import validated
 
 VOTES = ("rank", "pair")
 Stored = Literal["saved", "duplicate"]

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from alignkit.artifacts import read_manifest
 from alignkit.collect.items import Item, Pool
 from alignkit.data.chat import Encoder
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import RecipeError
+from alignkit.forward.logps import Group
 from alignkit.judges.contest import Backbones
 from alignkit.judges.scores import stored_temperature
-from alignkit.logps import Group
-from alignkit.model_files import find_model
-from alignkit.recipe import BackboneConfig
-from alignkit.reward_model import RewardModel
+from alignkit.model.files import find_model
+from alignkit.recipe.settings import BackboneConfig
+from alignkit.scorers.reward_model import RewardModel
+from alignkit.store.artifacts import read_manifest
 
 # Items whose answers are read in one forward pass; each holds 2 to 9.
 ITEMS_AT_ONCE = 4

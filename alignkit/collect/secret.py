@@ -18,8 +18,8 @@ from pathlib import Path
 
 import orjson
 
-from alignkit.artifacts import disk_full_named
 from alignkit.errors import DataError
+from alignkit.store.artifacts import disk_full_named
 
 _SECRET = re.compile(rb"[0-9a-f]{64}\n?")
 

@@ -18,9 +18,9 @@ from alignkit.collect.log import VOTES, Conflict, EventLog, Stored, new_id, now
 from alignkit.collect.order import order_text, parse_order
 from alignkit.collect.plan import Settings, Showing, plan_for
 from alignkit.collect.secret import Marks, readable_by_others, secret_beside, secret_file
-from alignkit.collect.visible import visible_line
 from alignkit.data.records import Event
 from alignkit.errors import DataError, RecipeError
+from alignkit.store.visible import visible_line
 
 STRENGTHS = (1, 2, 3, 4)
 LONGEST_COMMENT = 10_000

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from alignkit.backbone import POLICY, Backbone
 from alignkit.collect.chat import Speaker
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Message
-from alignkit.recipe import BackboneConfig
+from alignkit.model.backbone import POLICY, Backbone
+from alignkit.recipe.settings import BackboneConfig
 
 
 @dataclass(frozen=True)

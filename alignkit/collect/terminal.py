@@ -17,8 +17,8 @@ from alignkit.collect.items import Presentation
 from alignkit.collect.log import new_id
 from alignkit.collect.markdown_ansi import BOLD, CYAN, DIM, RESET, marked, rendered
 from alignkit.collect.session import Answer, Entry, Session
-from alignkit.collect.visible import visible_line
 from alignkit.errors import AlignkitError, DataError, UserError, did_you_mean
+from alignkit.store.visible import visible_line
 
 # A terminal sees no reading, only lines; a longer silence is a break, not work.
 IDLE_MS = 5 * 60 * 1000

@@ -26,7 +26,7 @@ from alignkit.data.template_input import (
     as_given,
 )
 from alignkit.errors import DataError, ModelError
-from alignkit.rendering import RENDERER, TemplateRefusal, job
+from alignkit.model.rendering import RENDERER, TemplateRefusal, job
 
 REMEMBERED = 1024  # texts and their ids; rows that share some lie beside each other
 SHOWN = 60  # characters of a text that an error shows

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from alignkit.data.files import Row
 from alignkit.errors import DataError, RecipeError, did_you_mean
+from alignkit.files.rows import Row
 
 DATASET_INFO = "dataset_info.json#"
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from alignkit.data.problems import RowError
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
-from alignkit.data.validated import validated
 from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
 from alignkit.errors import DataError
+from alignkit.files.problems import RowError
+from alignkit.files.validated import validated
 
 Pairs = Literal["all", "adjacent", "best-worst", "best-vs-rest"]
 Weight = Literal["group", "pair"]

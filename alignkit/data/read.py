@@ -14,15 +14,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
-from alignkit.data.files import Report, Row, read_rows
 from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
 from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
 from alignkit.data.grades import demonstration_of, is_graded, rankings_from_grades
-from alignkit.data.json_text import decode_exactly
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
-from alignkit.data.problems import Finding, Problem, RowError, tally
 from alignkit.data.records import (
     KINDS,
     Candidates,
@@ -37,9 +34,12 @@ from alignkit.data.records import (
 )
 from alignkit.data.rules import findings
 from alignkit.data.unread_columns import Unread
-from alignkit.data.validated import validated
 from alignkit.data.voting import ballot_of, line_of
 from alignkit.errors import DataError, ErrorList
+from alignkit.files.json_text import decode_exactly
+from alignkit.files.problems import Finding, Problem, RowError, tally
+from alignkit.files.rows import Report, Row, read_rows
+from alignkit.files.validated import validated
 
 OnBadRow = Literal["error", "drop"]
 R = TypeVar("R", bound=Record)

@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 
 from alignkit.data.formats.shape import TRAINED_BY
 from alignkit.data.formats.template_keys import RESERVED, listed, unread
-from alignkit.data.problems import Finding, Level
 from alignkit.data.records import (
     Candidates,
     Conversation,
@@ -25,6 +24,7 @@ from alignkit.data.records import (
     Record,
 )
 from alignkit.data.templated import end_of, header_in, mark_inside, may_be_templated
+from alignkit.files.problems import Finding, Level
 
 Rule = Callable[[Any], Iterator[Finding]]
 

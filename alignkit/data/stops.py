@@ -14,7 +14,7 @@ from typing import Any
 
 from alignkit.data.records import Message
 from alignkit.errors import DataError
-from alignkit.model_files import read_json
+from alignkit.model.files import read_json
 
 ASKED, SAID, NEXT = "Quokka?", "Wombat.", "Numbat!"
 CALLED, FOUND = "spot_wombat", "burrow_seven"

@@ -13,9 +13,9 @@ from typing import Any
 
 from alignkit.data.formats import Format
 from alignkit.data.formats.beside import is_said
-from alignkit.data.problems import Finding
 from alignkit.data.records import Record
 from alignkit.data.rules import sides_of
+from alignkit.files.problems import Finding
 
 
 def _words(listed: str) -> frozenset[str]:

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from alignkit.data.problems import Problem
 from alignkit.data.records import Candidate, Message, Preference, Ranking, Record
+from alignkit.files.problems import Problem
 
 V = TypeVar("V")
 Ranks = dict[str, int]

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from alignkit import __version__
-from alignkit.evaluation.agreement_statistics import (
+from alignkit.evaluation.votes import Ballots, Ranks, Vote, read_ballots
+from alignkit.statistics.agreement_statistics import (
     cohen_kappa,
     fleiss_kappa,
     item_bootstrap,
@@ -29,9 +30,8 @@ from alignkit.evaluation.agreement_statistics import (
     krippendorff_alpha,
     mid_ranks,
 )
-from alignkit.evaluation.distributions import sign_test
-from alignkit.evaluation.intervals import Floats, wilson
-from alignkit.evaluation.votes import Ballots, Ranks, Vote, read_ballots
+from alignkit.statistics.distributions import sign_test
+from alignkit.statistics.intervals import Floats, wilson
 
 SCHEMA_VERSION = 1
 CATEGORIES = {1: 0, 0: 1, -1: 2}

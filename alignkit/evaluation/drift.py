@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from alignkit.errors import DataError
-from alignkit.evaluation.distributions import (
+from alignkit.evaluation.judged_rows import LARGEST, Row, RowFile, shown
+from alignkit.statistics.distributions import (
     chi_squared_tail,
     holm,
     kolmogorov_tail,
     normal_two_sided,
 )
-from alignkit.evaluation.intervals import Floats, wilson
-from alignkit.evaluation.judged_rows import LARGEST, Row, RowFile, shown
+from alignkit.statistics.intervals import Floats, wilson
 
 SCHEMA_VERSION = 1
 PSI_BINS = 10

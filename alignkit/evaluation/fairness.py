@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from alignkit.errors import DataError, RecipeError
-from alignkit.evaluation.distributions import (
+from alignkit.evaluation.judged_rows import RowFile
+from alignkit.statistics.distributions import (
     holm,
     normal_quantile,
     normal_two_sided,
     t_two_sided,
 )
-from alignkit.evaluation.intervals import (
+from alignkit.statistics.intervals import (
     Floats,
     as_dict,
     interval,
@@ -31,7 +32,6 @@ from alignkit.evaluation.intervals import (
     mean_interval,
     wilson,
 )
-from alignkit.evaluation.judged_rows import RowFile
 
 Groups = Sequence[str]
 

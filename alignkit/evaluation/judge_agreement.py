@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from alignkit.evaluation.agreement_statistics import (
+from alignkit.evaluation.judgements import Judgements
+from alignkit.statistics.agreement_statistics import (
     cohen_kappa,
     item_bootstrap,
     krippendorff_alpha,
 )
-from alignkit.evaluation.intervals import Floats, Ints, interval
-from alignkit.evaluation.judgements import Judgements
-from alignkit.evaluation.ppi import corrected_mean
+from alignkit.statistics.intervals import Floats, Ints, interval
+from alignkit.statistics.ppi import corrected_mean
 
 # Resampling agreement is a by-product of a report: it may not take longer than the report.
 MOST_DRAWS = 500

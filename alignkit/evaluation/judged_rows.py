@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.data.files import read_rows
-from alignkit.data.json_text import type_name
-from alignkit.data.problems import Problem, RowError
 from alignkit.data.records import Candidate, Messages
-from alignkit.data.validated import validated
 from alignkit.errors import DataError, did_you_mean
+from alignkit.files.json_text import type_name
+from alignkit.files.problems import Problem, RowError
+from alignkit.files.rows import read_rows
+from alignkit.files.validated import validated
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from alignkit.errors import DataError, did_you_mean, pick
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.intervals import Floats, Ints
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.ranked_items import KINDS, read_decisions
+from alignkit.statistics.intervals import Floats, Ints
 
 TIE = 0.5
 SCORES = {"a": 1.0, "tie": TIE, "b": 0.0}

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from alignkit.evaluation.distributions import t_quantile
-from alignkit.evaluation.intervals import (
+from alignkit.evaluation.text_metrics import METRICS, distinct_n, normalised
+from alignkit.statistics.distributions import t_quantile
+from alignkit.statistics.intervals import (
     Floats,
     as_dict,
     interval,
@@ -19,7 +20,6 @@ from alignkit.evaluation.intervals import (
     mean_interval,
     wilson,
 )
-from alignkit.evaluation.text_metrics import METRICS, distinct_n, normalised
 
 # How refusals begin in English; a share to watch between runs, not a measure of safety.
 _REFUSAL = re.compile(

@@ -12,7 +12,6 @@ import numpy as np
 from alignkit.data.records import Candidate, Candidates
 from alignkit.errors import DataError
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.intervals import as_dict, mean_estimate, mean_interval
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.quality import (
     label_scores,
@@ -20,6 +19,7 @@ from alignkit.evaluation.quality import (
     reference_scores,
     text_quality,
 )
+from alignkit.statistics.intervals import as_dict, mean_estimate, mean_interval
 
 SCHEMA_VERSION = 1
 TEXTS = ("reply", "completion", "response", "output")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignkit.data.write import whole_file
+from alignkit.files.write import whole_file
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.intervals import interval
+from alignkit.statistics.intervals import interval
 
 Floats = NDArray[np.float64]
 Ranked = tuple[Sequence[float], Sequence[float]]

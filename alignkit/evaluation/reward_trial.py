@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from alignkit.evaluation import calibration
-from alignkit.evaluation.distributions import holm
-from alignkit.evaluation.intervals import (
+from alignkit.statistics import calibration
+from alignkit.statistics.distributions import holm
+from alignkit.statistics.intervals import (
     Floats,
     Ints,
     as_dict,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alignkit.errors import DataError, RecipeError, pick
-from alignkit.evaluation.intervals import Floats
 from alignkit.evaluation.judgements import Judgements
+from alignkit.statistics.intervals import Floats
 
 _HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s", re.MULTILINE)

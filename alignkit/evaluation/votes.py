@@ -15,9 +15,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from alignkit.data.files import compression_of, container_of
 from alignkit.data.pairs import ranking_of
-from alignkit.data.problems import Problem
 from alignkit.data.read import read_records
 from alignkit.data.records import Preference
 from alignkit.data.voting import (
@@ -32,6 +30,8 @@ from alignkit.data.voting import (
 from alignkit.errors import DataError
 from alignkit.evaluation import judged_rows as fields
 from alignkit.evaluation.judged_rows import Row, RowFile
+from alignkit.files.problems import Problem
+from alignkit.files.rows import compression_of, container_of
 
 Ranks = dict[str, int]
 

@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 
 from alignkit import __version__
 from alignkit.errors import AlignkitError, DataError, RecipeError, pick
-from alignkit.evaluation import length_control as lc
-from alignkit.evaluation.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
-from alignkit.evaluation.distributions import holm, normal_quantile, sign_test
-from alignkit.evaluation.intervals import (
+from alignkit.evaluation import alpacaeval_files
+from alignkit.evaluation.judge_agreement import held_against, judge_agreement
+from alignkit.evaluation.judgements import SIDED, Judgements, known_models, read_judgements
+from alignkit.evaluation.style import covariate_names, differences, needs_texts
+from alignkit.statistics import length_control as lc
+from alignkit.statistics.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outcomes, ratings
+from alignkit.statistics.distributions import holm, normal_quantile, sign_test
+from alignkit.statistics.intervals import (
     INTERVALS,
     Estimate,
     Floats,
@@ -32,11 +36,8 @@ from alignkit.evaluation.intervals import (
     mean_estimate,
     mean_interval,
 )
-from alignkit.evaluation.judge_agreement import held_against, judge_agreement
-from alignkit.evaluation.judgements import SIDED, Judgements, known_models, read_judgements
-from alignkit.evaluation.paired import ScoredPrompts, paired_differences
-from alignkit.evaluation.sequential import confidence_sequence
-from alignkit.evaluation.style import covariate_names, differences, needs_texts
+from alignkit.statistics.paired import ScoredPrompts, paired_differences
+from alignkit.statistics.sequential import confidence_sequence
 
 SCHEMA_VERSION = 1
 POWER = 0.8
@@ -649,10 +650,10 @@ def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
     if options.length_control != "alpacaeval":
         mode = options.length_control or "prior"
         return lc.control_length(*given, resampling, mode=mode, slope=options.lc_slope)
-    known = lc.read_difficulty(options.difficulty or "")
+    known = alpacaeval_files.read_difficulty(options.difficulty or "")
     texts = [pair.judgements.texts[prompt].prompt for prompt in pair.prompts[stays]]
-    difficulty = lc.difficulties(texts, known, str(options.difficulty))
-    rows = lc.read_regulariser(options.reg_rows or "")
+    difficulty = alpacaeval_files.difficulties(texts, known, str(options.difficulty))
+    rows = alpacaeval_files.read_regulariser(options.reg_rows or "")
     return lc.control_length_alpacaeval(*given, difficulty, rows, resampling)
 
 

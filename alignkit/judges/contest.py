@@ -17,23 +17,23 @@ import orjson
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.artifacts import write_durably
-from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
-from alignkit.data.files import read_rows
-from alignkit.data.json_text import decode
-from alignkit.data.problems import Problem, RowError
 from alignkit.data.records import Candidate, Candidates, Judgement, Message, Prompt, to_json
 from alignkit.data.template_input import TemplateContext
-from alignkit.data.validated import validated
 from alignkit.errors import DataError, RecipeError
-from alignkit.generation import generate
+from alignkit.files.json_text import decode
+from alignkit.files.problems import Problem, RowError
+from alignkit.files.rows import read_rows
+from alignkit.files.validated import validated
+from alignkit.forward.generation import generate
+from alignkit.forward.logps import Group, completion_logps
 from alignkit.judges import Judge
 from alignkit.judges.both_orders import Duel, judged, prompt_names
-from alignkit.logps import Group, completion_logps
-from alignkit.model_files import ModelFiles, find_model
-from alignkit.recipe import BackboneConfig
-from alignkit.run_template import template_for
+from alignkit.model.backbone import POLICY, Backbone
+from alignkit.model.files import ModelFiles, find_model
+from alignkit.model.run_template import template_for
+from alignkit.recipe.settings import BackboneConfig
+from alignkit.store.artifacts import write_durably
 
 BATCHES_A_PART = 4
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Demonstration
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
-from alignkit.logps import Group, completion_logps
-from alignkit.model_files import find_model
-from alignkit.recipe import BackboneConfig
-from alignkit.stages.context import progress_bar
+from alignkit.forward.logps import Group, completion_logps
+from alignkit.model.backbone import POLICY, Backbone
+from alignkit.model.files import find_model
+from alignkit.recipe.settings import BackboneConfig
+from alignkit.training.context import progress_bar
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from typing import Any
 
 import orjson
 
-from alignkit.data.json_text import decode
-from alignkit.data.problems import RowError
 from alignkit.errors import AlignkitError, RecipeError, pick
+from alignkit.files.json_text import decode
+from alignkit.files.problems import RowError
 from alignkit.judges import Comparison, Verdict
 from alignkit.judges.injection import attempts_injection
 from alignkit.judges.reply_cache import ReplyCache

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from alignkit.artifacts import write_durably
-from alignkit.data.json_text import decode
-from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Ranking
 from alignkit.data.template_input import NOTHING, TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.evaluation.reward_trial import ScoredRanking
+from alignkit.files.json_text import decode
+from alignkit.files.problems import RowError
 from alignkit.judges import Comparison, Verdict
+from alignkit.store.artifacts import write_durably
 
 
 class Side(NamedTuple):
@@ -76,7 +76,7 @@ def reward_judge(
 ) -> ScoreJudge:
     """A reward run's model, on one of the backbones already loaded where its base is the same."""
     from alignkit.judges.contest import Backbones
-    from alignkit.recipe import BackboneConfig
+    from alignkit.recipe.settings import BackboneConfig
 
     directory = Path(rest)
     if not (directory / "adapter" / "head.safetensors").is_file():
@@ -99,8 +99,8 @@ class _RewardScores:
     loaded: Any = None
 
     def model(self) -> Any:
-        from alignkit.model_files import find_model
-        from alignkit.reward_model import RewardModel
+        from alignkit.model.files import find_model
+        from alignkit.scorers.reward_model import RewardModel
 
         backbone = self.backbones.of(find_model(str(self.directory)))
         name = f"reward-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
@@ -111,7 +111,7 @@ class _RewardScores:
 
     def __call__(self, sides: Sequence[Side | tuple[Sequence[Message], str]]) -> list[float]:
         from alignkit.data.chat import Encoder
-        from alignkit.logps import Group
+        from alignkit.forward.logps import Group
 
         model = self.model()
         encoder = Encoder(model.backbone.tokenizer)

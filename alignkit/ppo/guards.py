@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import TrainingFailed
-from alignkit.finite import LOWER
 from alignkit.ppo.rollout import Rollout
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.training.finite import LOWER
 
 FINER = (
     "give a reward that tells good completions from bad ones (one that is 0 until all is right "

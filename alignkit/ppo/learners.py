@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.errors import TrainingFailed
-from alignkit.finite import LOWER
-from alignkit.logps import completion_logps
+from alignkit.forward.logps import completion_logps
+from alignkit.model.backbone import POLICY, Backbone
 from alignkit.ppo.objective import policy_terms
 from alignkit.ppo.ranks import all_sum, sum_gradients
 from alignkit.ppo.rollout import Rollout, grouped
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.training.finite import LOWER
 
 # Largest |ratio − 1| before the first step: the update must see the log-probs of the rollout.
 RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.1}

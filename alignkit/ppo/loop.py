@@ -19,21 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.backbone import POLICY, Backbone
-from alignkit.checkpoints import (
-    load_tree,
-    naming_last_checkpoint,
-    newest_valid,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    save_tree,
-    stop_requests,
-)
 from alignkit.errors import RecipeError, TrainingFailed
-from alignkit.finite import check_numbers, check_tensors
-from alignkit.generation import Completion
-from alignkit.heads import Scale
+from alignkit.forward.generation import Completion
+from alignkit.model.backbone import POLICY, Backbone
+from alignkit.model.heads import Scale
+from alignkit.model.probe import check_answer
 from alignkit.ppo.advantages import (
     explained_variance,
     k3,
@@ -68,10 +58,20 @@ from alignkit.ppo.rollout import (
 )
 from alignkit.ppo.validation import Look, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
-from alignkit.probe import check_answer
-from alignkit.recipe import OnlineConfig
-from alignkit.stages.context import StageContext
-from alignkit.trackers import OnlineTrackers
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.training.checkpoints import (
+    load_tree,
+    naming_last_checkpoint,
+    newest_valid,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    save_tree,
+    stop_requests,
+)
+from alignkit.training.context import StageContext
+from alignkit.training.finite import check_numbers, check_tensors
+from alignkit.training.trackers import OnlineTrackers
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
 ITSELF = "the training reward itself"

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.data.chat import Encoder
+from alignkit.data.edit.split import prompt_key, split_by_prompt
 from alignkit.data.read import stream_prompts
-from alignkit.data.split import prompt_key, split_by_prompt
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.ppo.rewards import PracticePrompt
-from alignkit.recipe import OnlineConfig
-from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_all
-from alignkit.stages.rows import place
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.training.context import StageContext
+from alignkit.training.data import load_all
+from alignkit.training.rows import place
 
 
 def practice_prompts(

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.backbone import POLICY, Backbone
 from alignkit.errors import TrainingFailed
-from alignkit.generation import Completion
+from alignkit.forward.generation import Completion
+from alignkit.model.backbone import POLICY, Backbone
 from alignkit.ppo.http import post_json
 from alignkit.service import check_address
 

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.backbone import REWARD, Backbone
 from alignkit.errors import DataError, RecipeError, TrainingFailed, did_you_mean
-from alignkit.heads import Scale
-from alignkit.logps import Group
+from alignkit.forward.logps import Group
+from alignkit.model.backbone import REWARD, Backbone
+from alignkit.model.heads import Scale
 from alignkit.ppo.http import post_json
-from alignkit.recipe import OnlineConfig, is_function
-from alignkit.reward_model import RewardModel
+from alignkit.recipe.settings import OnlineConfig, is_function
+from alignkit.scorers.reward_model import RewardModel
 from alignkit.service import check_address
-from alignkit.stages.context import StageContext
 from alignkit.tiny import gold
+from alignkit.training.context import StageContext
 
 JUDGE = "judge"  # the adapter of the alarm's judge
 SIGNATURE = (

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.backbone import POLICY, Backbone
 from alignkit.data.chat import Encoder
-from alignkit.generation import Completion, generate
-from alignkit.logps import Group, completion_logps
+from alignkit.forward.generation import Completion, generate
+from alignkit.forward.logps import Group, completion_logps
+from alignkit.model.backbone import POLICY, Backbone
 from alignkit.ppo.ranks import rank, world_size
 from alignkit.ppo.remote import RemotePolicy
 from alignkit.ppo.rewards import PracticePrompt, Sample
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe.settings import OnlineConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
-from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.data.chat import Encoder
+from alignkit.model.backbone import POLICY, REFERENCE, Backbone
+from alignkit.model.probe import check_answer
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
@@ -24,10 +25,9 @@ from alignkit.ppo.rewards import (
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
-from alignkit.probe import check_answer
-from alignkit.recipe import OnlineConfig, is_function
-from alignkit.stages.context import StageContext
-from alignkit.stages.training import (
+from alignkit.recipe.settings import OnlineConfig, is_function
+from alignkit.training.context import StageContext
+from alignkit.training.trainer import (
     finish,
     moved_share,
     share_changed,

@@ -26,7 +26,7 @@ from alignkit.ppo.rewards import (
     gold_applies,
 )
 from alignkit.ppo.rollout import Sampler, mask_of, sampling_seed
-from alignkit.recipe import OnlineConfig
+from alignkit.recipe.settings import OnlineConfig
 
 SHOWN_SAMPLES = 12
 

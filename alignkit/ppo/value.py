@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alignkit.backbone import Backbone
 from alignkit.data.chat import Encoder
-from alignkit.heads import ScalarHead
-from alignkit.logps import completion_states
+from alignkit.forward.logps import completion_states
+from alignkit.model.backbone import Backbone
+from alignkit.model.heads import ScalarHead
 from alignkit.ppo.learners import (
     Averages,
     adamw,
@@ -35,7 +35,7 @@ from alignkit.ppo.objective import value_terms
 from alignkit.ppo.ranks import all_sum
 from alignkit.ppo.rewards import Sample
 from alignkit.ppo.rollout import Rollout, grouped, in_parts, mask_of, to_rows
-from alignkit.recipe import PpoConfig
+from alignkit.recipe.settings import PpoConfig
 
 WIDEST_NETWORK = 1024
 # Adam moves every weight by the learning rate, so a sum over `hidden` inputs moves with their

@@ -20,21 +20,21 @@ from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from alignkit.backbone import POLICY, REFERENCE, Backbone
-from alignkit.batching import FittingSteps, token_loader
-from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_preferences
 from alignkit.errors import RecipeError, TrainingFailed, pick
-from alignkit.logps import Group, Path, completion_logps
-from alignkit.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
-from alignkit.recipe import DpoConfig
-from alignkit.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
-from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_rows
-from alignkit.stages.rows import PairRow, pair_row
-from alignkit.stages.token_rows import TokenRows
-from alignkit.stages.training import (
+from alignkit.forward.logps import Group, Path, completion_logps
+from alignkit.model.backbone import POLICY, REFERENCE, Backbone
+from alignkit.recipe.settings import DpoConfig
+from alignkit.training.batching import FittingSteps, token_loader
+from alignkit.training.checkpoints import SealedCheckpoints
+from alignkit.training.context import StageContext
+from alignkit.training.data import load_rows
+from alignkit.training.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
+from alignkit.training.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
+from alignkit.training.rows import PairRow, pair_row
+from alignkit.training.token_rows import TokenRows
+from alignkit.training.trainer import (
     batches,
     callbacks,
     end_reports,

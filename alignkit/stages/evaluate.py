@@ -17,23 +17,23 @@ from typing import Any
 import orjson
 import torch
 
-from alignkit.artifacts import write_durably
-from alignkit.backbone import POLICY, REFERENCE, Backbone
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Judgement, Message, Prompt, to_json
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
-from alignkit.generation import Completion, generate
+from alignkit.forward.generation import Completion, generate
+from alignkit.forward.logps import Group, completion_logps
 from alignkit.judges.both_orders import prompt_names
 from alignkit.judges.contest import for_people
 from alignkit.judges.gold import gold_score
-from alignkit.logps import Group, completion_logps
-from alignkit.recipe import EvaluateConfig
-from alignkit.reward_model import RewardModel
-from alignkit.stages.context import StageContext
-from alignkit.stages.training import batches
+from alignkit.model.backbone import POLICY, REFERENCE, Backbone
+from alignkit.recipe.settings import EvaluateConfig
+from alignkit.scorers.reward_model import RewardModel
+from alignkit.store.artifacts import write_durably
+from alignkit.training.context import StageContext
+from alignkit.training.trainer import batches
 
 SAMPLES = 8
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.artifacts import write_durably
-from alignkit.backbone import POLICY
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_prompts, read_records
 from alignkit.data.records import (
@@ -25,11 +23,13 @@ from alignkit.data.records import (
 )
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
-from alignkit.generation import Completion, generate
-from alignkit.model_files import ModelFiles
-from alignkit.recipe import OUTPUTS, GenerateConfig
-from alignkit.stages.context import StageContext
-from alignkit.stages.rows import place
+from alignkit.forward.generation import Completion, generate
+from alignkit.model.backbone import POLICY
+from alignkit.model.files import ModelFiles
+from alignkit.recipe.settings import OUTPUTS, GenerateConfig
+from alignkit.store.artifacts import write_durably
+from alignkit.training.context import StageContext
+from alignkit.training.rows import place
 
 BATCHES_A_PART = 4  # batches between two writes: what a stop costs at most
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.backbone import POLICY, VALUE, Backbone
-from alignkit.heads import ScalarHead
+from alignkit.model.backbone import POLICY, VALUE, Backbone
+from alignkit.model.heads import ScalarHead
 from alignkit.ppo.advantages import gae, token_rewards, whiten
 from alignkit.ppo.loop import Targets
 from alignkit.ppo.rewards import ModelReward, Rewards
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
-from alignkit.recipe import PpoConfig
-from alignkit.stages.context import StageContext
+from alignkit.recipe.settings import PpoConfig
+from alignkit.training.context import StageContext
 
 
 def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:

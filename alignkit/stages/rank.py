@@ -10,17 +10,17 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.artifacts import write_durably
 from alignkit.data.chat import Encoder
 from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Ranking, template_keys, to_json
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
+from alignkit.forward.logps import Group
 from alignkit.judges.gold import gold_score
-from alignkit.logps import Group
-from alignkit.recipe import OUTPUTS, RankConfig
-from alignkit.reward_model import RewardModel
-from alignkit.stages.context import StageContext
+from alignkit.recipe.settings import OUTPUTS, RankConfig
+from alignkit.scorers.reward_model import RewardModel
+from alignkit.store.artifacts import write_durably
+from alignkit.training.context import StageContext
 
 
 def run(config: RankConfig, context: StageContext) -> dict[str, Any]:

@@ -21,23 +21,23 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from alignkit.backbone import REWARD, Backbone
-from alignkit.batching import FittingSteps
-from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_rankings
 from alignkit.errors import DataError, TrainingFailed
 from alignkit.evaluation.reward_accuracy import reward_accuracy
-from alignkit.heads import ScalarHead, Scale
-from alignkit.logps import Group
-from alignkit.losses import bradley_terry, plackett_luce, tie
-from alignkit.recipe import RewardConfig
-from alignkit.reward_model import RewardModel
-from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_rows
-from alignkit.stages.rows import RankingRow, ranking_row
-from alignkit.stages.token_rows import TokenRows
-from alignkit.stages.training import (
+from alignkit.forward.logps import Group
+from alignkit.model.backbone import REWARD, Backbone
+from alignkit.model.heads import ScalarHead, Scale
+from alignkit.recipe.settings import RewardConfig
+from alignkit.scorers.reward_model import RewardModel
+from alignkit.training.batching import FittingSteps
+from alignkit.training.checkpoints import SealedCheckpoints
+from alignkit.training.context import StageContext
+from alignkit.training.data import load_rows
+from alignkit.training.losses import bradley_terry, plackett_luce, tie
+from alignkit.training.rows import RankingRow, ranking_row
+from alignkit.training.token_rows import TokenRows
+from alignkit.training.trainer import (
     callbacks,
     end_reports,
     finish,

@@ -15,8 +15,8 @@ from alignkit.ppo.advantages import leave_one_out, whiten
 from alignkit.ppo.loop import Targets
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
-from alignkit.recipe import RlooConfig
-from alignkit.stages.context import StageContext
+from alignkit.recipe.settings import RlooConfig
+from alignkit.training.context import StageContext
 
 
 def run(config: RlooConfig, context: StageContext) -> dict[str, Any]:

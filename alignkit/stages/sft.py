@@ -16,19 +16,19 @@ from torch import Tensor
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from alignkit.backbone import POLICY
-from alignkit.batching import FittingSteps, token_loader
-from alignkit.checkpoints import SealedCheckpoints
 from alignkit.data.chat import Encoder
 from alignkit.data.read import stream_demonstrations
 from alignkit.data.records import Demonstration
-from alignkit.logps import sequence_logps
-from alignkit.recipe import SftConfig
-from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_rows
-from alignkit.stages.rows import Answers, SftRow, sft_rows
-from alignkit.stages.token_rows import TokenRows
-from alignkit.stages.training import (
+from alignkit.forward.logps import sequence_logps
+from alignkit.model.backbone import POLICY
+from alignkit.recipe.settings import SftConfig
+from alignkit.training.batching import FittingSteps, token_loader
+from alignkit.training.checkpoints import SealedCheckpoints
+from alignkit.training.context import StageContext
+from alignkit.training.data import load_rows
+from alignkit.training.rows import Answers, SftRow, sft_rows
+from alignkit.training.token_rows import TokenRows
+from alignkit.training.trainer import (
     callbacks,
     end_reports,
     finish,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit.artifacts import write_durably
+from alignkit.data.edit.split import split_by_prompt
 from alignkit.data.read import Stream
 from alignkit.data.records import KINDS, Record, to_json
-from alignkit.data.split import split_by_prompt
-from alignkit.recipe import OUTPUTS, SplitConfig
-from alignkit.stages.context import StageContext
-from alignkit.stages.data import load_all
+from alignkit.recipe.settings import OUTPUTS, SplitConfig
+from alignkit.store.artifacts import write_durably
+from alignkit.training.context import StageContext
+from alignkit.training.data import load_all
 
 
 def run(config: SplitConfig, context: StageContext) -> dict[str, Any]:

@@ -52,15 +52,15 @@ def with_coverage(given: argparse.Namespace) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["alignkit", "yaml"]):
-        import alignkit.data.check
+        import alignkit.data.checks.file_check
         import alignkit.data.read
-        import alignkit.estimate
-        import alignkit.model_check
-        import alignkit.plan
-        import alignkit.recipe_file  # noqa: F401
+        import alignkit.model.check
+        import alignkit.recipe.file  # noqa: F401
+        import alignkit.run.estimate
+        import alignkit.run.plan
 
         if given.target == "checkpoint":
-            import alignkit.checkpoints  # noqa: F401
+            import alignkit.training.checkpoints  # noqa: F401
     # Behind the block above: what is imported before it is not instrumented.
     from tests.fuzz.mutate import changed
     from tests.fuzz.targets import one_input

@@ -32,7 +32,7 @@ import click
 
 from alignkit.cli import cli, main
 from alignkit.data.records import to_json
-from alignkit.recipe import CONFIGS, Source
+from alignkit.recipe.settings import CONFIGS, Source
 from tests.fuzz.files import SUFFIXES, families, records, written
 from tests.fuzz.mutate import harmed, rows_harmed
 
@@ -514,7 +514,7 @@ def fuzz(options: Mapping[str, Any]) -> int:
     import trl.trainer.dpo_config
     import trl.trainer.sft_config  # noqa: F401
 
-    from alignkit.pipeline import quiet_libraries
+    from alignkit.run.execute import quiet_libraries
 
     quiet_libraries()
     kept = Path(options["kept"]).resolve()

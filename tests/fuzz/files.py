@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.convert import row_of
+from alignkit.data.edit.convert import row_of
 from alignkit.data.formats import FORMATS
-from alignkit.data.problems import RowError
 from alignkit.data.records import KINDS, Record
-from alignkit.data.write import write_rows
 from alignkit.errors import AlignkitError
+from alignkit.files.problems import RowError
+from alignkit.files.write import write_rows
 from tests.fuzz.seeds import MESSAGES, RECIPE, ROWS
 
 Rows = list[dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
-from alignkit.artifacts import SCHEMA_VERSION
+from alignkit.store.artifacts import SCHEMA_VERSION
 
 MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
 ROWS: list[dict[str, object]] = [

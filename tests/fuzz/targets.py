@@ -22,7 +22,7 @@ ROW = '{"prompt": "a", "completion": "b"}\n'
 
 def data(content: bytes, place: Path) -> None:
     """A data file: the first byte chooses its container, the rest is what is in it."""
-    from alignkit.data.check import check_file
+    from alignkit.data.checks.file_check import check_file
     from alignkit.data.read import load_demonstrations, load_preferences, load_prompts
 
     path = place / f"d{SUFFIXES[content[0] % len(SUFFIXES)]}" if content else place / "d.jsonl"
@@ -37,7 +37,7 @@ def data(content: bytes, place: Path) -> None:
 
 def recipe(content: bytes, place: Path) -> None:
     """A recipe, and behind NUL characters what would be given with --set."""
-    from alignkit.recipe_file import read_recipe
+    from alignkit.recipe.file import read_recipe
 
     (place / "rows.jsonl").write_text(ROW)
     text, *settings = content.split(b"\0")
@@ -47,8 +47,8 @@ def recipe(content: bytes, place: Path) -> None:
 
 def manifest(content: bytes, place: Path) -> None:
     """A finished stage: its manifest and its record, as bytes and sealed, and what plans read."""
-    from alignkit.artifacts import differences, verify
-    from alignkit.plan import read_record
+    from alignkit.run.plan import read_record
+    from alignkit.store.artifacts import differences, verify
 
     (place / "metrics.jsonl").write_text("{}\n")
     for name in ("manifest.json", "stage.json"):
@@ -59,7 +59,7 @@ def manifest(content: bytes, place: Path) -> None:
 
 def checkpoint(content: bytes, place: Path) -> None:
     """A checkpoint: its manifest, and the trees in its files."""
-    from alignkit.checkpoints import load_tree, newest_valid
+    from alignkit.training.checkpoints import load_tree, newest_valid
 
     directory = place / "checkpoint-4"
     directory.mkdir(exist_ok=True)
@@ -73,10 +73,10 @@ def checkpoint(content: bytes, place: Path) -> None:
 
 def model(content: bytes, place: Path) -> None:
     """A model's directory: configuration, tokenizer, manifest and weights, looked at by a plan."""
-    from alignkit.estimate import read_shape
-    from alignkit.model_check import check_weights
-    from alignkit.model_files import find_model, weight_files
-    from alignkit.template_check import templates_of
+    from alignkit.model.check import check_weights
+    from alignkit.model.files import find_model, weight_files
+    from alignkit.model.template_check import templates_of
+    from alignkit.run.estimate import read_shape
 
     directory = place / "model"
     directory.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def refused(read: Callable[[], Any]) -> None:
 
 def sealed(content: bytes) -> bytes:
     """JSON with its seal put right; other bytes as they are."""
-    from alignkit.artifacts import sealed_json
+    from alignkit.store.artifacts import sealed_json
 
     try:
         value = json.loads(content)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit.backbone import POLICY
-from alignkit.checkpoints import check_sealed, load_tree
 from alignkit.errors import TrainingFailed
-from alignkit.probe import check_answer, write_probe
-from alignkit.stage_pages import outcome_lines
-from tests.stages.conftest import WORDS, Workshop
+from alignkit.model.backbone import POLICY
+from alignkit.model.probe import check_answer, write_probe
+from alignkit.training.checkpoints import check_sealed, load_tree
+from alignkit.training.outcome import outcome_lines
+from tests.workshop import WORDS, Workshop
 
 KINDS = ("sft", "reward", "dpo")
 COMMON: dict[str, Any] = {"per_device_train_batch_size": 4, "logging_steps": 100}

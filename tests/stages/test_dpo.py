@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.backbone import POLICY, REFERENCE
 from alignkit.data.chat import Encoder
 from alignkit.errors import DataError, RecipeError, TrainingFailed
-from alignkit.losses import PairLogps, PairSettings
-from alignkit.recipe import DpoConfig
+from alignkit.model.backbone import POLICY, REFERENCE
+from alignkit.recipe.settings import DpoConfig
 from alignkit.stages import dpo
-from alignkit.stages.rows import PairRow
-from alignkit.stages.token_rows import TokenRows
-from tests.stages.conftest import Workshop, make_workshop
+from alignkit.training.losses import PairLogps, PairSettings
+from alignkit.training.rows import PairRow
+from alignkit.training.token_rows import TokenRows
+from tests.workshop import Workshop, make_workshop
 
 Rows = list[dict[str, Any]]
 

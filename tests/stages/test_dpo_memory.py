@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import reward_model
-from alignkit.reference_cache import ReferenceCache
+from alignkit.scorers import reward_model
 from alignkit.stages import dpo, sft
+from alignkit.training.reference_cache import ReferenceCache
 
 SETTINGS = {"learning_rate": 1e-3, "logging_steps": 1, "per_device_train_batch_size": 6}
 
@@ -98,10 +98,10 @@ def test_running_out_of_memory_halves_the_forward_and_changes_no_loss(
         return forward(model, rows, *rest, **settings)
 
     monkeypatch.setattr(module, name, small)
-    with caplog.at_level(logging.WARNING, "alignkit.batching"):
+    with caplog.at_level(logging.WARNING, "alignkit.training.batching"):
         workshop.run(kind, "parts", data=[data], **SETTINGS)
     assert losses(workshop, "parts") == pytest.approx(losses(workshop, "whole"), rel=1e-4)
-    said = [r.getMessage() for r in caplog.records if r.name == "alignkit.batching"]
+    said = [r.getMessage() for r in caplog.records if r.name == "alignkit.training.batching"]
     assert said == [
         "out of memory with 6 rows in a forward; going on with 3",
         "out of memory with 3 rows in a forward; going on with 1",

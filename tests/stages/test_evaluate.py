@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.backbone import POLICY, REWARD
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Message
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
-from alignkit.generation import Completion
-from alignkit.heads import ScalarHead
-from alignkit.recipe import EvaluateConfig
-from alignkit.reward_model import RewardModel
+from alignkit.forward.generation import Completion
+from alignkit.model.backbone import POLICY, REWARD
+from alignkit.model.heads import ScalarHead
+from alignkit.recipe.settings import EvaluateConfig
+from alignkit.scorers.reward_model import RewardModel
 from alignkit.stages import evaluate
 from alignkit.stages.evaluate import Questions, Replies
 from alignkit.tiny.data import write
 from alignkit.tiny.gold import score
-from tests.stages.conftest import WORDS, Workshop
+from tests.workshop import WORDS, Workshop
 
 PROMPTS = [{"prompt": f"Where is my {word}?"} for word in WORDS]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RecipeError
-from alignkit.model_files import ModelFiles
+from alignkit.model.files import ModelFiles
 from alignkit.stages import generate as stage
 
 PROMPTS = [{"prompt": f"Question {n}?"} for n in range(10)]

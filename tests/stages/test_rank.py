@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.backbone import REWARD
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Candidate, Candidates, Message
 from alignkit.errors import DataError
-from alignkit.heads import ScalarHead
-from alignkit.logps import Group
-from alignkit.reward_model import RewardModel
+from alignkit.forward.logps import Group
+from alignkit.model.backbone import REWARD
+from alignkit.model.heads import ScalarHead
+from alignkit.scorers.reward_model import RewardModel
 from alignkit.stages.rank import ranking_of
 from alignkit.tiny.data import write
 from alignkit.tiny.gold import score
-from tests.stages.conftest import Workshop
+from tests.workshop import Workshop
 
 
 def item(*texts: str, prompt: str = "Hi") -> Candidates:

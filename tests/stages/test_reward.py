@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.backbone import REWARD
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_rankings
 from alignkit.errors import DataError, ModelError
-from alignkit.heads import Scale
-from alignkit.logps import Group
-from alignkit.recipe import RewardConfig
-from alignkit.reward_model import RewardModel
+from alignkit.forward.logps import Group
+from alignkit.model.backbone import REWARD
+from alignkit.model.heads import Scale
+from alignkit.recipe.settings import RewardConfig
+from alignkit.scorers.reward_model import RewardModel
 from alignkit.stages.reward import new_head, pairs_of, ranking_loss, teaching
-from alignkit.stages.rows import RankingRow, ranking_row
-from alignkit.stages.token_rows import TokenRows
-from tests.stages.conftest import WORDS, Workshop
+from alignkit.training.rows import RankingRow, ranking_row
+from alignkit.training.token_rows import TokenRows
+from tests.workshop import WORDS, Workshop
 
 
 def config(**settings: Any) -> RewardConfig:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.backbone import POLICY
 from alignkit.data.chat import Encoder
 from alignkit.data.records import Demonstration, Message, Source
 from alignkit.errors import DataError
-from alignkit.recipe import SftConfig
+from alignkit.model.backbone import POLICY
+from alignkit.recipe.settings import SftConfig
 from alignkit.stages import sft
-from alignkit.stages.rows import SftRow, sft_rows
-from alignkit.stages.token_rows import TokenRows
-from tests.stages.conftest import Workshop
+from alignkit.training.rows import SftRow, sft_rows
+from alignkit.training.token_rows import TokenRows
+from tests.workshop import Workshop
 
 Rows = list[dict[str, Any]]
 

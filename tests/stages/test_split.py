@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import DataError
-from tests.stages.conftest import Workshop
+from tests.workshop import Workshop
 
 
 def rows_of(file: Path) -> list[dict[str, object]]:

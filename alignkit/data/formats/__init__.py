@@ -25,8 +25,8 @@ from alignkit.data.formats import (
 )
 from alignkit.data.formats.beside import BESIDE
 from alignkit.data.formats.shape import Fields, Format, missing
-from alignkit.data.problems import RowError
 from alignkit.errors import LONGEST_WORD, pick
+from alignkit.files.problems import RowError
 
 __all__ = ["FORMATS", "Fields", "Format", "detect", "format_named"]
 

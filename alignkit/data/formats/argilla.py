@@ -28,8 +28,8 @@ from alignkit.data.formats.sides import (
     ranks_of_winner,
     series_of,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Ranking
+from alignkit.files.problems import RowError
 
 Votes = dict[str, list[tuple[str | None, Any]]]  # question -> (annotator, value) of each answer
 

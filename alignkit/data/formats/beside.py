@@ -25,7 +25,7 @@ from alignkit.data.formats.shape import (
     turns,
     user,
 )
-from alignkit.data.problems import RowError
+from alignkit.files.problems import RowError
 
 # What a column is to the question -> the names it goes by, in the order they are read.
 NAMES = {

@@ -36,8 +36,8 @@ from alignkit.data.formats.shape import (
     turns,
 )
 from alignkit.data.formats.template_keys import calls_as_openai, tools_of
-from alignkit.data.problems import RowError
 from alignkit.data.records import Demonstration, Label, Message, Preference, Prompt
+from alignkit.files.problems import RowError
 
 # --- TRL ----------------------------------------------------------------------------------------
 

@@ -35,8 +35,8 @@ from alignkit.data.formats.shape import (
     two_candidates,
     user,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Ranking
+from alignkit.files.problems import RowError
 
 # --- ranked lists -------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from alignkit.data.formats.shape import (
     text,
     user,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Preference, Ranking
+from alignkit.files.problems import RowError
 
 
 def read_prodigy(row: Row) -> Fields:

@@ -39,8 +39,8 @@ from alignkit.data.formats.sides import (
     numbers_in,
     ranks_of_winner,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Label, Preference, Ranking
+from alignkit.files.problems import RowError
 
 # --- the columns of a row -----------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from alignkit.data.formats.shape import (
     user,
 )
 from alignkit.data.formats.template_keys import calls_of
-from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Demonstration, Message, Preference, Prompt
+from alignkit.files.problems import RowError
 
 
 def asked(row: Row) -> list[Turn]:

@@ -25,8 +25,8 @@ from alignkit.data.formats.sides import (
     named_side,
     prompt_among,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Ranking
+from alignkit.files.problems import RowError
 
 # One decision: who decided, on which columns of the task, and the decision.
 Decision = tuple[Any, Sequence[str], str, Mapping[str, Any]]

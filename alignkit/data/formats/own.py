@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from alignkit.data.formats.shape import Fields, Format, Row, keys
-from alignkit.data.problems import RowError
 from alignkit.data.records import KINDS, Record
 from alignkit.errors import did_you_mean
+from alignkit.files.problems import RowError
 
 
 def read(row: Row) -> Fields:

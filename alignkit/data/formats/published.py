@@ -31,8 +31,8 @@ from alignkit.data.formats.shape import (
     two_ranks,
     user,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Candidates, Preference, Ranking
+from alignkit.files.problems import RowError
 
 _STEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 

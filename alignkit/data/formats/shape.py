@@ -25,13 +25,13 @@ from alignkit.data.formats.template_keys import (
     listed,
     spoken_calls,
 )
-from alignkit.data.json_text import type_name
-from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Record
 from alignkit.errors import did_you_mean
+from alignkit.files.json_text import type_name
+from alignkit.files.problems import RowError
 
 if TYPE_CHECKING:
-    from alignkit.data.files import Row as FileRow
+    from alignkit.files.rows import Row as FileRow
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]

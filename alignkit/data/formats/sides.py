@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.data.formats.shape import Row, as_number, expected
-from alignkit.data.problems import RowError
+from alignkit.files.problems import RowError
 
 _NUMBERED = re.compile(r"(?P<stem>.*?[^\d])(?P<joint>)(?P<part>\d{1,2})", re.DOTALL)
 _LETTERED = re.compile(r"(?P<stem>.*[^_\-. ])(?P<joint>[_\-. ])(?P<part>[A-Za-z])", re.DOTALL)

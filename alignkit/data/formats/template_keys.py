@@ -11,9 +11,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from alignkit.data.json_text import decode
-from alignkit.data.problems import RowError
 from alignkit.data.records import TEMPLATE_KEYS, Conversation, Record, template_keys
+from alignkit.files.json_text import decode
+from alignkit.files.problems import RowError
 
 Fields = dict[str, Any]
 

@@ -22,11 +22,11 @@ from alignkit.data.formats.shape import (
     text,
     user,
 )
-from alignkit.data.problems import RowError
 from alignkit.data.records import Message, Ranking
+from alignkit.files.problems import RowError
 
 if TYPE_CHECKING:
-    from alignkit.data.files import Row as FileRow
+    from alignkit.files.rows import Row as FileRow
 
 # --- OpenAssistant ------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ def trees_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
 
     All of the file is held: a reply may stand anywhere behind or before what it answers.
     """
-    from alignkit.data.files import Row as FileRow
+    from alignkit.files.rows import Row as FileRow
 
     nodes: dict[str, dict[str, Any]] = {}
     roots: list[tuple[FileRow, dict[str, Any]]] = []
@@ -290,7 +290,7 @@ def merge_prism(rows: Sequence[Fields]) -> Fields:
 
 def conversations_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
     """PRISM's utterances, one reply a row, as the conversations they belong to."""
-    from alignkit.data.files import Row as FileRow
+    from alignkit.files.rows import Row as FileRow
 
     found: dict[str, tuple[FileRow, list[Mapping[str, Any]]]] = {}
     for row in rows:

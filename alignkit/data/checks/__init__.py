@@ -1,0 +1,1 @@
+"""What is wrong with data, found before it trains a model."""

@@ -1,0 +1,1 @@
+"""The model's forward pass on packed rows: attention, log-probabilities, sampling."""

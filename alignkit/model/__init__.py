@@ -1,0 +1,1 @@
+"""Models, adapters and tokenizers: found, checked, loaded."""

@@ -1,0 +1,120 @@
+"""Arguments under `trainer:` held against the trainer's own settings class, before the run.
+
+They are never declared again here: the class underneath knows its names and types. Importing it
+takes seconds, so this happens only when a stage has such arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
+from alignkit.recipe.settings import Stage, StageConfig, TrainingConfig
+from alignkit.recipe.yaml_source import Document, KeyPath, shortened
+
+# kind -> where its trainer's settings class is.
+CLASSES: dict[str, tuple[str, str]] = {
+    "sft": ("trl", "SFTConfig"),
+    "dpo": ("trl", "DPOConfig"),
+    "reward": ("transformers", "TrainingArguments"),
+}
+
+# Arguments that are decided elsewhere, and where.
+ELSEWHERE: dict[str, str] = {
+    "output_dir": "the run's directory decides it",
+    "data_seed": "seed decides it",
+    "bf16": "backbone.dtype decides it",
+    "fp16": "backbone.dtype decides it",
+    "use_cpu": "the machine decides it",
+    "no_cuda": "the machine decides it",
+    "resume_from_checkpoint": "running the same command again resumes",
+    "save_strategy": "checkpoints are saved every save_steps",
+    "save_only_model": "a checkpoint is always whole",
+    "remove_unused_columns": "alignkit makes the batches",
+    "disable_tqdm": "alignkit shows the progress",
+    "push_to_hub": "alignkit sends nothing anywhere; upload the finished adapter yourself",
+    "hub_token": "a token does not belong in a recipe",
+    "hub_model_id": "alignkit sends nothing anywhere",
+    "model_init_kwargs": "backbone decides it",
+    "trust_remote_code": "code that comes with a model is never run from a recipe",
+    "precompute_ref_log_probs": "cache_reference decides it",
+    "logging_nan_inf_filter": "a loss that is not a number always stops the run",
+}
+
+
+def check_passthrough(stages: Sequence[Stage], document: Document) -> None:
+    """Raise an ErrorList of every trainer argument that its trainer will not take."""
+    problems: list[AlignkitError] = []
+    for stage in stages:
+        if isinstance(stage.config, TrainingConfig) and stage.config.trainer:
+            place = place_of(stage.name, document)
+            problems += _problems(stage.config, stage.kind, document, place)
+    if problems:
+        raise ErrorList(problems)
+
+
+def place_of(name: str, document: Document) -> KeyPath:
+    """Path of a stage's settings in its recipe; empty when it did not come from one."""
+    entries = document.value.get("stages", ()) if isinstance(document.value, dict) else ()
+    for index, entry in enumerate(entries):
+        ((kind, value),) = entry.items() if isinstance(entry, dict) else ((entry, None),)
+        if (value or {}).get("name", kind) == name:
+            return ("stages", index, kind)
+    return ()
+
+
+def _problems(
+    config: TrainingConfig, kind: str, document: Document, place: KeyPath
+) -> list[AlignkitError]:
+    trainer = _class(kind)
+    known = list(trainer.__dataclass_fields__)
+    found: list[AlignkitError] = []
+    for key in config.trainer:
+        problem = _about_key(key, config, known)
+        if problem:
+            where = document.where((*place, "trainer", key), key=True)
+            found.append(RecipeError(problem, where=where))
+    if not found:
+        found += _about_values(trainer, config, document, place)
+    return found
+
+
+def _about_key(key: str, config: StageConfig, known: Sequence[str]) -> str | None:
+    if key in type(config).model_fields:
+        return f"{key!r} is a setting of the stage itself: put it beside trainer, not in it"
+    if key in ELSEWHERE:
+        return f"trainer.{key} cannot be set: {ELSEWHERE[key]}"
+    if key not in known:
+        ours = [*known, *type(config).model_fields]
+        return f"the trainer has no argument {shortened(key)}{did_you_mean(key, ours)}"
+    return None
+
+
+def _about_values(
+    trainer: Any, config: TrainingConfig, document: Document, place: KeyPath
+) -> list[AlignkitError]:
+    """Build the class with each argument alone, so that the one it refuses is known."""
+    found: list[AlignkitError] = []
+    for key, value in config.trainer.items():
+        try:
+            _build(trainer, {key: value})
+        except Exception as error:  # whatever a foreign class raises is about this argument
+            where = document.where((*place, "trainer", key))
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            found.append(RecipeError(f"trainer.{key}: {reason:.160}", where=where))
+    return found
+
+
+def _build(trainer: Any, arguments: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(output_dir=scratch, use_cpu=True, bf16=False, report_to=[], **arguments)
+
+
+def _class(kind: str) -> Any:
+    module, name = CLASSES[kind]
+    return getattr(importlib.import_module(module), name)

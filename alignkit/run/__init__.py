@@ -1,0 +1,1 @@
+"""Plan a recipe, run it, and say what it costs."""

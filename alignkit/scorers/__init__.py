@@ -1,0 +1,1 @@
+"""What gives a completion a score."""

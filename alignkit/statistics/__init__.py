@@ -1,0 +1,1 @@
+"""Intervals, tests and models of votes: pure functions of numbers."""
