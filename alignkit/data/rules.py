@@ -71,7 +71,7 @@ def _is_plain(raw: bytes) -> bool:
         raw.isascii()
         and b"<" not in raw
         and b"\x7f" not in raw
-        and (raw.count(b"{") == 1 or b"{{" not in raw)
+        and b"{{" not in raw
         and (b"\\" not in raw or _ESCAPED.search(raw) is None)
     )
 
@@ -300,8 +300,10 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
 
 def _margin(record: Preference) -> Iterator[Finding]:
     """Scores that say the contrary of the sides, or nothing."""
-    better, worse = scores_of(record)
     margin = record.margin
+    if margin is None and not record.extra:
+        return
+    better, worse = scores_of(record)
     if better is not None and worse is not None:
         margin = better - worse
         shown = f"the rejected answer has score {worse:g}, the chosen one {better:g}"

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,10 @@ RARE_SCRIPT = 0.01
 
 def spoken(messages: Sequence[Message]) -> Hashable:
     """What a conversation says and calls, white space at the ends of its turns aside."""
-    if len(messages) == 1:
-        return _spoken(messages[0])
+    if len(messages) == 1:  # nearly always, and this runs several times for every row
+        first = messages[0]
+        if not (first.tool_calls or first.reasoning_content or first.thinking):
+            return (first.role, first.content.strip())
     return tuple([_spoken(message) for message in messages])
 
 
@@ -51,6 +53,18 @@ def _spoken(message: Message) -> Hashable:
         thought = (message.reasoning_content, message.thinking)
         return (message.role, message.content.strip(), called, *thought)
     return (message.role, message.content.strip())
+
+
+def prompt_of(record: Any) -> Sequence[Message]:
+    """The messages of a record that its answers answer."""
+    if not isinstance(record, Demonstration):
+        return cast(Sequence[Message], record.prompt)
+    turns = record.messages
+    return turns[:-1] if turns[-1].role == "assistant" else turns
+
+
+# What a kind of record has besides its prompt: all that tells two rows apart, and its answers.
+Taken = tuple[Hashable, list[list[Message]]]
 
 
 @dataclass
@@ -104,65 +118,53 @@ class Across:
         taker = TAKERS.get(record.kind)
         if taker is None:
             return
-        prompt, rest, answers = taker(self, record, line)
-        prompt_print = hash(spoken(prompt))
+        prompt = prompt_of(record)
+        asked = hash(spoken(prompt))
+        rest, answers = taker(self, record, line, asked)
         self.lines.append(line)
-        self.prompts.append(prompt_print)
-        self.rows.append(hash((prompt_print, rest)))
+        self.prompts.append(asked)
+        self.rows.append(hash((asked, rest)))
         self.lengths.append(max(map(_length, answers), default=0))
         self.scripts.append(script_of(answers or [prompt]))
         if self.near:
             self.index.add(_text(prompt or (answers[0] if answers else ())))
 
-    def _preference(
-        self, record: Preference, line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
+    def _preference(self, record: Preference, line: int, asked: int) -> Taken:
         chosen, rejected = hash(spoken(record.chosen)), hash(spoken(record.rejected))
         if not record.tie and chosen != rejected:
-            self.edges.add(hash(spoken(record.prompt)), chosen, rejected, line)
+            self.edges.add(asked, chosen, rejected, line)
             self._compare_lengths(record.chosen, record.rejected)
-        return record.prompt, (chosen, rejected, record.tie), [record.chosen, record.rejected]
+        return (chosen, rejected, record.tie), [record.chosen, record.rejected]
 
-    def _ranking(
-        self, record: Ranking, line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
+    def _ranking(self, record: Ranking, line: int, asked: int) -> Taken:
         prints = {c.cid: hash(spoken(c.messages)) for c in record.candidates}
         said = {c.cid: c.messages for c in record.candidates}
-        asked = hash((spoken(record.prompt), record.annotator))
+        by_whom = hash((asked, record.annotator))
         ranked = sorted(record.ranks, key=lambda cid: record.ranks[cid])
         for upper, lower in zip(ranked, ranked[1:], strict=False):
             if record.ranks[upper] < record.ranks[lower] and prints[upper] != prints[lower]:
-                self.edges.add(asked, prints[upper], prints[lower], line)
+                self.edges.add(by_whom, prints[upper], prints[lower], line)
         if len(ranked) > 1 and record.ranks[ranked[0]] < record.ranks[ranked[-1]]:
             self._compare_lengths(said[ranked[0]], said[ranked[-1]])
             if len(record.candidates) == 2:
                 self.first.count(ranked[0] == record.candidates[0].cid)
         ranks = tuple((prints[cid], record.ranks[cid]) for cid in ranked)
-        return record.prompt, (tuple(prints.values()), ranks, record.annotator), [*said.values()]
+        return (tuple(prints.values()), ranks, record.annotator), [*said.values()]
 
-    def _demonstration(
-        self, record: Demonstration, _line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
-        end = len(record.messages) - (record.messages[-1].role == "assistant")
-        answer = record.messages[end:]
-        return record.messages[:end], spoken(answer), [answer] if answer else []
+    def _demonstration(self, record: Demonstration, _line: int, _asked: int) -> Taken:
+        answer = record.messages[len(prompt_of(record)) :]
+        return spoken(answer), [answer] if answer else []
 
-    def _label(
-        self, record: Label, _line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
+    def _label(self, record: Label, _line: int, _asked: int) -> Taken:
         self.positive.count(record.label)
-        return record.prompt, (spoken(record.completion), record.label), [record.completion]
+        return (spoken(record.completion), record.label), [record.completion]
 
-    def _prompt(
-        self, record: Prompt, _line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
-        return record.prompt, (), []
+    def _prompt(self, _record: Prompt, _line: int, _asked: int) -> Taken:
+        return (), []
 
-    def _candidates(
-        self, record: Candidates, _line: int
-    ) -> tuple[Sequence[Message], Hashable, list[list[Message]]]:
+    def _candidates(self, record: Candidates, _line: int, _asked: int) -> Taken:
         said = [candidate.messages for candidate in record.candidates]
-        return record.prompt, tuple(map(spoken, said)), said
+        return tuple(map(spoken, said)), said
 
     def _compare_lengths(self, better: Sequence[Message], worse: Sequence[Message]) -> None:
         difference = _length(better) - _length(worse)
@@ -411,7 +413,7 @@ def _text(messages: Sequence[Message]) -> str:
     return "\n".join([message.content for message in messages])
 
 
-Taker = Callable[[Across, Any, int], tuple[Sequence[Message], Hashable, list[list[Message]]]]
+Taker = Callable[[Across, Any, int, int], Taken]
 
 TAKERS: dict[str, Taker] = {
     "preference": Across._preference,
