@@ -116,6 +116,8 @@ class Unread:
 
     def add(self, value: Mapping[str, Any], records: Sequence[Record]) -> None:
         """One row and the records read from it, which carry what nothing read in `extra`."""
+        if self.format.name == "alignkit":  # its `extra` is a column of its own
+            return
         said: list[str] | None = None
         for name, cell in self._cells(value, records).items():
             if cell is None or cell == "" or cell == [] or cell == {}:
@@ -136,7 +138,7 @@ class Unread:
     def _cells(self, value: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
         """The columns of a row that were not read."""
         carried = records[0].extra if records else {}
-        if not carried and self.format.inside is None or self.format.name == "alignkit":
+        if not carried and self.format.inside is None:
             return {}
         own = self.format.own(value)
         cells = {name: value[name] for name in carried if name in value and name not in own}
