@@ -1,4 +1,4 @@
-"""`alignkit sft`, `reward`, `dpo`, `ppo` and `rloo`: one stage, in a directory of its own."""
+"""Make the command of each stage, such as `alignkit sft`: it runs alone, in its own directory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from alignkit.cli.events import Teller, teller
 from alignkit.cli.options import settings_of, single_stage_recipe
+from alignkit.recipe.kinds import KINDS
 from alignkit.recipe.settings import BackboneConfig, config_class
 
 
@@ -94,8 +95,9 @@ OUTPUT_HELP = (
     "when it is complete."
 )
 
-sft = stage_command("sft")
-reward = stage_command("reward")
-dpo = stage_command("dpo")
-ppo = stage_command("ppo")
-rloo = stage_command("rloo")
+
+def __getattr__(kind: str) -> click.Command:
+    """`sft`, and every other stage by its kind: made when it is asked for."""
+    if KINDS.get(kind):
+        return stage_command(kind)
+    raise AttributeError(kind)

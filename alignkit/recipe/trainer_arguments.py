@@ -16,13 +16,6 @@ from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
 from alignkit.recipe.settings import Stage, StageConfig, TrainingConfig
 from alignkit.recipe.yaml_source import Document, KeyPath, shortened
 
-# kind -> where its trainer's settings class is.
-CLASSES: dict[str, tuple[str, str]] = {
-    "sft": ("trl", "SFTConfig"),
-    "dpo": ("trl", "DPOConfig"),
-    "reward": ("transformers", "TrainingArguments"),
-}
-
 # Arguments that are decided elsewhere, and where.
 ELSEWHERE: dict[str, str] = {
     "output_dir": "the run's directory decides it",
@@ -52,7 +45,7 @@ def check_passthrough(stages: Sequence[Stage], document: Document) -> None:
     for stage in stages:
         if isinstance(stage.config, TrainingConfig) and stage.config.trainer:
             place = place_of(stage.name, document)
-            problems += _problems(stage.config, stage.kind, document, place)
+            problems += _problems(stage.config, document, place)
     if problems:
         raise ErrorList(problems)
 
@@ -67,10 +60,8 @@ def place_of(name: str, document: Document) -> KeyPath:
     return ()
 
 
-def _problems(
-    config: TrainingConfig, kind: str, document: Document, place: KeyPath
-) -> list[AlignkitError]:
-    trainer = _class(kind)
+def _problems(config: TrainingConfig, document: Document, place: KeyPath) -> list[AlignkitError]:
+    trainer = _class(config)
     known = list(trainer.__dataclass_fields__)
     found: list[AlignkitError] = []
     for key in config.trainer:
@@ -115,6 +106,8 @@ def _build(trainer: Any, arguments: dict[str, Any]) -> None:
         trainer(output_dir=scratch, use_cpu=True, bf16=False, report_to=[], **arguments)
 
 
-def _class(kind: str) -> Any:
-    module, name = CLASSES[kind]
+def _class(config: StageConfig) -> Any:
+    if config.about.trainer is None:
+        raise AssertionError(f"settings of {config.kind} name no trainer")
+    module, name = config.about.trainer
     return getattr(importlib.import_module(module), name)

@@ -34,7 +34,6 @@ from alignkit.recipe.settings import (
     is_function,
     output_of,
 )
-from alignkit.stages import STAGES
 from alignkit.store.artifacts import (
     MANIFEST,
     RECORD,
@@ -167,7 +166,8 @@ class _Planner:
     def settings(self, stage: Stage, seed: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
         hidden = {"seed", *(name for name, _ in stage.config.marked(Cosmetic))}
         named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
-        settings: dict[str, Any] = {"stage": stage.kind, "stage_version": STAGES[stage.kind][1]}
+        version = stage.config.about.version
+        settings: dict[str, Any] = {"stage": stage.kind, "stage_version": version}
         for name in type(stage.config).model_fields:
             if name in hidden:
                 continue

@@ -21,16 +21,19 @@ from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_preferences
-from alignkit.errors import RecipeError, TrainingFailed, pick
+from alignkit.data.read import load_preferences, stream_preferences
+from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.forward.logps import Group, Path, completion_logps
 from alignkit.model.backbone import POLICY, REFERENCE, Backbone
 from alignkit.recipe.settings import DpoConfig
+from alignkit.recipe.settings.choices import PAIR_LOSSES as CHOICES
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import Trial, TrialRows, training_trial
 from alignkit.training.batching import FittingSteps, token_loader
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_rows
-from alignkit.training.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
+from alignkit.training.losses import PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.training.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
 from alignkit.training.rows import PairRow, pair_row
 from alignkit.training.token_rows import TokenRows
@@ -66,6 +69,15 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 
+def trial(config: DpoConfig, rows: TrialRows) -> Trial:
+    """Try two steps on the longest pairs."""
+    load = partial(load_preferences, pairs=config.pairs, weight=config.weight)
+    return training_trial(config, rows, load)
+
+
+cost = training_cost
+
+
 class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
     """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
 
@@ -79,7 +91,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         self.settings = PairSettings(config.beta, config.label_smoothing, config.discopop_tau)
         self.reference_role = REFERENCE if config.reference == "start" else None
         self.cache: ReferenceCache | None = None
-        self.can_split = not BATCH_LOSSES & set(config.loss_type)
+        self.can_split = not any(CHOICES[name].whole_batch for name in config.loss_type)
 
     @contextmanager
     def cached_reference(self, rows: Sequence[PairRow]) -> Iterator[None]:
@@ -210,18 +222,17 @@ def collate(rows: Sequence[Mapping[str, Any]], usual_weight: float = 1.0) -> dic
 
 
 def check_losses(config: DpoConfig, weighted: bool) -> None:
-    """Refuse what no loss could do. Raises RecipeError."""
+    """Raise RecipeError for a loss that these settings or these weights do not fit."""
     for name in config.loss_type:
-        pick(PAIR_LOSSES, name, what="loss_type")
-        if name in BATCH_LOSSES - {"sft"} and weighted:
+        loss = CHOICES[name]
+        if weighted and not loss.takes_weights:
             raise RecipeError(
                 f"loss_type {name} sorts the batch, so a pair's weight has no place in it",
                 hint="set weight: pair, or pairs: best-worst",
             )
-    if "exo_pair" in config.loss_type and not config.label_smoothing:
-        raise RecipeError(
-            "loss_type exo_pair needs label_smoothing above 0", hint="its paper uses 0.001"
-        )
+        setting, hint = loss.needs or ("", "")
+        if setting and not getattr(config, setting):
+            raise RecipeError(f"loss_type {name} needs {setting} above 0", hint=hint)
 
 
 def _rows(

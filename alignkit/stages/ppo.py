@@ -23,6 +23,8 @@ from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
 from alignkit.recipe.settings import PpoConfig
+from alignkit.stages.cost import online_cost
+from alignkit.stages.trial import Trial, TrialRows, online_trial
 from alignkit.training.context import StageContext
 
 
@@ -36,6 +38,14 @@ def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
         return start_value(backbone, config, context, rewards, iterations)
 
     return practise(config, context, advantages, critic=critic)
+
+
+def trial(config: PpoConfig, rows: TrialRows) -> Trial:
+    """Try one iteration on the longest prompts."""
+    return online_trial(config, rows)
+
+
+cost = online_cost
 
 
 def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig) -> Targets:

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_rankings
+from alignkit.data.read import load_rankings, stream_rankings
 from alignkit.errors import DataError, TrainingFailed
 from alignkit.evaluation.reward_accuracy import reward_accuracy
 from alignkit.forward.logps import Group
@@ -30,11 +30,13 @@ from alignkit.model.backbone import REWARD, Backbone
 from alignkit.model.heads import ScalarHead, Scale
 from alignkit.recipe.settings import RewardConfig
 from alignkit.scorers.reward_model import RewardModel
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import Trial, TrialRows, training_trial
 from alignkit.training.batching import FittingSteps
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_rows
-from alignkit.training.losses import bradley_terry, plackett_luce, tie
+from alignkit.training.losses import LIST_LOSSES, bradley_terry, tie
 from alignkit.training.rows import RankingRow, ranking_row
 from alignkit.training.token_rows import TokenRows
 from alignkit.training.trainer import (
@@ -68,6 +70,14 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     end_reports(trainer)
     model.head.scale = score_scale(model, train[:256], config.per_device_eval_batch_size)
     return finish(backbone, REWARD, context, metrics | {"rankings": len(train)}, head=model.head)
+
+
+def trial(config: RewardConfig, rows: TrialRows) -> Trial:
+    """Try two steps on the longest rankings."""
+    return training_trial(config, rows, load_rankings)
+
+
+cost = training_cost
 
 
 def new_head(backbone: Backbone, seed: int) -> ScalarHead:
@@ -112,9 +122,9 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
     of the ranking it was cut from; `pair`: each pair counts 1.
     """
     weight = weight_of(row, config)
-    if config.objective == "plackett_luce":
+    if config.objective in LIST_LOSSES:
         ranks = torch.tensor(row.ranks, device=scores.device)
-        return row.weight * plackett_luce(scores, ranks), weight
+        return row.weight * LIST_LOSSES[config.objective](scores, ranks), weight
     pairs = pairs_of(row.ranks)
     terms = [_strict_terms(scores, pairs.strict, row, config)]
     if config.ties == "half" and pairs.ties:
@@ -128,7 +138,7 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
 
 def weight_of(row: RankingRow, config: RewardConfig) -> float:
     """What a ranking counts in the mean over a batch."""
-    if config.objective == "plackett_luce" or config.weight == "group":
+    if config.objective in LIST_LOSSES or config.weight == "group":
         return row.weight
     pairs = pairs_of(row.ranks)
     return float(len(pairs.strict) + (len(pairs.ties) if config.ties == "half" else 0))
@@ -347,7 +357,7 @@ def teaching(
             where=rows[0].where if rows else None,
             hint="give the better completion the smaller rank",
         )
-    if config.ties == "half" and config.objective == "pairs":
+    if config.ties == "half" and config.objective not in LIST_LOSSES:
         return rows
     if len(ordered) < len(rows):
         first = next(row.where for row in rows if len(set(row.ranks)) == 1)

@@ -16,6 +16,8 @@ from alignkit.ppo.loop import Targets
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
 from alignkit.recipe.settings import RlooConfig
+from alignkit.stages.cost import online_cost
+from alignkit.stages.trial import Trial, TrialRows, online_trial
 from alignkit.training.context import StageContext
 
 
@@ -26,6 +28,14 @@ def run(config: RlooConfig, context: StageContext) -> dict[str, Any]:
         return rloo_targets(rollout, kl, kl_coef, config)
 
     return practise(config, context, advantages, completions_per_prompt=config.rloo_k)
+
+
+def trial(config: RlooConfig, rows: TrialRows) -> Trial:
+    """Try one iteration on the longest prompts."""
+    return online_trial(config, rows, config.rloo_k)
+
+
+cost = online_cost
 
 
 def rloo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: RlooConfig) -> Targets:

@@ -17,11 +17,13 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_demonstrations
+from alignkit.data.read import load_demonstrations, stream_demonstrations
 from alignkit.data.records import Demonstration
 from alignkit.forward.logps import sequence_logps
 from alignkit.model.backbone import POLICY
 from alignkit.recipe.settings import SftConfig
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import Trial, TrialRows, training_trial
 from alignkit.training.batching import FittingSteps, token_loader
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
@@ -69,6 +71,14 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
         metrics |= trainer.evaluate()
     end_reports(trainer)
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
+
+
+def trial(config: SftConfig, rows: TrialRows) -> Trial:
+    """Try two steps on the longest demonstrations."""
+    return training_trial(config, rows, load_demonstrations)
+
+
+cost = training_cost
 
 
 def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str, float]:

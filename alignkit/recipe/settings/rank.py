@@ -1,0 +1,30 @@
+"""Settings of `rank`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from alignkit.recipe.settings.base import (
+    CANDIDATES,
+    About,
+    NotNegative,
+    Refers,
+    StageConfig,
+    Texts,
+)
+
+
+class RankConfig(StageConfig):
+    """Rankings of candidates by a judge that stands in for people."""
+
+    kind: ClassVar[str] = "rank"
+    about: ClassVar[About] = About(outputs={"": "rankings.jsonl"}, records=("ranking",))
+
+    candidates: Annotated[Texts, CANDIDATES] = Field(min_length=1)
+    """Candidates files or generate stages to rank."""
+    judge: Annotated[str, Refers("reward", words=("gold",))] = "gold"
+    """Who ranks: gold (the embedded task's own scoring), a reward stage, or a reward run."""
+    noise: NotNegative = 0.0
+    """Standard deviation of normal noise added to every score, as people disagree."""
