@@ -173,27 +173,29 @@ class BackboneConfig(Config):
     """The frozen base model every adapter sits on, and the shape of those adapters."""
 
     model_name_or_path: str = "tiny"
-    """The base model: a hub id, a directory, a run's directory (its base, and its adapter to
+    """Base model: a hub id, a directory, a run's directory (its base model, and its adapter to
     start from), or `tiny`, the model of 0.5 M parameters that ships with alignkit."""
     revision: str | None = None
-    """Commit or tag of a hub model; without it the newest is used and its commit recorded."""
+    """Commit or tag of a hub model. Default: the newest commit, which is recorded."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
-    """How frozen weights are stored: nf4 takes 0.55 bytes a weight, int8 1, none 2 or 4. Only the
-    backbone is quantized; what is trained is always fp32."""
+    """Storage of the frozen weights: nf4 takes 0.55 bytes per weight, int8 1, none 2 or 4. Only the
+    backbone is quantized; trained weights are always fp32."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the arithmetic. auto is bfloat16 on a GPU that has it, float32 on a CPU."""
+    """Compute precision. auto is bfloat16 on a GPU that supports it, float32 on a CPU."""
     lora_r: Count = 16
-    """Rank of each adapter: more can learn more, and costs memory and time in proportion."""
+    """Rank of each adapter. A higher rank can learn more, and costs memory and time in
+    proportion."""
     lora_alpha: Count = 32
-    """Adapter output is scaled by lora_alpha / lora_r."""
+    """The adapter's output is scaled by lora_alpha / lora_r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of adapter inputs dropped in sft and reward training; dpo, ppo and rloo use 0."""
+    """Dropout on adapter inputs in sft and reward training; dpo, ppo and rloo use 0."""
     lora_target_modules: Texts = ("all-linear",)
-    """Names of the layers that get adapters; all-linear means every one but the output layer."""
+    """Names of the layers that get adapters; all-linear means every linear layer except the output
+    layer."""
     attn_implementation: str | None = None
-    """Attention kernel: eager, sdpa or flash_attention_2; without it transformers chooses."""
+    """Attention kernel: eager, sdpa or flash_attention_2. Default: chosen by transformers."""
     chat_template: str | None = None
-    """File with a Jinja chat template, used in place of the tokenizer's own."""
+    """File with a Jinja chat template that replaces the tokenizer's own."""
 
 
 class StageConfig(Config):
@@ -203,12 +205,12 @@ class StageConfig(Config):
     about: ClassVar[About] = About()
 
     name: Annotated[str | None, Cosmetic()] = None
-    """What later stages call this one; without it, the stage's kind."""
+    """Name by which later stages refer to this one. Default: the stage's kind."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Seed of shuffling, dropout, sampling and fresh weights; without it, the recipe's."""
+    """Seed of shuffling, dropout, sampling and new weights. Default: the recipe's seed."""
     gate: Annotated[dict[str, str], Cosmetic()] = Field(default_factory=dict)
-    """Thresholds on this stage's metrics, such as `accuracy: ">= 0.7"`; a missed one stops the
-    run with exit code 1 after everything was written."""
+    """Thresholds on this stage's metrics, such as `accuracy: ">= 0.7"`. A missed threshold stops
+    the run with exit code 1 after everything is written."""
 
     @field_validator("name")
     @classmethod
@@ -230,62 +232,65 @@ class TrainingConfig(StageConfig):
     """What the stages that go through a data set have in common."""
 
     data: Texts = Field(min_length=1)
-    """JSONL files to train on, in any format `alignkit data check` knows."""
+    """JSONL files to train on, in any format that `alignkit data check` recognises."""
     eval_data: Texts | None = None
-    """Files to evaluate on. They take no part in training."""
+    """Files to evaluate on; never trained on."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the prompts held out of `data` for evaluation when there is no eval_data; all rows
-    of one prompt stay on one side."""
+    """Fraction of the prompts in `data` to hold out for evaluation when eval_data is not set. All
+    rows of a prompt stay on the same side."""
     format: str | None = None
-    """Format of the data files; without it, it is found and named."""
+    """Format of the data files. Default: detected, and reported."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """A row that cannot be read: stop before training, or leave it out and say which."""
+    """What to do with a row that cannot be read: stop before training, or drop it and report it."""
     on_overlong: Literal["error", "drop", "truncate_prompt"] = "error"
-    """A row longer than max_length: stop, leave it out, or cut the start of its prompt. Completions
-    are never cut."""
+    """What to do with a row longer than max_length: stop, drop it, or cut the start of its prompt.
+    Completions are never cut."""
     max_length: Count = 1024
-    """Longest prompt and completion together, in tokens; memory grows with it."""
+    """Maximum length of prompt plus completion, in tokens. Memory grows with it."""
     learning_rate: Positive = 1e-4
-    """Peak step size. The default is meant for adapters, about ten times one for full weights."""
+    """Peak learning rate. The default suits adapters: about ten times a rate for full
+    fine-tuning."""
     num_train_epochs: Positive = 1.0
-    """Passes over the data."""
+    """Number of passes over the data."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Optimizer steps in all; when above 0 it replaces num_train_epochs."""
+    """Total number of optimizer steps. Above 0 it overrides num_train_epochs."""
     per_device_train_batch_size: Count = 8
-    """Rows in one forward pass; lower it to save memory."""
+    """Rows per forward pass. Lower it to save memory."""
     per_device_eval_batch_size: Count = 16
-    """Rows in one forward pass of evaluation; it changes no result."""
+    """Rows per forward pass in evaluation. It changes no result."""
     gradient_accumulation_steps: Count = 1
-    """Forward passes summed into one optimizer step: the batch without the memory."""
+    """Forward passes per optimizer step: a larger batch without more memory."""
     warmup_steps: CountOrNone = 0
     """Steps over which the learning rate rises from 0 to its peak."""
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
     ] = "linear"
-    """How the learning rate goes down after its peak."""
+    """Learning rate schedule after the warmup."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled decay of the trained weights."""
     max_grad_norm: NotNegative = 1.0
-    """Gradients longer than this are scaled down to it; 0 leaves them alone."""
+    """Clip the gradient norm to this; 0 disables clipping."""
     logging_steps: Annotated[Count, Cosmetic()] = 10
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl."""
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When to evaluate during training; at the end it is always done if there is data for it."""
+    """When to evaluate during training. The end of training is always evaluated if there is data
+    for it."""
     eval_steps: Count | None = None
     """Steps between evaluations when eval_strategy is steps."""
     save_steps: Annotated[Count, Cosmetic()] = 100
-    """Steps between checkpoints: what at most is lost when the machine dies."""
+    """Steps between checkpoints: the most that a crash can lose."""
     save_total_limit: Annotated[int, Field(ge=2), Cosmetic()] = 2
-    """Checkpoints kept; an older one goes only after a newer one is sealed."""
+    """Number of checkpoints to keep. An old one is deleted only after a new one is sealed."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: about 30 % slower, far less memory."""
+    """Recompute activations in the backward pass instead of storing them: about 30 % slower, far
+    less memory."""
     report_to: Annotated[Texts, Cosmetic()] = ("none",)
     """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
     policy: Annotated[str | None, Refers("policy")] = None
-    """Stage or run directory whose adapter to start from; without it, that of the run named as the
-    model, or a fresh one."""
+    """Stage or run directory whose adapter to start from. Default: the adapter of the run named as
+    the model, or a new one."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """Any other argument of the trainer underneath, by its own name; checked before the run."""
+    """Other arguments of the underlying trainer, by their own names; checked before the run."""
 
     @model_validator(mode="after")
     def _evaluation_has_data(self) -> TrainingConfig:
@@ -320,7 +325,7 @@ class RecipeHead(Config):
     name: str
     """Name of the run: its directory under runs/."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of every stage that has none of its own."""
+    """Seed of every stage that does not set its own."""
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     """The base model and the shape of its adapters."""
 

@@ -21,7 +21,7 @@ from alignkit.recipe.settings.choices import PAIR_LOSSES, PairLoss, listed
 
 
 class DpoConfig(TrainingConfig):
-    """DPO and its relatives: the policy learns from preferences without a reward model."""
+    """DPO and its relatives: train the policy on preferences, without a reward model."""
 
     kind: ClassVar[str] = "dpo"
     about: ClassVar[About] = About(
@@ -32,13 +32,15 @@ class DpoConfig(TrainingConfig):
     )
 
     data: Annotated[Texts, RANKED] = Field(min_length=1)
-    """Preferences or rankings: a file in any format `data check` knows, or a rank stage."""
+    """Preferences or rankings: a file in any format that `data check` recognises, or a rank
+    stage."""
     eval_data: Annotated[Texts | None, RANKED] = None
-    """Preferences to evaluate on. They take no part in training."""
+    """Preferences to evaluate on; never trained on."""
     learning_rate: Positive = 5e-6
-    """Peak step size. The default is meant for adapters, about ten times one for full weights."""
+    """Peak learning rate. The default suits adapters: about ten times a rate for full
+    fine-tuning."""
     beta: Positive = 0.1
-    """Pull toward the reference: small lets the policy go far, large keeps it near."""
+    """Strength of the pull toward the reference: lower lets the policy move further away."""
     loss_type: Annotated[
         tuple[PairLoss, ...],
         BeforeValidator(as_tuple, json_schema_input_type=PairLoss | list[PairLoss]),
@@ -47,24 +49,26 @@ class DpoConfig(TrainingConfig):
         description=f"Loss by TRL's name, or several to sum: {listed(PAIR_LOSSES)}.",
     )
     loss_weights: Numbers | None = None
-    """Weight of each loss in loss_type; without it, each counts 1."""
+    """Weight of each loss in loss_type. Default: 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of preferences taken to be the wrong way round; works for sigmoid (cDPO) too."""
+    """Assumed fraction of preferences that are the wrong way round."""
     reference: Literal["start", "backbone"] = "start"
-    """What the policy is held to: a frozen copy of its starting adapter, or the bare model."""
+    """What the policy is compared with: a frozen copy of its starting adapter (start), or the bare
+    model (backbone)."""
     pairs: Literal["all", "adjacent", "best-worst", "best-vs-rest"] = "all"
-    """Which pairs of a ranking of more than two become preferences."""
+    """Pairs to take from a ranking of more than two completions."""
     weight: Literal["group", "pair"] = "group"
-    """Weight of a prompt: 1 in all however many pairs it has, or 1 for each pair."""
+    """Total weight of a prompt: 1 however many pairs it has (group), or 1 per pair (pair)."""
     discopop_tau: Positive = 0.05
-    """Temperature of the loss discopop; the others do not read it."""
+    """Temperature of the discopop loss; the other losses ignore it."""
     max_tokens_per_batch: Count | None = None
-    """Most tokens in one forward pass: long rows go in smaller batches. Without it, only
-    per_device_train_batch_size counts."""
+    """Maximum number of tokens per forward pass: long rows form smaller batches. Default: only
+    per_device_train_batch_size limits a batch."""
     exact_padded: bool = False
-    """Use TRL's own padded forward in place of the shared-prefix one: slower, for comparison."""
+    """Use TRL's own padded forward instead of the shared-prefix one: slower, for comparison."""
     cache_reference: Literal["auto", "always", "never"] = "auto"
-    """Keep the reference's log-probabilities on disk: auto does if they are used again."""
+    """Cache the reference's log-probabilities on disk; auto does so if they are used more than
+    once."""
 
     @model_validator(mode="after")
     def _weights_match_losses(self) -> DpoConfig:

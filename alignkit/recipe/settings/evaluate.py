@@ -10,7 +10,7 @@ from alignkit.recipe.settings.base import PROMPTS, About, Count, Numbers, Refers
 
 
 class EvaluateConfig(StageConfig):
-    """Policies compared on prompts they have not seen: scores, lengths, KL, win rates."""
+    """Compare policies on unseen prompts: scores, lengths, KL, win rates."""
 
     kind: ClassVar[str] = "evaluate"
     about: ClassVar[About] = About(version=2)
@@ -18,24 +18,24 @@ class EvaluateConfig(StageConfig):
     policies: Annotated[Texts, Refers("policy", words=("base",))] = Field(min_length=1)
     """Stages or run directories to compare; base is the bare model."""
     baseline: Annotated[str, Refers("policy", words=("base",))]
-    """The one the others must beat; KL is measured to it as well."""
+    """Policy that the others are compared with; KL is measured to it too."""
     judge: Annotated[Texts, Refers("reward", words=("gold",))] = ("gold",)
-    """Who decides: gold (the embedded task's own scoring), a reward stage, or a reward run; the
-    first one decides the win rates of the table."""
+    """Judges: gold (the embedded task's own score), a reward stage, or a reward run. The first one
+    decides the win rates of the table."""
     reward_model: Annotated[str | None, Refers("reward")] = None
-    """Reward stage or run whose score is reported beside the verdicts."""
+    """Reward stage or run whose score is reported next to the verdicts."""
     prompts: Annotated[Texts, PROMPTS] = Field(min_length=1)
-    """Files with prompts that took no part in training."""
+    """Files with prompts that were not trained on."""
     temperatures: Numbers = (1.0, 0.0)
-    """Sampling temperatures to compare at: 0 is greedy. One alone can mislead."""
+    """Sampling temperatures to compare at; 0 is greedy. One alone can mislead."""
     max_new_tokens: Count = 128
-    """Longest completion, in tokens."""
+    """Maximum length of a completion, in tokens."""
     batch_size: Count = 64
-    """Completions written at a time; lower it to save memory."""
+    """Completions generated at a time. Lower it to save memory."""
     limit: Count | None = None
-    """Only the first so many prompts."""
+    """Use only the first N prompts."""
     n_samples: Count = 1
-    """Completions of each policy for each prompt at temperatures above 0."""
+    """Completions per policy and prompt at temperatures above 0."""
 
     @field_validator("temperatures")
     @classmethod

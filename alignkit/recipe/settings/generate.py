@@ -19,27 +19,27 @@ from alignkit.recipe.settings.base import (
 
 
 class GenerateConfig(StageConfig):
-    """Completions sampled from a policy, n for each prompt, as candidates for people to rank."""
+    """Sample n completions per prompt from a policy, as candidates for people to rank."""
 
     kind: ClassVar[str] = "generate"
     about: ClassVar[About] = About(outputs={"": "candidates.jsonl"}, records=("candidates",))
 
     policy: Annotated[str | None, Refers("policy")] = None
-    """Stage or run directory to sample from; without it, the run named as the model, or the bare
+    """Stage or run directory to sample from. Default: the run named as the model, or the bare
     model."""
     prompts: Annotated[Texts, PROMPTS] = Field(min_length=1)
-    """Files with prompts; of records with completions only the prompts are read."""
+    """Files with prompts. Only the prompts of rows with completions are read."""
     n: Count = 4
-    """Completions for each prompt."""
+    """Completions per prompt."""
     temperature: NotNegative = 1.0
-    """Above 1 is more varied, below 1 more certain, 0 always takes the likeliest token."""
+    """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens that together have this probability."""
     max_new_tokens: Count = 128
-    """Longest completion, in tokens."""
+    """Maximum length of a completion, in tokens."""
     batch_size: Count = 32
-    """Completions written at a time; lower it to save memory."""
+    """Completions generated at a time. Lower it to save memory."""
     limit: Count | None = None
-    """Only the first so many prompts."""
+    """Use only the first N prompts."""
     merge: Annotated[Texts, CANDIDATES] = ()
     """Candidates files or generate stages whose completions of the same prompts are added."""

@@ -29,108 +29,111 @@ class OnlineConfig(StageConfig):
     """What PPO and RLOO share: rollouts, rewards, the KL penalty and the clipped update."""
 
     policy: Annotated[str | None, Refers("policy")] = None
-    """Stage or run directory whose adapter to start from; its frozen copy is the reference."""
+    """Stage or run directory whose adapter to start from. Its frozen copy is the reference."""
     prompts: Annotated[Texts, PROMPTS] = Field(min_length=1)
-    """Files with prompts to practise on; of records with completions only the prompts are read."""
+    """Files with prompts to train on. Only the prompts of rows with completions are read."""
     eval_prompts: Annotated[Texts | None, PROMPTS] = None
-    """Prompts on which the best checkpoint is chosen, by score minus kl_coef times KL."""
+    """Held-out prompts that select the best checkpoint, by score minus kl_coef times KL."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of `prompts` held out for that choice when there is no eval_prompts."""
+    """Fraction of `prompts` to hold out for that when eval_prompts is not set."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """A row that cannot be read: stop before training, or leave it out and say which."""
+    """What to do with a row that cannot be read: stop before training, or drop it and report it."""
     format: str | None = None
-    """Format of the prompt files; without it, it is found and named."""
+    """Format of the prompt files. Default: detected, and reported."""
     reward_model: Annotated[Texts, Refers("reward", words=("gold",))] = ()
-    """Reward stages or runs that score completions; gold is the embedded task's own scoring."""
+    """Reward stages or runs that score completions; gold is the embedded task's own score."""
     reward: Annotated[Texts, Calls()] = ()
-    """Python functions `module:function` taking a prompt, a list of messages with role and content,
-    and a completion, a text, and returning a number; or lists of them as `prompts` and
-    `completions`, returning a list. Further parameters are columns of the prompts."""
+    """Python functions `module:function` that take a prompt, a list of messages with role and
+    content, and a completion, a text, and return a number; or that take lists of them as `prompts`
+    and `completions`, and return a list. Further parameters are columns of the prompts."""
     reward_url: Texts = ()
-    """HTTP services that score completions: a POST of JSON, answered with scores."""
+    """HTTP services that score completions: each answers a POST of JSON with scores."""
     reward_weights: Numbers | None = None
-    """Weight of each reward, in the order reward_model, reward, reward_url; else each counts 1."""
+    """Weight of each reward, in the order reward_model, reward, reward_url. Default: 1 each."""
     reward_timeout: Positive = 60.0
-    """Seconds to wait for an answer of reward_url before trying again."""
+    """Seconds to wait for an answer of reward_url before a retry."""
     normalize_rewards: bool = True
-    """Shift and scale scores by the mean and deviation that the reward model has on completions of
-    the starting policy, fixed before the first step."""
+    """Normalize scores by the reward's mean and standard deviation on completions of the starting
+    policy, fixed before the first step."""
     reward_clip: Positive | None = 10.0
-    """Scores are held between minus and plus this, after normalizing."""
+    """Clip scores to plus or minus this, after normalizing."""
     reference: Literal["start", "backbone"] = "start"
-    """What KL is measured to: a frozen copy of the starting adapter, or the bare model."""
+    """What KL is measured to: a frozen copy of the starting adapter (start), or the bare model
+    (backbone)."""
     max_length: Count = 1024
-    """Longest prompt and completion together, in tokens; memory grows with it."""
+    """Maximum length of prompt plus completion, in tokens. Memory grows with it."""
     on_overlong: Literal["error", "drop", "truncate_prompt"] = "error"
-    """A prompt that leaves no room for response_length: stop, leave it out, or cut its start."""
+    """What to do with a prompt that leaves no room for response_length: stop, drop it, or cut its
+    start."""
     response_length: Count = 64
-    """Longest completion, in tokens."""
+    """Maximum length of a completion, in tokens."""
     temperature: Positive = 1.0
-    """Sampling temperature, applied alike to the old, new and reference log-probabilities."""
+    """Sampling temperature. It applies to the old, new and reference log-probabilities alike."""
     stop_token: str = "eos"
-    """Where a completion ends: eos (every stop token of the model), or one token's text."""
+    """What ends a completion: eos (any stop token of the model), or the text of one token."""
     missing_eos_penalty: NotNegative | None = 1.0
-    """Taken off the score of a completion that does not stop by itself."""
+    """Subtracted from the score of a completion that does not end by itself."""
     total_episodes: Count = 10_000
-    """Completions sampled in all; iterations are total_episodes / rollout_batch_size."""
+    """Total number of completions to sample, in total_episodes / rollout_batch_size iterations."""
     rollout_batch_size: Count = 64
-    """Completions sampled for one iteration; their advantages are whitened together."""
+    """Completions sampled per iteration; their advantages are whitened together."""
     rollout_forward_batch_size: Count = 64
-    """Completions in one forward pass of sampling and scoring; lower it to save memory."""
+    """Completions per forward pass of sampling and scoring. Lower it to save memory."""
     rollout_url: str | None = None
-    """OpenAI-compatible server that samples in place of the local model; log-probabilities are
-    always computed here."""
+    """OpenAI-compatible server that samples instead of the local model; log-probabilities are
+    always computed locally."""
     num_ppo_epochs: Count = 4
-    """Passes of the update over one iteration's completions."""
+    """Passes over the completions of an iteration."""
     num_mini_batches: Count = 1
-    """Optimizer steps in each of those passes."""
+    """Optimizer steps per pass."""
     per_device_train_batch_size: Count = 8
-    """Completions in one forward pass of the update; lower it to save memory."""
+    """Completions per forward pass of the update. Lower it to save memory."""
     learning_rate: Positive = 1e-5
-    """Peak step size of the policy's adapter."""
+    """Peak learning rate of the policy's adapter."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """How the learning rate goes down over the iterations."""
+    """Learning rate schedule over the iterations, after the warmup."""
     warmup_steps: CountOrNone = 0
     """Iterations over which the learning rate rises from 0 to its peak."""
     max_grad_norm: NotNegative = 1.0
-    """Gradients longer than this are scaled down to it; 0 leaves them alone."""
+    """Clip the gradient norm to this; 0 disables clipping."""
     cliprange: Positive = 0.2
-    """How far from 1 the probability ratio of new to old policy still counts."""
+    """PPO's clip range: how far the ratio of new to old probability may move from 1."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Upper limit of the ratio for bad completions (dual-clip PPO); without it there is none."""
+    """Upper bound of that ratio where the advantage is negative (dual-clip PPO). Default: none."""
     kl_coef: NotNegative = 0.05
-    """Weight of the KL penalty in the reward: small lets the policy go far from the reference."""
+    """Weight of the KL penalty in the reward: lower lets the policy move further away."""
     kl_estimator: KlEstimator = Field(
-        "k1", description=f"Estimator of the per-token KL in the penalty: {listed(KL_ESTIMATORS)}."
+        "k1", description=f"Estimator of the per-token KL penalty: {listed(KL_ESTIMATORS)}."
     )
     kl_target: Positive | None = None
-    """KL per completion that kl_coef is steered to; without it kl_coef stays as it is."""
+    """Target KL per completion, which kl_coef is adapted to reach. Default: kl_coef is constant."""
     kl_horizon: Positive = 10_000.0
-    """Episodes over which the steering of kl_coef acts."""
+    """Horizon of the adaptive KL controller, in episodes."""
     kl_limit: Positive | None = None
-    """KL per completion beyond which the run fails, naming the last checkpoint before it."""
+    """Abort when the KL per completion exceeds this, naming the last checkpoint before it."""
     early_stop_kl: Positive | None = None
-    """Approximate KL of one iteration's update at which its remaining passes are skipped."""
+    """Skip the remaining passes of an iteration when its update's approximate KL exceeds this."""
     entropy_coef: NotNegative = 0.0
-    """Weight of an entropy bonus in the policy's loss."""
+    """Weight of an entropy bonus in the policy loss."""
     alarm_judge: Annotated[
         str | None, Refers("reward", words=("gold",), functions=True), Calls()
     ] = None
-    """Who judges whether the policy exploits its reward: a reward stage or run, a Python function
-    `module:function`, or gold. Training stops when its win rate on the held-out prompts falls while
-    the score rises. Without it gold judges the embedded task, and elsewhere the reward itself."""
+    """Judge that detects a policy exploiting its reward: a reward stage or run, a Python function
+    `module:function`, or gold. Training stops when the win rate on the held-out prompts falls while
+    the score rises. Default: gold for the embedded task, else the reward itself."""
     max_ratio: Positive = 10.0
-    """Mean probability ratio at which a mini-batch is given up and training stops."""
+    """Abort when a mini-batch's mean probability ratio exceeds this."""
     logging_steps: Annotated[Count, Cosmetic()] = 1
-    """Iterations between two lines of metrics.jsonl."""
+    """Iterations between lines of metrics.jsonl."""
     eval_steps: Count | None = None
-    """Iterations between evaluations on the held-out prompts; without it, ten in all."""
+    """Iterations between evaluations on the held-out prompts. Default: ten evaluations in all."""
     save_steps: Annotated[Count, Cosmetic()] = 10
-    """Iterations between checkpoints: what at most is lost when the machine dies."""
+    """Iterations between checkpoints: the most that a crash can lose."""
     save_total_limit: Annotated[int, Field(ge=2), Cosmetic()] = 2
-    """Checkpoints kept; an older one goes only after a newer one is sealed."""
+    """Number of checkpoints to keep. An old one is deleted only after a new one is sealed."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: about 30 % slower, far less memory."""
+    """Recompute activations in the backward pass instead of storing them: about 30 % slower, far
+    less memory."""
     report_to: Annotated[Texts, Cosmetic()] = ("none",)
     """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
 

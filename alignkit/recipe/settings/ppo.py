@@ -11,7 +11,7 @@ from alignkit.recipe.settings.online import OnlineConfig
 
 
 class PpoConfig(OnlineConfig):
-    """PPO: the policy learns from a reward model, held near its start by a KL penalty."""
+    """PPO: train the policy on a reward model's scores; a KL penalty keeps it near its start."""
 
     kind: ClassVar[str] = "ppo"
     about: ClassVar[About] = About(
@@ -19,23 +19,24 @@ class PpoConfig(OnlineConfig):
     )
 
     value: Literal["head", "adapter"] = "head"
-    """What learns the value: a head with a small network on the frozen states of the reward model
-    (one forward scores and values), or an adapter of its own, as dear as the policy's update."""
+    """Value model: a head with a small network on the frozen states of the reward model (one
+    forward pass gives score and value), or an adapter of its own, as expensive as the policy's
+    update."""
     value_learning_rate: Positive | None = None
-    """Peak step size of the value; without it 0.64 / hidden size for a head, learning_rate for an
-    adapter."""
+    """Peak learning rate of the value model. Default: 0.64 / hidden size for a head, learning_rate
+    for an adapter."""
     value_warmup: CountOrNone = 0
-    """First iterations in which only the value is trained and the policy stays as it is."""
+    """Number of first iterations that train the value model alone and leave the policy as it is."""
     cliprange_value: Positive = 0.2
-    """How far a value may move from the rollout's in one iteration's loss."""
+    """Clip range of the value loss: how far a value may move from the rollout's."""
     vf_coef: NotNegative = 0.1
     """Weight of the value loss."""
     gamma: Share = 1.0
-    """Discount of later rewards; 1 for completions that end."""
+    """Discount of later rewards; 1 suits completions that end."""
     lam: Share = 0.95
-    """GAE's lambda: 1 is unbiased and noisy, less trusts the value head."""
+    """GAE's lambda: 1 is unbiased and noisy; less relies more on the value model."""
     whiten_rewards: bool = False
-    """Scale rewards of a batch to variance 1 before advantages are computed."""
+    """Scale the rewards of a batch to variance 1 before computing advantages."""
 
     @model_validator(mode="after")
     def _the_policy_has_a_turn(self) -> PpoConfig:

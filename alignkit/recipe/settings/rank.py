@@ -17,7 +17,7 @@ from alignkit.recipe.settings.base import (
 
 
 class RankConfig(StageConfig):
-    """Rankings of candidates by a judge that stands in for people."""
+    """Rank candidates with a judge that stands in for people."""
 
     kind: ClassVar[str] = "rank"
     about: ClassVar[About] = About(outputs={"": "rankings.jsonl"}, records=("ranking",))
@@ -25,6 +25,6 @@ class RankConfig(StageConfig):
     candidates: Annotated[Texts, CANDIDATES] = Field(min_length=1)
     """Candidates files or generate stages to rank."""
     judge: Annotated[str, Refers("reward", words=("gold",))] = "gold"
-    """Who ranks: gold (the embedded task's own scoring), a reward stage, or a reward run."""
+    """Judge: gold (the embedded task's own score), a reward stage, or a reward run."""
     noise: NotNegative = 0.0
-    """Standard deviation of normal noise added to every score, as people disagree."""
+    """Standard deviation of the normal noise added to every score, to imitate disagreement."""

@@ -20,7 +20,8 @@ from alignkit.recipe.settings.choices import OBJECTIVES, Objective, listed
 
 
 class RewardConfig(TrainingConfig):
-    """Reward model: an adapter and a head that score completions as people ranked them."""
+    """Reward model: train an adapter and a scalar head to score completions as people ranked
+    them."""
 
     kind: ClassVar[str] = "reward"
     about: ClassVar[About] = About(
@@ -31,31 +32,33 @@ class RewardConfig(TrainingConfig):
     )
 
     data: Annotated[Texts, RANKED] = Field(min_length=1)
-    """Rankings or preferences: a file in any format `data check` knows, or a rank stage."""
+    """Rankings or preferences: a file in any format that `data check` recognises, or a rank
+    stage."""
     eval_data: Annotated[Texts | None, RANKED] = None
-    """Rankings to evaluate on. They take no part in training."""
+    """Rankings to evaluate on; never trained on."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the prompts held out of `data` for evaluation when there is no eval_data; all rows
-    of one prompt stay on one side."""
+    """Fraction of the prompts in `data` to hold out for evaluation when eval_data is not set. All
+    rows of a prompt stay on the same side."""
     objective: Objective = Field(
         "pairs",
-        description=f"What a ranking of more than two means: {listed(OBJECTIVES)}. Each completion "
-        "is forwarded once either way.",
+        description=f"Loss of a ranking of more than two completions: {listed(OBJECTIVES)}. Each "
+        "completion is forwarded once either way.",
     )
     weight: Literal["group", "pair"] = "group"
-    """Weight of a prompt: 1 in all however many pairs it has, or 1 for each pair."""
+    """Total weight of a prompt: 1 however many pairs it has (group), or 1 per pair (pair)."""
     ties: Literal["drop", "half"] = "drop"
-    """Equal ranks: left out, or a pair that is half a win for each side."""
+    """Equal ranks: drop them, or count them as half a win for each side."""
     margin: bool = True
-    """Ask for a difference of at least a pair's recorded margin, where it has one."""
+    """Require a score difference of at least the pair's recorded margin, where it has one."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong; keeps scores of noisy rankings from running away."""
+    """Assumed fraction of wrong labels. It keeps scores from diverging when rankings are noisy."""
     center_rewards_coefficient: NotNegative | None = None
-    """Weight of the square of a pair's summed scores: pulls the mean score to zero."""
+    """Weight of the squared sum of a pair's scores, which pulls the mean score to zero."""
     head_learning_rate: Positive | None = None
-    """Step size of the scalar head; without it, learning_rate."""
+    """Learning rate of the scalar head. Default: learning_rate."""
     early_stopping_patience: Count | None = None
-    """Evaluations without a better held-out accuracy before stopping at the best one seen."""
+    """Stop after this many evaluations without a better held-out accuracy; the best weights are
+    restored."""
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> RewardConfig:

@@ -11,7 +11,8 @@ from alignkit.recipe.settings.online import OnlineConfig
 
 
 class RlooConfig(OnlineConfig):
-    """RLOO: like PPO without a value model; a completion is compared to others of its prompt."""
+    """RLOO: PPO without a value model; each completion is compared with the others of its
+    prompt."""
 
     kind: ClassVar[str] = "rloo"
     about: ClassVar[About] = About(
@@ -19,7 +20,7 @@ class RlooConfig(OnlineConfig):
     )
 
     rloo_k: Annotated[int, Field(ge=2)] = 2
-    """Completions for each prompt; the mean of the others is each one's baseline."""
+    """Completions per prompt; the baseline of each is the mean of the others."""
     normalize_advantage: bool = False
     """Whiten advantages over the whole batch."""
 

@@ -10,7 +10,7 @@ from alignkit.recipe.settings.base import DEMONSTRATED, About, Positive, Texts, 
 
 
 class SftConfig(TrainingConfig):
-    """Supervised fine-tuning: the policy learns to say what demonstrations say."""
+    """Supervised fine-tuning: train the policy to imitate demonstrations."""
 
     kind: ClassVar[str] = "sft"
     about: ClassVar[About] = About(
@@ -21,13 +21,16 @@ class SftConfig(TrainingConfig):
     )
 
     data: Annotated[Texts, DEMONSTRATED] = Field(min_length=1)
-    """Demonstrations: prompts with a good completion, in any format `data check` knows."""
+    """Demonstrations: prompts with a good completion, in any format that `data check`
+    recognises."""
     eval_data: Annotated[Texts | None, DEMONSTRATED] = None
-    """Demonstrations to evaluate on. They take no part in training."""
+    """Demonstrations to evaluate on; never trained on."""
     learning_rate: Positive = 2e-4
-    """Peak step size. The default is meant for adapters, about ten times one for full weights."""
+    """Peak learning rate. The default suits adapters: about ten times a rate for full
+    fine-tuning."""
     train_on: Literal["completion", "all"] = "completion"
-    """Which tokens are learned: those the assistant says, or all, prompts too."""
+    """Tokens to learn: those of the assistant, or all, prompts included."""
     packing: bool = False
-    """Fill each forward pass with rows up to per_device_train_batch_size times max_length tokens,
-    in place of that many rows: fewer steps where rows are short. Rows never see each other."""
+    """Fill each forward pass with rows, up to per_device_train_batch_size times max_length tokens,
+    instead of taking a fixed number of rows: fewer steps when rows are short. Rows never attend to
+    each other."""

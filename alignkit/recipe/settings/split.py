@@ -10,7 +10,7 @@ from alignkit.recipe.settings.base import About, Source, StageConfig, Texts
 
 
 class SplitConfig(StageConfig):
-    """Data in two parts by prompt: `NAME` is the training part, `NAME.held_out` the other."""
+    """Split data in two by prompt: `NAME` is the training part, `NAME.held_out` the other."""
 
     kind: ClassVar[str] = "split"
     about: ClassVar[About] = About(
@@ -19,10 +19,10 @@ class SplitConfig(StageConfig):
     )
 
     data: Annotated[Texts, Source(records=("preference", "ranking"))] = Field(min_length=1)
-    """Files to split, in any format `data check` knows."""
+    """Files to split, in any format that `data check` recognises."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts in the held-out part; all rows of one prompt stay on one side."""
+    """Fraction of the prompts in the held-out part. All rows of a prompt stay on the same side."""
     format: str | None = None
-    """Format of the files; without it, it is found and named."""
+    """Format of the files. Default: detected, and reported."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """A row that cannot be read: stop, or leave it out and say which."""
+    """What to do with a row that cannot be read: stop, or drop it and report it."""
