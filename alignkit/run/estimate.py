@@ -21,18 +21,18 @@ from alignkit.stages import stage_module
 from alignkit.stages.cost import TRAINED_BYTES, Base, Count, Shape
 from alignkit.store.artifacts import readable
 
-# Bytes a frozen weight takes; nf4 with double quantization stores 4.127 bits.
+# Bytes per frozen weight; nf4 with double quantization stores 4.127 bits.
 WEIGHT_BYTES = {"nf4": 0.516, "int8": 1.0}
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# How checkpoints store what half_embedding.py keeps as it is stored.
+# Types in which half_embedding.py keeps embedding and head as stored.
 HALF_DTYPES = ("BF16", "F16")
 MEASURE_SECONDS = 0.2
-# Of the rate of one large product, what a training step with dequantization and adapters reaches.
+# Share of the rate of one large product that a training step with dequantization reaches.
 EFFICIENCY = 0.35
 
 
 def measured_rate(hidden: int, intermediate: int) -> float:
-    """Operations a second that this machine does in training with matrices of these sizes."""
+    """Measure the operations per second of this machine, training with matrices of these sizes."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +48,7 @@ def measured_rate(hidden: int, intermediate: int) -> float:
 
 
 def count(planned: PlannedStage, plan: Plan) -> Count:
-    """Peak memory and arithmetic of a stage."""
+    """Count the peak memory and the arithmetic of a stage."""
     if planned.action == "reuse":
         return Count(0, 0, 0)
     shape = read_shape(plan.model.path)
@@ -105,7 +105,7 @@ def _size(config: Mapping[str, Any], *names: str) -> int:
 
 
 def backbone_bytes(shape: Shape, plan: Plan) -> float:
-    """What the frozen weights take: layers as quantized, ends perhaps in 16 bits, the rest full."""
+    """Bytes of the frozen weights: layers quantized, embedding and head as stored, rest full."""
     full = DTYPE_BYTES.get(plan.backbone.dtype, 4)
     stored = WEIGHT_BYTES.get(plan.backbone.quantization, full)
     ends = min(full, 2)
@@ -113,13 +113,13 @@ def backbone_bytes(shape: Shape, plan: Plan) -> float:
 
 
 def adapter_weights(shape: Shape, plan: Plan) -> int:
-    """Weights of one adapter on all linear layers: r times inputs and outputs of each."""
+    """Weights of one adapter on all linear layers: r times the inputs and outputs of each."""
     sides = 8 * shape.hidden + 3 * (shape.hidden + shape.intermediate)
     return plan.backbone.lora_r * sides * shape.layers
 
 
 def total_memory() -> int:
-    """Bytes of the machine's memory, or the limit this process is held to."""
+    """Bytes of the machine's memory, or of this process's limit if that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():

@@ -1,9 +1,9 @@
-"""The stages of a plan tried out before they run: what each takes on the longest rows it will meet.
+"""Try out the stages of a plan before they run, to estimate their memory and time.
 
-Every stage is run by its own function in a scratch directory, in little: two optimizer steps, one
-iteration, one batch, on the longest rows of its data and on what earlier stages left in their own
-trial. Memory is the peak meanwhile; time is that of one step, times the steps there will be and the
-length of a usual row over that of the longest. It stays an estimate.
+Each stage runs its own function on a small scale in a scratch directory: two optimizer steps, one
+iteration or one batch, on the longest rows of its data and on the results of earlier trials. Memory
+is the peak of the trial; time is that of one step, times the number of steps, scaled from the
+longest rows to the mean. It remains an estimate.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from alignkit.store.artifacts import private_files
 from alignkit.training.context import StageContext
 
 MEASURED = "measured on the longest batch"
-# A plan whose trial would take longer than this, by counting, is counted only.
+# A plan whose trials would take longer than this, by the count, is not tried out.
 MOST_SECONDS = 15.0
 LOADED_BYTES_A_SECOND = 200 << 20
-LARGE = 1024  # sides of a matrix whose product is arithmetic and nothing else
+LARGE = 1024  # side of a matrix large enough that its product is limited by arithmetic
 
 
 def estimates(stages: Sequence[PlannedStage], plan: Plan) -> list[Estimate]:
-    """What each stage will take: tried out where that is quick, else counted.
+    """Estimate each stage: try it out where that is quick, else count.
 
     Raises RecipeError when a trial runs out of memory.
     """
@@ -54,7 +54,7 @@ def estimates(stages: Sequence[PlannedStage], plan: Plan) -> list[Estimate]:
 
 
 def seconds_of_a_trial(counts: Sequence[Count], plan: Plan) -> float:
-    """At least what trying these stages out takes: loading, and the arithmetic at full speed."""
+    """A lower bound of the time of all trials: loading, and the arithmetic at full speed."""
     weights = sum(file.stat().st_size for file in plan.model.path.glob("*.safetensors"))
     operations = sum(STEPS * each.operations / each.units for each in counts)
     rate = measured_rate(LARGE, LARGE) / EFFICIENCY
@@ -63,7 +63,11 @@ def seconds_of_a_trial(counts: Sequence[Count], plan: Plan) -> float:
 
 @dataclass
 class Rehearsal:
-    """The trials of one plan: what each left for those after it, and rows it will really give."""
+    """The trials of one plan.
+
+    `left`: the directory of each trial, by stage. `rows`: rows that a stage will go through, and
+    rows that its trial went through.
+    """
 
     plan: Plan
     scratch: Path
@@ -74,7 +78,7 @@ class Rehearsal:
         self.backbone = SharedBackbone(self.plan)
 
     def of(self, planned: PlannedStage, counted: Count, rate: float) -> Estimate:
-        """What a stage will take; a stage that cannot be tried is counted, with the reason."""
+        """Estimate a stage; if its trial fails, count it and give the reason."""
         if planned.action == "reuse":
             return counted.at(rate)
         from alignkit.training.batching import is_out_of_memory
@@ -116,11 +120,11 @@ class Rehearsal:
         return Estimate(peak(), each * trial.units * trial.share, trial.steps, MEASURED)
 
     def inputs(self, planned: PlannedStage) -> dict[str, Path]:
-        """Where the values of the settings lie, in scratch when the real thing is not there yet."""
+        """Paths of the values of the settings, in scratch while the real ones do not exist."""
         return {value: self.path_of(value, planned) for value in planned.inputs}
 
     def path_of(self, value: str, planned: PlannedStage) -> Path:
-        """The file or directory that a value stands for, made or generated where it is missing."""
+        """The file or directory that a value names: of a trial, or generated, if it is missing."""
         entry = planned.inputs[value]
         kinds = {stage.name: stage.stage.kind for stage in self.plan.stages}
         output = output_of(value, kinds)
@@ -176,17 +180,17 @@ class StageRows:
 
 @dataclass
 class Clock:
-    """When a stage told its progress: (moment, units done by then)."""
+    """Reports of progress: (seconds, units done so far)."""
 
     told: list[tuple[float, int]] = field(default_factory=list)
 
     def advance(self, units: int) -> None:
-        """So many units more are done now."""
+        """Record that more units are done now."""
         done = self.told[-1][1] if self.told else 0
         self.told.append((time.perf_counter(), done + units))
 
     def seconds_a_unit(self, warm_up: int) -> float:
-        """From the moment so many units were done to the last one told."""
+        """Mean time per unit after the first `warm_up` units."""
         began = next(told for told in self.told if told[1] >= warm_up)
         ended = self.told[-1]
         return (ended[0] - began[0]) / max(ended[1] - began[1], 1)
@@ -194,20 +198,20 @@ class Clock:
 
 @dataclass(frozen=True)
 class ClockedContext(StageContext):
-    """A stage's surroundings that note its progress instead of showing it."""
+    """A stage's context that records progress instead of showing it."""
 
     clock: Clock = field(default_factory=Clock)
 
     @contextmanager
     def progress(self, total: int, label: str) -> Iterator[Callable[[int], None]]:
-        """Note the moment of every unit done."""
+        """Record the time of every unit."""
         del total, label
         self.clock.advance(0)
         yield self.clock.advance
 
 
 def _forget_peak() -> Callable[[], float]:
-    """Begin to measure memory; what comes back tells the peak since."""
+    """Start measuring memory; the function returned gives the peak since."""
     import torch
 
     if torch.cuda.is_available():
@@ -228,7 +232,7 @@ def _peak_of_this_process() -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A trial tells nothing."""
+    """Silence progress bars."""
     before = os.environ.get("ALIGNKIT_QUIET")
     os.environ["ALIGNKIT_QUIET"] = "1"
     try:

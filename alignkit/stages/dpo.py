@@ -28,7 +28,7 @@ from alignkit.model.backbone import POLICY, REFERENCE, Backbone
 from alignkit.recipe.settings import DpoConfig
 from alignkit.recipe.settings.choices import PAIR_LOSSES as CHOICES
 from alignkit.stages.cost import training_cost
-from alignkit.stages.trial import Trial, TrialRows, training_trial
+from alignkit.stages.trial import training_trial
 from alignkit.training.batching import FittingSteps, token_loader
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
@@ -54,7 +54,7 @@ Batch = Mapping[str, Any]
 
 
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
-    """Train a policy on preferences; the adapter and its metrics land in the stage's directory."""
+    """Train a policy on preferences; save its adapter and metrics."""
     train, held_out = _rows(config, context)
     backbone = context.backbone
     continued = start_adapter(backbone, POLICY, config, context)
@@ -69,17 +69,11 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 
-def trial(config: DpoConfig, rows: TrialRows) -> Trial:
-    """Try two steps on the longest pairs."""
-    load = partial(load_preferences, pairs=config.pairs, weight=config.weight)
-    return training_trial(config, rows, load)
-
-
-cost = training_cost
+trial, cost = training_trial(load_preferences, "pairs", "weight"), training_cost
 
 
 class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
-    """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
+    """TRL's DPO trainer with our loss on the log-probs of whole groups."""
 
     model: Any
 
@@ -95,7 +89,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
 
     @contextmanager
     def cached_reference(self, rows: Sequence[PairRow]) -> Iterator[None]:
-        """Reference log-probs from disk inside, where `cache_reference` says so."""
+        """Read reference log-probs from disk inside, if `cache_reference` says so."""
         role, backbone = self.reference_role, self.backbone
         identity = ReferenceIdentity(
             backbone=backbone.fingerprint,
@@ -114,7 +108,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
                 self.cache = None
 
     def get_train_dataloader(self) -> Any:
-        """Batches of at most `max_tokens_per_batch` tokens where it is set."""
+        """Batches of at most `max_tokens_per_batch` tokens, if set."""
         budget = self.config.max_tokens_per_batch
         if budget is None:
             return super().get_train_dataloader()
@@ -129,14 +123,14 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         weights = inputs["weights"].to(pair.chosen.device)
         losses = combined_losses(pair, weights, self.config, self.settings)
         if not self.is_measuring:
-            # A loss of the whole batch is one number for all pairs: there, log-probs tell.
+            # A loss of the whole batch is one number for all pairs: log-probs tell them apart.
             apart = losses if self.can_split else pair.chosen + pair.rejected
             self.note_rows(apart, inputs["where"])
             self._note(pair)
         return losses.mean() * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
-        """Log-probs under policy and reference; the reference is live unless the batch has it."""
+        """Log-probs under policy and reference; the reference's are cached or computed here."""
         reference_chosen, reference_rejected = self.reference_logps(inputs).unbind(1)
         policy = self._logps(self.model, inputs["groups"])
         chosen, rejected = policy.sums.view(-1, 2).unbind(1)
@@ -168,7 +162,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         return completion_logps(model, groups, pad_token_id=self.pad, path=path)
 
     def _note(self, pair: PairLogps) -> None:
-        """TRL's metric names; kept as tensors until they are logged, so that nothing waits."""
+        """Record metrics by TRL's names, as tensors until they are logged: no sync with the GPU."""
         store = self._metrics["train" if self.model.training else "eval"]
         beta = self.config.beta
         chosen, rejected = beta * pair.chosen_ratio.detach(), beta * pair.rejected_ratio.detach()
@@ -184,7 +178,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             store[name].append(self.accelerator.gather(value).mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Numbers, not tensors, before TRL averages them."""
+        """Turn recorded tensors into numbers before TRL averages them."""
         for values in self._metrics.values():
             for name, noted in values.items():
                 values[name] = [float(value) for value in noted]
@@ -252,8 +246,7 @@ def _rows(
 
 
 def collator(rows: TokenRows[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """Rows to a batch; weights are scaled to a mean of one, so that they do not change the step
-    size."""
+    """Make a collator that scales weights to a mean of 1, so that they keep the step size."""
     weights = rows.dataset["weight"][:]
     return partial(collate, usual_weight=sum(weights) / len(weights))
 
@@ -298,7 +291,7 @@ def _trainer(
 def _check_start(
     trainer: PairTrainer, rows: Sequence[PairRow], config: DpoConfig, continued: bool
 ) -> None:
-    """Policy and reference agree before the first step. Raises TrainingFailed when they do not."""
+    """Raise TrainingFailed when policy and reference differ before the first step."""
     if config.reference == "backbone" and continued:
         return
     for part in batches(rows, config.per_device_train_batch_size):

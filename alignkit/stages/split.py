@@ -1,4 +1,4 @@
-"""Data in two parts by prompt, so that nothing is evaluated on what it was trained on."""
+"""Split data in two by prompt, so that no prompt is both trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -28,5 +28,4 @@ def run(config: SplitConfig, context: StageContext) -> dict[str, Any]:
     return {"train": len(train), "held_out": len(held_out)}
 
 
-trial = whole_trial
-cost = loading_cost
+trial, cost = whole_trial, loading_cost

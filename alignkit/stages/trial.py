@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, lcm
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,11 +60,21 @@ def whole_trial(config: StageConfig, rows: TrialRows) -> Trial:
     return Trial(config, {}, 1, as_a_whole=True)
 
 
-def training_trial(config: TrainingConfig, rows: TrialRows, load: Callable[..., Any]) -> Trial:
+def training_trial(
+    load: Callable[..., Any], *options: str
+) -> Callable[[TrainingConfig, TrialRows], Trial]:
+    """Make the trial of a stage whose data `load` reads, given these settings too."""
+
+    def trial(config: TrainingConfig, rows: TrialRows) -> Trial:
+        given = {name: getattr(config, name) for name in ("format", "on_bad_row", *options)}
+        return _training(config, rows, partial(load, **given))
+
+    return trial
+
+
+def _training(config: TrainingConfig, rows: TrialRows, load: Callable[[Path], Any]) -> Trial:
     """Two optimizer steps of one forward each, on the longest rows."""
-    records, times = rows.records(
-        config.data, lambda path: load(path, format=config.format, on_bad_row=config.on_bad_row)
-    )
+    records, times = rows.records(config.data, load)
     kept = 1 - config.eval_fraction if not config.eval_data else 1
     trained = len(records) * times * kept
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -72,8 +83,8 @@ def training_trial(config: TrainingConfig, rows: TrialRows, load: Callable[..., 
         steps = max(1, round(ceil(trained / per_step) * config.num_train_epochs))
     path, share = rows.longest(records, STEPS * config.per_device_train_batch_size)
     evaluated = _rows_evaluated(config, len(records) * times - trained, steps)
-    forwards = steps * config.gradient_accumulation_steps
-    forwards += PASSES_OF_EVALUATION * evaluated / config.per_device_train_batch_size
+    batches_evaluated = evaluated / config.per_device_train_batch_size
+    forwards = steps * config.gradient_accumulation_steps + PASSES_OF_EVALUATION * batches_evaluated
     little = _without_extras(config, {**LITTLE_TRAINING, "data": (CHOSEN,)})
     return Trial(little, {CHOSEN: path}, forwards, steps, share, warm_up=STEPS - 1)
 
@@ -110,11 +121,11 @@ def _rows_evaluated(config: TrainingConfig, held_out: float, steps: int) -> floa
     return held_out * (config.num_train_epochs if config.eval_strategy == "epoch" else 1)
 
 
-def online_trial(config: OnlineConfig, rows: TrialRows, completions_per_prompt: int = 1) -> Trial:
+def online_trial(config: OnlineConfig, rows: TrialRows) -> Trial:
     """One iteration over a part of its completions, on the longest prompts."""
     prompts, times = rows.records(config.prompts, load_prompts)
-    part = _part_of_a_rollout(config, completions_per_prompt)
-    path, share = rows.longest(prompts, part // completions_per_prompt)
+    part = _part_of_a_rollout(config)
+    path, share = rows.longest(prompts, part // config.completions_per_prompt)
     iterations = config.iterations
     changes = {
         "prompts": (CHOSEN,),
@@ -133,9 +144,9 @@ def online_trial(config: OnlineConfig, rows: TrialRows, completions_per_prompt: 
     return Trial(little, {CHOSEN: path}, units, updates, (1 + share) / 2)
 
 
-def _part_of_a_rollout(config: OnlineConfig, completions_per_prompt: int) -> int:
+def _part_of_a_rollout(config: OnlineConfig) -> int:
     """Completions that make two forwards of the update, in whole groups and mini-batches."""
-    unit = lcm(config.num_mini_batches, completions_per_prompt)
+    unit = lcm(config.num_mini_batches, config.completions_per_prompt)
     wanted = min(STEPS * config.per_device_train_batch_size, config.rollout_batch_size)
     return min(config.rollout_batch_size, unit * ceil(wanted / unit))
 

@@ -12,17 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from alignkit.errors import pick
+from alignkit.recipe.settings.values import Count, CountOrNone, NotNegative, Positive, Texts, wrong
 from alignkit.recipe.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -115,32 +108,6 @@ class Calls:
 @dataclass(frozen=True)
 class Cosmetic:
     """Marks a field that changes no weight and no result: it is left out of the content key."""
-
-
-def wrong(name: str, message: str) -> PydanticCustomError:
-    """A problem of several settings together, shown at the place of the one named."""
-    return PydanticCustomError("setting", "{message}", {"field": name, "message": message})
-
-
-def as_tuple(value: object) -> object:
-    """One value is a list of one; lists become tuples, so that a config cannot be edited."""
-    if value is None or isinstance(value, tuple):
-        return value
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-Texts = Annotated[
-    tuple[str, ...], BeforeValidator(as_tuple, json_schema_input_type=str | list[str])
-]
-Numbers = Annotated[
-    tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
-    BeforeValidator(as_tuple, json_schema_input_type=float | list[float]),
-]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
 
 
 class Config(BaseModel):

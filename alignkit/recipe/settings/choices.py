@@ -65,7 +65,9 @@ KL_ESTIMATORS: dict[str, str] = {
 
 # The types of those settings: a checker of types knows only that they are text.
 if TYPE_CHECKING:
-    PairLoss = Objective = KlEstimator = str
+    PairLoss = str
+    Objective = str
+    KlEstimator = str
 else:
     PairLoss = Literal[tuple(PAIR_LOSSES)]
     Objective = Literal[tuple(OBJECTIVES)]

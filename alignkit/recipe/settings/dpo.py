@@ -6,18 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from alignkit.recipe.settings.base import (
-    RANKED,
-    About,
-    Count,
-    Numbers,
-    Positive,
-    Texts,
-    TrainingConfig,
-    as_tuple,
-    wrong,
-)
+from alignkit.recipe.settings.base import RANKED, About, TrainingConfig
 from alignkit.recipe.settings.choices import PAIR_LOSSES, PairLoss, listed
+from alignkit.recipe.settings.values import Count, Numbers, Positive, Texts, as_tuple, wrong
 
 
 class DpoConfig(TrainingConfig):

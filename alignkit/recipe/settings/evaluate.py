@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from alignkit.recipe.settings.base import PROMPTS, About, Count, Numbers, Refers, StageConfig, Texts
+from alignkit.recipe.settings.base import PROMPTS, About, Refers, StageConfig
+from alignkit.recipe.settings.values import Count, Numbers, Texts
 
 
 class EvaluateConfig(StageConfig):

@@ -6,16 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from alignkit.recipe.settings.base import (
-    CANDIDATES,
-    PROMPTS,
-    About,
-    Count,
-    NotNegative,
-    Refers,
-    StageConfig,
-    Texts,
-)
+from alignkit.recipe.settings.base import CANDIDATES, PROMPTS, About, Refers, StageConfig
+from alignkit.recipe.settings.values import Count, NotNegative, Texts
 
 
 class GenerateConfig(StageConfig):

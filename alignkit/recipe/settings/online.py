@@ -11,18 +11,20 @@ from alignkit.recipe.settings.base import (
     PROMPTS,
     Calls,
     Cosmetic,
+    Refers,
+    StageConfig,
+    is_function,
+)
+from alignkit.recipe.settings.choices import KL_ESTIMATORS, KlEstimator, listed
+from alignkit.recipe.settings.values import (
     Count,
     CountOrNone,
     NotNegative,
     Numbers,
     Positive,
-    Refers,
-    StageConfig,
     Texts,
-    is_function,
     wrong,
 )
-from alignkit.recipe.settings.choices import KL_ESTIMATORS, KlEstimator, listed
 
 
 class OnlineConfig(StageConfig):
@@ -136,6 +138,11 @@ class OnlineConfig(StageConfig):
     less memory."""
     report_to: Annotated[Texts, Cosmetic()] = ("none",)
     """Trackers to send metrics to, such as wandb or tensorboard; none sends nothing."""
+
+    @property
+    def completions_per_prompt(self) -> int:
+        """Completions that are sampled of each prompt."""
+        return 1
 
     @property
     def iterations(self) -> int:

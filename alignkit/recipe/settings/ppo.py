@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from alignkit.recipe.settings.base import About, CountOrNone, NotNegative, Positive, Share, wrong
+from alignkit.recipe.settings.base import About
 from alignkit.recipe.settings.online import OnlineConfig
+from alignkit.recipe.settings.values import CountOrNone, NotNegative, Positive, Share, wrong
 
 
 class PpoConfig(OnlineConfig):

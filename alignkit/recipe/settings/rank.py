@@ -6,14 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from alignkit.recipe.settings.base import (
-    CANDIDATES,
-    About,
-    NotNegative,
-    Refers,
-    StageConfig,
-    Texts,
-)
+from alignkit.recipe.settings.base import CANDIDATES, About, Refers, StageConfig
+from alignkit.recipe.settings.values import NotNegative, Texts
 
 
 class RankConfig(StageConfig):

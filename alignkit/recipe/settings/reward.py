@@ -6,17 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from alignkit.recipe.settings.base import (
-    RANKED,
-    About,
-    Count,
-    NotNegative,
-    Positive,
-    Texts,
-    TrainingConfig,
-    wrong,
-)
+from alignkit.recipe.settings.base import RANKED, About, TrainingConfig
 from alignkit.recipe.settings.choices import OBJECTIVES, Objective, listed
+from alignkit.recipe.settings.values import Count, NotNegative, Positive, Texts, wrong
 
 
 class RewardConfig(TrainingConfig):

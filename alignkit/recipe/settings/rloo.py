@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from alignkit.recipe.settings.base import About, wrong
+from alignkit.recipe.settings.base import About
 from alignkit.recipe.settings.online import OnlineConfig
+from alignkit.recipe.settings.values import wrong
 
 
 class RlooConfig(OnlineConfig):
@@ -23,6 +24,11 @@ class RlooConfig(OnlineConfig):
     """Completions per prompt; the baseline of each is the mean of the others."""
     normalize_advantage: bool = False
     """Whiten advantages over the whole batch."""
+
+    @property
+    def completions_per_prompt(self) -> int:
+        """The completions that are compared with each other."""
+        return self.rloo_k
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> RlooConfig:

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from alignkit.recipe.settings.base import DEMONSTRATED, About, Positive, Texts, TrainingConfig
+from alignkit.recipe.settings.base import DEMONSTRATED, About, TrainingConfig
+from alignkit.recipe.settings.values import Positive, Texts
 
 
 class SftConfig(TrainingConfig):

@@ -6,7 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from alignkit.recipe.settings.base import About, Source, StageConfig, Texts
+from alignkit.recipe.settings.base import About, Source, StageConfig
+from alignkit.recipe.settings.values import Texts
+
+# What is trained on comes out as it went in.
+SPLIT = ("demonstration", "preference", "ranking", "prompt")
 
 
 class SplitConfig(StageConfig):
@@ -15,10 +19,10 @@ class SplitConfig(StageConfig):
     kind: ClassVar[str] = "split"
     about: ClassVar[About] = About(
         outputs={"": "train.jsonl", "held_out": "held_out.jsonl"},
-        records=("demonstration", "preference", "ranking", "prompt"),
+        records=SPLIT,
     )
 
-    data: Annotated[Texts, Source(records=("preference", "ranking"))] = Field(min_length=1)
+    data: Annotated[Texts, Source(records=("any", *SPLIT))] = Field(min_length=1)
     """Files to split, in any format that `data check` recognises."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the prompts in the held-out part. All rows of a prompt stay on the same side."""
