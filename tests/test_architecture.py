@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from alignkit.recipe.settings import CONFIGS, BackboneConfig
-from alignkit.stages import STAGES
 
 PACKAGE = Path(__file__).parent.parent / "alignkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -119,6 +118,8 @@ def test_remote_code_is_never_trusted() -> None:
 READ_BY_READERS = {"name"}
 # Every stage's settings pass through these on their way.
 COMMON = ("alignkit.run.plan", "alignkit.run.execute", "alignkit.recipe.trainer_arguments")
+# To be read for an estimate alone keeps no promise; nor does it to be declared.
+ESTIMATES = ("alignkit.stages.cost", "alignkit.stages.trial")
 
 
 def test_every_setting_is_read_by_the_stage_it_belongs_to() -> None:
@@ -127,7 +128,7 @@ def test_every_setting_is_read_by_the_stage_it_belongs_to() -> None:
     idle = []
     for kind, config in CONFIGS.items():
         read = set(READ_BY_READERS)
-        for module in reached({STAGES[kind][0], *COMMON}, modules):
+        for module in reached({f"alignkit.stages.{kind}", *COMMON}, modules):
             read |= settings_read(modules[module])
         idle += [f"{kind}.{name}" for name in config.model_fields if name not in read]
     assert idle == []
@@ -152,7 +153,9 @@ def reached(names: set[str], modules: dict[str, ast.Module]) -> set[str]:
     found, open_ = set(), list(names)
     while open_:
         name = open_.pop()
-        if name in found or name not in modules or name == "alignkit.recipe.settings":
+        if name in found or name not in modules or name in ESTIMATES:
+            continue
+        if name.startswith("alignkit.recipe.settings"):
             continue
         found.add(name)
         for node in ast.walk(modules[name]):

@@ -20,18 +20,14 @@ import click
 
 from alignkit import __version__
 from alignkit.errors import AlignkitError, RecipeError
+from alignkit.recipe.kinds import KINDS
 
 # name -> (module, attribute, one line for the overview). The line is repeated here so that the
 # overview needs no import of the module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("alignkit.cli.run", "demo", "The whole chain on an embedded model, no download."),
     "run": ("alignkit.cli.run", "run", "Run all stages of a recipe; run it again to resume."),
-    "sft": ("alignkit.cli.train", "sft", "Fine-tune an adapter on demonstrations."),
-    "reward": ("alignkit.cli.train", "reward", "Train a reward model from rankings."),
-    "dpo": ("alignkit.cli.train", "dpo", "Align a policy with preferences, no reward model."),
-    "ppo": ("alignkit.cli.train", "ppo", "Align a policy with a reward model, by PPO."),
-    "rloo": ("alignkit.cli.train", "rloo", "Like ppo without a value model."),
-    "generate": ("alignkit.cli.generate", "generate", "Completions for prompts, n per prompt."),
+    **{kind: ("alignkit.cli.train", kind, line) for kind, line in KINDS.items() if line},
     "rank": ("alignkit.cli.rank", "rank", "Collect rankings by people: on a page, in a terminal."),
     "chat": ("alignkit.cli.chat", "chat", "Talk to a run; compare two; keep your verdicts."),
     "data": ("alignkit.cli.data", "data", "Check, convert, clean, split and pair JSONL files."),

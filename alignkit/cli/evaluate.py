@@ -9,6 +9,7 @@ import click
 
 from alignkit.cli import LazyGroup
 from alignkit.errors import GateMissed, RecipeError
+from alignkit.evaluation.formats import FORMATS
 
 if TYPE_CHECKING:
     from alignkit.evaluation.winrate import Options
@@ -18,7 +19,6 @@ TIES = ("half", "drop", "count")
 INTERVALS = ("t", "wilson", "clopper", "bootstrap")
 TIE_MODELS = ("half", "davidson", "rao-kupper")
 BT_INTERVALS = ("sandwich", "bootstrap")
-FORMATS = ("judgement", "alpacaeval", "mtbench", "arena", "arenahard")
 
 
 # name -> (module, one line for the overview); imported when asked for.

@@ -1,7 +1,7 @@
-"""Command-line options made from settings: same names, same help, same checks as in a recipe.
+"""Make command-line options from settings, with the names, help and checks of a recipe.
 
-Options, `--config FILE` and `--set key=value` are laid over each other as one recipe of a single
-stage, and go through the recipe's own checks; a problem names the option it came from.
+`--config FILE`, options and `--set key=value` are merged, in that order, into a recipe of one
+stage, which goes through a recipe's checks; a problem names the option it came from.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from alignkit.recipe.yaml_source import Document, KeyPath, raise_problems, read_
 
 Command = Callable[..., Any]
 SHORT = {"model_name_or_path": "--model"}
-# Mappings, reached by --set; and what a single stage has no use for.
+# Mappings, which --set reaches, and settings that a single stage has no use for.
 NO_OPTION = {"trainer", "gate", "name"}
 
 
 def settings_of(*configs: type[Config]) -> Callable[[Command], Command]:
-    """Give a command one option for each field of these settings."""
+    """Give a command one option per field of these settings."""
 
     def decorate(command: Command) -> Command:
         for config in reversed(configs):
@@ -45,7 +45,7 @@ def single_stage_recipe(
     config: Path | None = None,
     settings: tuple[str, ...] = (),
 ) -> Recipe:
-    """A recipe of one stage from the options given, over a file of settings, under `--set`."""
+    """A recipe of one stage: a file of settings, overridden by options, overridden by `--set`."""
     document = Document(f"alignkit {kind}", value=_empty(kind))
     if config is not None:
         _lay_file(document, kind, config)
@@ -77,7 +77,7 @@ def _field(kind: str, name: str) -> FieldInfo:
 
 
 def _lay_file(document: Document, kind: str, file: Path) -> None:
-    """Settings from a YAML file; relative paths in it start where it lies."""
+    """Add the settings of a YAML file; relative paths in it start at its directory."""
     written = read_yaml(file)
     raise_problems(written)
     if not isinstance(written.value, dict):
@@ -141,7 +141,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> type:
-    """str, int, float, bool or tuple: what a value of this field is, None left out."""
+    """The type of this field's values, None left out: str, int, float, bool or tuple."""
     if get_origin(annotation) in (Union, types.UnionType):
         return _kind(next(a for a in get_args(annotation) if a is not type(None)))
     if get_origin(annotation) is Literal:
@@ -170,7 +170,7 @@ METAVARS: dict[type, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", tuple
 
 
 def _parsed(value: Any, field: FieldInfo) -> Any:
-    """Numbers as in YAML; texts as they are. `--report-to a,b` and repeats are lists."""
+    """Parse numbers as YAML does and leave texts alone; a repeated option is a list."""
     if isinstance(value, tuple):
         numbers = any("float" in str(a) for a in get_args(_inner(field.annotation)))
         return [scalar(entry) if numbers else entry for entry in value]

@@ -1,4 +1,4 @@
-"""`alignkit run RECIPE` and `alignkit demo`: all stages of a recipe, or what they would do."""
+"""Implement `alignkit run RECIPE` and `alignkit demo`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Check everything, and print the plan.")
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
-@click.option("--only", metavar="STAGE", help="This stage alone; what it needs must be finished.")
+@click.option(
+    "--only", metavar="STAGE", help="Run this stage alone; the stages it needs must be finished."
+)
 @click.option(
     "--set",
     "settings",
@@ -36,13 +38,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
-    help="Results go to DIR/<name of the recipe>.",
+    help="Write results to DIR/<name of the recipe>.",
     metavar="DIR",
 )
-@click.option("--resume-anyway", is_flag=True, help="Go on although versions have changed.")
-@click.option("--redact", is_flag=True, help="No prompts and replies in the report.")
+@click.option("--resume-anyway", is_flag=True, help="Resume even though versions have changed.")
+@click.option("--redact", is_flag=True, help="Leave prompts and replies out of the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
-@click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+@click.option("--log-json", is_flag=True, help="Log one JSON object per line to stderr.")
 def run(
     recipe: Path,
     dry_run: bool,
@@ -55,10 +57,10 @@ def run(
     as_json: bool,
     log_json: bool,
 ) -> None:
-    """Run all stages of a recipe; run it again to go on or to change something.
+    """Run all stages of a recipe; run it again to resume, or after a change.
 
-    Stages that are finished and unchanged are reused. Everything is checked before the first
-    step of the first stage.
+    Finished stages that did not change are reused. Everything is checked before the first step of
+    the first stage.
     """
     checked = read_recipe(recipe, settings)
     directory = runs_dir / checked.name
@@ -78,17 +80,23 @@ def run(
 
 
 @click.command()
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Data and all.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of data, training and sampling.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path("runs/demo"),
     show_default=True,
-    help="Where everything goes.",
+    help="Directory of all results.",
     metavar="DIR",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-@click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+@click.option("--log-json", is_flag=True, help="Log one JSON object per line to stderr.")
 def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
     """Run the whole chain on an embedded model: SFT, reward model, DPO, win rates.
 
@@ -112,7 +120,7 @@ def demo(seed: int, output: Path, as_json: bool, log_json: bool) -> None:
 def carry_out(
     plan: Plan, stages: Sequence[PlannedStage], options: Options, *, redact: bool = False
 ) -> list[Outcome]:
-    """Run the stages, telling each event; the report is written whatever happens."""
+    """Run the stages; write the report even if one of them fails."""
     from alignkit.run.execute import run_plan
     from alignkit.run.summary import write_summary
 
@@ -127,7 +135,7 @@ def carry_out(
 
 
 def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str, Any]:
-    """What `demo --json` prints."""
+    """The output of `demo --json`."""
     from alignkit.run.summary import table_rows
 
     outcomes = list(outcomes)
@@ -142,7 +150,7 @@ def demo_result(outcomes: Iterable[Outcome], seed: int, wall: float) -> dict[str
 
 
 def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -> None:
-    """Results on stdout: JSON, or the table of the last evaluation and where to look."""
+    """Print the results as JSON, or the table of the last evaluation and the report's path."""
     from alignkit.run.summary import REPORT, table_rows
 
     if as_json:
@@ -166,7 +174,7 @@ def show_outcomes(outcomes: Sequence[Outcome], directory: Path, as_json: bool) -
 
 
 def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None:
-    """What would be done, and why, with an estimate of memory and time for each stage."""
+    """Print what would be done and why, with each stage's estimated memory and time."""
     from alignkit.run.rehearsal import estimates
 
     rows = [
@@ -189,7 +197,7 @@ def show_plan(plan: Plan, stages: Sequence[PlannedStage], as_json: bool) -> None
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The evaluation as aligned columns; what was not measured stays empty."""
+    """The evaluation as aligned columns, empty where nothing was measured."""
     table = [[title for title, _ in COLUMNS]]
     table += [[_cell(row, key) for _, key in COLUMNS] for row in rows]
     used = [index for index in range(len(COLUMNS)) if any(line[index] for line in table[1:])]

@@ -1,4 +1,4 @@
-"""`alignkit sft`, `reward`, `dpo`, `ppo` and `rloo`: one stage, in a directory of its own."""
+"""Make the command of each stage, such as `alignkit sft`: it runs alone, in its own directory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import click
 
 from alignkit.cli.events import Teller, teller
 from alignkit.cli.options import settings_of, single_stage_recipe
+from alignkit.recipe.kinds import KINDS
 from alignkit.recipe.settings import BackboneConfig, config_class
 
 
 def stage_command(kind: str) -> click.Command:
-    """The command that trains one stage of this kind; its options are the stage's settings."""
+    """Make the command that runs one stage of this kind; its options are the settings."""
     config = config_class(kind)
 
     @click.command(kind, help=config.__doc__)
@@ -26,7 +27,7 @@ def stage_command(kind: str) -> click.Command:
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="YAML file with settings by the same names; options count more.",
+        help="YAML file with settings by the same names; options override it.",
     )
     @click.option(
         "--set",
@@ -37,13 +38,13 @@ def stage_command(kind: str) -> click.Command:
         if "trainer" in config.model_fields
         else "Any setting; VALUE is YAML.",
     )
-    @click.option("--fresh", is_flag=True, help="Start over, dropping what DIR holds of a run.")
+    @click.option("--fresh", is_flag=True, help="Start over: delete the run in DIR.")
     @click.option(
-        "--resume-anyway", is_flag=True, help="Go on although settings or data have changed."
+        "--resume-anyway", is_flag=True, help="Resume even though settings or data have changed."
     )
-    @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+    @click.option("--dry-run", is_flag=True, help="Check everything, and print the plan.")
     @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
-    @click.option("--log-json", is_flag=True, help="One JSON object a line on stderr.")
+    @click.option("--log-json", is_flag=True, help="Log one JSON object per line to stderr.")
     @settings_of(config, BackboneConfig)
     def command(
         output: Path,
@@ -77,7 +78,7 @@ def stage_command(kind: str) -> click.Command:
 
 
 def show_metrics(directory: Path, metrics: Any, as_json: bool, tell: Teller) -> None:
-    """Results on stdout: all of them as JSON, or the numbers a person looks for."""
+    """Print the results: all of them as JSON, or the numbers."""
     if as_json:
         click.echo(json.dumps({"directory": str(directory), "metrics": metrics}))
         return
@@ -90,12 +91,13 @@ def show_metrics(directory: Path, metrics: Any, as_json: bool, tell: Teller) -> 
 
 
 OUTPUT_HELP = (
-    "Where the result goes. The same command again goes on where it stopped, and does nothing "
-    "when it is complete."
+    "Directory of the result. The same command again resumes where it stopped; once complete, it "
+    "does nothing."
 )
 
-sft = stage_command("sft")
-reward = stage_command("reward")
-dpo = stage_command("dpo")
-ppo = stage_command("ppo")
-rloo = stage_command("rloo")
+
+def __getattr__(kind: str) -> click.Command:
+    """`sft`, and every other stage by its kind: made when it is asked for."""
+    if KINDS.get(kind):
+        return stage_command(kind)
+    raise AttributeError(kind)

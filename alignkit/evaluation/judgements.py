@@ -1,56 +1,31 @@
-"""Judgements of many origins read into one table of numbers.
+"""Read judgements of many formats into one table of numbers.
 
-A format is one function from a row to judgements and one line in FORMATS; the votes of people are
-read by `ranked_items`. Texts are dropped as soon as their lengths are known, unless a report asks
-to keep them.
+`alignkit.evaluation.formats` reads rows; the votes of people are read by `ranked_items`. Texts are
+dropped as soon as their lengths are known, unless a report asks to keep them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.errors import DataError, did_you_mean, pick
+from alignkit.errors import DataError, did_you_mean
 from alignkit.evaluation import judged_rows as fields
+from alignkit.evaluation.formats import format_named, recognise
+from alignkit.evaluation.formats.shape import Format, Judged
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.ranked_items import KINDS, read_decisions
 from alignkit.statistics.intervals import Floats, Ints
 
-TIE = 0.5
-SCORES = {"a": 1.0, "tie": TIE, "b": 0.0}
-
-
-class Judged(NamedTuple):
-    """One judgement of any format. `score` is P(a wins), None when the judge failed."""
-
-    prompt_id: str | None  # None: the row is a prompt of its own
-    a: str
-    b: str
-    score: float | None
-    first: str | None = None  # "a" or "b": the side shown first
-    judge: str = ""
-    prompt: str | None = None
-    output_a: str | None = None
-    output_b: str | None = None
-    len_a: int | None = None
-    len_b: int | None = None
-    error: str | None = None
-    injects_a: bool | None = None  # whether the completion talks to the judge
-    injects_b: bool | None = None
-    worth_a: float | None = None  # what a judge that scores answers by themselves gave each
-    worth_b: float | None = None
-    log_ratio_a: float | None = None  # log p(output_a) by its own model minus by the other, nats
-    log_ratio_b: float | None = None
-    prompt_tokens: float | None = None  # what asking a judge took
-    completion_tokens: float | None = None
-    cost: float | None = None
+Signs = NDArray[np.int8]
 
 
 @dataclass
@@ -72,7 +47,7 @@ class Judgements:
     left: Ints  # the row's a
     right: Ints  # the row's b
     score: Floats  # P(left wins), nan when the judge failed
-    first: NDArray[np.int8]  # 1: left was shown first, 0: right, -1: unknown
+    first: Signs  # 1: left was shown first, 0: right, -1: unknown
     judge: Ints
     left_length: Floats  # code points, nan when unknown
     right_length: Floats
@@ -107,198 +82,18 @@ class Judgements:
         return Judgements(**{**self.__dict__, **columns})
 
 
-_COLUMNS = (
-    "prompt",
-    "left",
-    "right",
-    "score",
-    "first",
-    "judge",
-    "left_length",
-    "right_length",
-    "left_hash",
-    "right_hash",
-    "left_injects",
-    "right_injects",
-    "left_worth",
-    "right_worth",
-    "left_log_ratio",
-    "right_log_ratio",
-    "prompt_tokens",
-    "completion_tokens",
-    "cost",
-    "failure",
-)
+# Type of each column, by the name of its field's type.
+_NUMBERS: dict[str, type[np.generic]] = {"Ints": np.int64, "Floats": np.float64, "Signs": np.int8}
+_TYPES = {
+    each.name: _NUMBERS[str(each.type)]
+    for each in dataclasses.fields(Judgements)
+    if each.type in _NUMBERS
+}
+_COLUMNS = tuple(_TYPES)
 # Columns of the left side and of the right one, which change places when a row is turned round.
 SIDED = tuple(
     (name, name.replace("left", "right", 1)) for name in _COLUMNS if name.startswith("left")
 )
-
-
-def _judge(row: Row, key: str = "judge") -> str:
-    """A judge's name; MT-bench gives a list of model and template."""
-    value = row.get(key)
-    return (
-        "/".join(fields.texts(row, key))
-        if isinstance(value, list)
-        else fields.label(row, key) or ""
-    )
-
-
-# --- formats -------------------------------------------------------------------------------------
-
-
-def _flag(row: Row, key: str) -> bool | None:
-    value = fields.looked_up(row, key).get(key)
-    return value if isinstance(value, bool) else None
-
-
-def _measure(row: Row, key: str) -> float | None:
-    """A number of the row or its `extra`; None for another value, which is not ours to refuse."""
-    found = fields.looked_up(row, key)
-    value = found.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return fields.measure(found, key) if is_number else None
-
-
-def _read_judgement(row: Row) -> Iterator[Judged]:
-    if row.get("kind") != "judgement":
-        raise DataError(f"'kind' must be 'judgement', not {fields.shown(row.get('kind'))}")
-    if "verdict" not in row and "score" not in row:
-        raise DataError("'verdict' and 'score' are both missing", hint="One of them is needed")
-    verdict, score, first = row.get("verdict"), row.get("score"), row.get("first")
-    decided = None if verdict is None else fields.choice(verdict, "verdict", SCORES)
-    if first is not None:
-        fields.choice(first, "first", {"a": 1, "b": 0})
-    yield Judged(
-        prompt_id=fields.name(row, "prompt_id"),
-        a=fields.name(row, "a"),
-        b=fields.name(row, "b"),
-        score=decided if score is None else fields.number(score, "score", 0, 1),
-        first=first,
-        judge=_judge(row),
-        prompt=fields.conversation_text(row.get("prompt")),
-        output_a=fields.text(row, "output_a"),
-        output_b=fields.text(row, "output_b"),
-        len_a=fields.count(row, "len_a"),
-        len_b=fields.count(row, "len_b"),
-        error=fields.text(row, "error"),
-        injects_a=_flag(row, "injection_a"),
-        injects_b=_flag(row, "injection_b"),
-        worth_a=_measure(row, "score_a"),
-        worth_b=_measure(row, "score_b"),
-        log_ratio_a=_measure(row, "log_ratio_a"),
-        log_ratio_b=_measure(row, "log_ratio_b"),
-        prompt_tokens=_measure(row, "prompt_tokens"),
-        completion_tokens=_measure(row, "completion_tokens"),
-        cost=_measure(row, "cost"),
-    )
-
-
-def _read_alpacaeval(row: Row) -> Iterator[Judged]:
-    """`preference` is 1 for output_1, 2 for output_2, between for a soft verdict; 0 is a draw."""
-    preference = fields.need(row, "preference")
-    score: float | None = None
-    if preference is not None:
-        is_draw = preference == 0 and not isinstance(preference, bool)
-        score = TIE if is_draw else fields.number(preference, "preference", 1, 2) - 1.0
-    yield Judged(
-        prompt_id=None,
-        a=fields.name(row, "generator_2"),
-        b=fields.name(row, "generator_1"),
-        score=score,
-        judge=_judge(row, "annotator"),
-        prompt=fields.text(row, "instruction"),
-        output_a=fields.text(row, "output_2"),
-        output_b=fields.text(row, "output_1"),
-    )
-
-
-MTBENCH_WINNERS = {"model_1": 1.0, "tie": TIE, "model_2": 0.0, "error": None}
-
-
-def _read_mtbench(row: Row) -> Iterator[Judged]:
-    question = fields.name(row, "question_id")
-    turn = row.get("turn")
-    prompt_id = question if turn is None else f"{question} turn {fields.name(row, 'turn')}"
-    a, b = fields.name(row, "model_1"), fields.name(row, "model_2")
-    for key, first in (("g1_winner", "a"), ("g2_winner", "b")):
-        winner = fields.need(row, key)
-        score = None if winner is None else fields.choice(winner, key, MTBENCH_WINNERS)
-        yield Judged(prompt_id, a, b, score, first, _judge(row))
-
-
-ARENA_WINNERS = {
-    "model_a": 1.0,
-    "model_b": 0.0,
-    "tie": TIE,
-    "tie (bothbad)": TIE,
-    "both_bad": TIE,
-}
-
-
-def _read_arena(row: Row) -> Iterator[Judged]:
-    winner = fields.need(row, "winner")
-    yield Judged(
-        prompt_id=fields.name(row, "question_id"),
-        a=fields.name(row, "model_a"),
-        b=fields.name(row, "model_b"),
-        score=None if winner is None else fields.choice(winner, "winner", ARENA_WINNERS),
-        judge=_judge(row),
-    )
-
-
-# P(A wins); a strong verdict counts once.
-GAME_SCORES = {
-    **dict.fromkeys(("A>>B", "A>B", "B<A", "B<<A"), 1.0),
-    **dict.fromkeys(("A=B", "B=A"), TIE),
-    **dict.fromkeys(("B>>A", "B>A", "A<B", "A<<B"), 0.0),
-}
-
-
-def _read_arenahard(row: Row) -> Iterator[Judged]:
-    """Two games; A is the baseline in the first and the model in the second, and shown first."""
-    uid = fields.name(row, "uid" if "uid" in row else "question_id")
-    model, baseline = fields.name(row, "model"), fields.name(row, "baseline")
-    games = fields.need(row, "games")
-    if not isinstance(games, list) or len(games) != 2:
-        raise DataError("'games' must be a list of two games")
-    for game, first in zip(games, ("b", "a"), strict=True):
-        if game is not None and not isinstance(game, dict):
-            raise DataError("a game must be an object with 'score', or null")
-        given = None if game is None else fields.need(game, "score")
-        shown_wins = None if given is None else fields.choice(given, "score", GAME_SCORES)
-        score = shown_wins
-        if shown_wins is not None and first == "b":
-            score = 1.0 - shown_wins
-        yield Judged(uid, model, baseline, score, first, _judge(row))
-
-
-class Format(NamedTuple):
-    """How to know a format by a row's keys, and how to read the row."""
-
-    keys: frozenset[str]
-    read: Callable[[Row], Iterator[Judged]]
-
-
-FORMATS: dict[str, Format] = {
-    "judgement": Format(frozenset({"prompt_id", "a", "b"}), _read_judgement),
-    "alpacaeval": Format(frozenset({"generator_1", "generator_2", "preference"}), _read_alpacaeval),
-    "mtbench": Format(frozenset({"model_1", "model_2", "g1_winner"}), _read_mtbench),
-    "arena": Format(frozenset({"model_a", "model_b", "winner"}), _read_arena),
-    "arenahard": Format(frozenset({"model", "baseline", "games"}), _read_arenahard),
-}
-
-
-def recognise(row: Row) -> str:
-    """The name of the format whose keys the row has."""
-    for name, known in FORMATS.items():
-        if known.keys <= row.keys() or row.get("kind") == name:
-            return name
-    raise DataError(
-        f"no known format of judgements has these keys: {', '.join(sorted(row)) or 'none'}",
-        hint=f"Force one with --format {'|'.join(FORMATS)}",
-    )
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -422,12 +217,6 @@ class _Builder:
 _FIRST_MEASURE = Judged._fields.index("injects_a")  # from here on fields are numbers or None
 LONGEST_REASON = 60
 LONGEST_ERROR = 300
-_INTEGERS = frozenset(
-    {"prompt", "left", "right", "judge", "left_hash", "right_hash", "failure", "first"}
-)
-_TYPES: dict[str, type[np.generic]] = {
-    name: np.int64 if name in _INTEGERS else np.float64 for name in _COLUMNS
-} | {"first": np.int8}
 
 
 def _measured(output: str | None, given: int | None) -> float:
@@ -449,7 +238,7 @@ def judgements_in(
 
     Files of votes are read together, where the first of them stands: an undo may be in another.
     """
-    chosen = None if format is None else pick(FORMATS, format, what="format of judgements")
+    chosen = None if format is None else format_named(format)
     votes = [path for path in paths if chosen is None and _holds_votes(path)]
     for path in paths:
         if path not in votes:
@@ -473,7 +262,7 @@ def _rows_in(
     for line, row in file:
         place = f"{file.path}:{line}"
         try:
-            chosen = chosen or FORMATS[recognise(row)]
+            chosen = chosen or recognise(row)
             for judged in chosen.read(row):
                 yield judged, row, place
         except DataError as error:

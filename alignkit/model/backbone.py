@@ -11,19 +11,19 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from alignkit.errors import ModelError, RecipeError, did_you_mean
+from alignkit.errors import ModelError, RecipeError, did_you_mean, pick
 from alignkit.forward.half_embedding import half_modules, store_in_full, store_in_half
 from alignkit.forward.lora import fuse_lora
 from alignkit.model.adapter_fit import (
@@ -48,12 +48,12 @@ from alignkit.model.fit import (
     built_from,
     check_complete,
     check_fit,
-    check_targets,
     fit_of,
     quiet_loading,
     stored_quantization,
 )
 from alignkit.model.heads import ScalarHead
+from alignkit.model.methods import METHODS, is_tuned
 from alignkit.model.probe import replay_probe, write_probe
 from alignkit.model.quantized_cache import keep_base, kept_place, whole_base
 from alignkit.model.run_template import template_for
@@ -106,9 +106,10 @@ class Backbone:
         """Names of the adapters that exist now."""
         return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
 
-    def new_adapter(self, name: str, *, seed: int) -> None:
-        """A fresh LoRA adapter: A random from `seed`, B zero, so it starts as the bare base."""
-        self._add(name, self._lora_config(), seed)
+    def new_adapter(self, name: str, *, seed: int, method: str = "lora") -> None:
+        """Add a fresh adapter, random from `seed`; it computes what the bare base does."""
+        configure = pick(METHODS, method, what="tuning method").configure
+        self._add(name, configure(self.config, adaptable_layers(self.base)), seed)
 
     def load_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
         """An adapter in PEFT's format, refused when it does not fit or answers differently.
@@ -184,7 +185,7 @@ class Backbone:
         return {
             key: parameter
             for key, parameter in self.model.named_parameters()
-            if f".{name}." in key and "lora_" in key
+            if f".{name}." in key and is_tuned(key)
         }
 
     # --- roles ---------------------------------------------------------------------------------
@@ -214,21 +215,11 @@ class Backbone:
         """Make this adapter the active one and the only one that requires gradients."""
         self.model.set_adapter(adapter)
         for key, parameter in self.model.named_parameters():
-            parameter.requires_grad_(f".{adapter}." in key and "lora_" in key)
+            parameter.requires_grad_(f".{adapter}." in key and is_tuned(key))
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _lora_config(self) -> LoraConfig:
-        config = self.config
-        return LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=_target_modules(config, adaptable_layers(self.base)),
-            task_type="CAUSAL_LM",
-        )
-
-    def _add(self, name: str, config: LoraConfig, seed: int) -> None:
+    def _add(self, name: str, config: PeftConfig, seed: int) -> None:
         if name in self.adapters:
             raise ValueError(f"adapter {name!r} exists already")
         if _changes(config, half_modules(self.base)):
@@ -243,16 +234,11 @@ class Backbone:
         fuse_lora(self.model)
 
 
-def _changes(config: LoraConfig, modules: list[str]) -> bool:
+def _changes(config: Any, modules: list[str]) -> bool:
     """Whether an adapter of this configuration touches one of these modules of the base."""
     if config.modules_to_save or config.trainable_token_indices:
         return True
     return any(check_target_module_exists(config, name) for name in modules)
-
-
-def _target_modules(config: BackboneConfig, layers: Collection[str]) -> str | list[str]:
-    names = check_targets(config.lora_target_modules, layers)
-    return "all-linear" if names == ["all-linear"] else names
 
 
 def as_fp32(parameters: dict[str, nn.Parameter]) -> None:
@@ -313,7 +299,7 @@ def guard_cpu_quantization(model: nn.Module) -> int:
     return guarded
 
 
-def _write_adapter_config(config: LoraConfig, files: ModelFiles, directory: Path) -> None:
+def _write_adapter_config(config: PeftConfig, files: ModelFiles, directory: Path) -> None:
     base = str(files.path) if Path(files.name).is_dir() or files.name == "tiny" else files.name
     content = config.to_dict() | {
         "base_model_name_or_path": base,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.ppo.ranks import all_sum
+from alignkit.recipe.settings import choices
 
 LOG_RATIO_LIMIT = 10.0  # a longer log-ratio says "broken", not "how far": keep it finite
 
@@ -32,7 +33,9 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.expm1(-log_ratio) + log_ratio
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: globals()[name] for name in choices.KL_ESTIMATORS
+}
 
 
 def kl_per_token(logps: Tensor, ref_logps: Tensor, mask: Tensor, estimator: str = "k1") -> Tensor:

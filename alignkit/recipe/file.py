@@ -38,6 +38,7 @@ from alignkit.recipe.yaml_source import (
 )
 
 C = TypeVar("C", bound=BaseModel)
+QUOTED = re.compile(r"'([^']*)'")
 SETTING = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 
 # Keys that a recipe never has, and why.
@@ -435,6 +436,8 @@ def _wrong(name: str, detail: Any) -> str:
     ours = value_meant(name.rpartition(".")[2], value) if kind == "literal_error" else None
     named = ours is not None and repr(ours) in str(context.get("expected"))
     meant = f"; alignkit calls it {ours!r}" if named else ""
+    if kind == "literal_error" and isinstance(value, str) and not named:
+        meant = did_you_mean(value, QUOTED.findall(str(context["expected"])))
     return f"{name!r} must be {message}, not {_given(value)}{meant}"
 
 

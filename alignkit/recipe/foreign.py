@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from alignkit.errors import RecipeError
 from alignkit.recipe.other_words import meaning, normal, value_meant
-from alignkit.recipe.settings import CONFIGS, BackboneConfig, Config
+from alignkit.recipe.settings import CONFIGS, BackboneConfig, Config, OnlineConfig
 from alignkit.recipe.yaml_source import scalar, shortened
 from alignkit.store.resources import shipped
 
@@ -309,7 +309,7 @@ TOOLS = (
 
 # --- a recipe from it ----------------------------------------------------------------------------
 
-TRAINED = ("sft", "reward", "dpo", "ppo", "rloo")
+TRAINED = [kind for kind, config in CONFIGS.items() if config.about.makes]
 EXAMPLES = {
     "sft": "helpful-dpo.yaml",
     "reward": "helpful-ppo.yaml",
@@ -382,7 +382,7 @@ def _translated(
     return backbone, stage, data
 
 
-PRACTISING = ("ppo", "rloo")
+PRACTISING = [kind for kind, config in CONFIGS.items() if issubclass(config, OnlineConfig)]
 PRACTISED = {"prompts": ["rows"], "reward_model": ["reward"]}
 
 

@@ -1,7 +1,7 @@
-"""Arguments under `trainer:` held against the trainer's own settings class, before the run.
+"""Check the arguments under `trainer:` against the trainer's own settings class, before the run.
 
-They are never declared again here: the class underneath knows its names and types. Importing it
-takes seconds, so this happens only when a stage has such arguments.
+That class knows their names and types; they are not declared again here. Importing it takes
+seconds, so this happens only when a stage has such arguments.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from alignkit.errors import AlignkitError, ErrorList, RecipeError, did_you_mean
 from alignkit.recipe.settings import Stage, StageConfig, TrainingConfig
 from alignkit.recipe.yaml_source import Document, KeyPath, shortened
 
-# kind -> where its trainer's settings class is.
-CLASSES: dict[str, tuple[str, str]] = {
-    "sft": ("trl", "SFTConfig"),
-    "dpo": ("trl", "DPOConfig"),
-    "reward": ("transformers", "TrainingArguments"),
-}
-
-# Arguments that are decided elsewhere, and where.
+# Arguments that something else decides, and what.
 ELSEWHERE: dict[str, str] = {
     "output_dir": "the run's directory decides it",
     "data_seed": "seed decides it",
@@ -47,18 +40,18 @@ ELSEWHERE: dict[str, str] = {
 
 
 def check_passthrough(stages: Sequence[Stage], document: Document) -> None:
-    """Raise an ErrorList of every trainer argument that its trainer will not take."""
+    """Raise an ErrorList of all arguments that their trainers do not take."""
     problems: list[AlignkitError] = []
     for stage in stages:
         if isinstance(stage.config, TrainingConfig) and stage.config.trainer:
             place = place_of(stage.name, document)
-            problems += _problems(stage.config, stage.kind, document, place)
+            problems += _problems(stage.config, document, place)
     if problems:
         raise ErrorList(problems)
 
 
 def place_of(name: str, document: Document) -> KeyPath:
-    """Path of a stage's settings in its recipe; empty when it did not come from one."""
+    """Path of a stage's settings in its recipe; empty if it has none."""
     entries = document.value.get("stages", ()) if isinstance(document.value, dict) else ()
     for index, entry in enumerate(entries):
         ((kind, value),) = entry.items() if isinstance(entry, dict) else ((entry, None),)
@@ -67,10 +60,8 @@ def place_of(name: str, document: Document) -> KeyPath:
     return ()
 
 
-def _problems(
-    config: TrainingConfig, kind: str, document: Document, place: KeyPath
-) -> list[AlignkitError]:
-    trainer = _class(kind)
+def _problems(config: TrainingConfig, document: Document, place: KeyPath) -> list[AlignkitError]:
+    trainer = _class(config)
     known = list(trainer.__dataclass_fields__)
     found: list[AlignkitError] = []
     for key in config.trainer:
@@ -97,7 +88,7 @@ def _about_key(key: str, config: StageConfig, known: Sequence[str]) -> str | Non
 def _about_values(
     trainer: Any, config: TrainingConfig, document: Document, place: KeyPath
 ) -> list[AlignkitError]:
-    """Build the class with each argument alone, so that the one it refuses is known."""
+    """Build the class with one argument at a time, to find the one it refuses."""
     found: list[AlignkitError] = []
     for key, value in config.trainer.items():
         try:
@@ -115,6 +106,8 @@ def _build(trainer: Any, arguments: dict[str, Any]) -> None:
         trainer(output_dir=scratch, use_cpu=True, bf16=False, report_to=[], **arguments)
 
 
-def _class(kind: str) -> Any:
-    module, name = CLASSES[kind]
+def _class(config: StageConfig) -> Any:
+    if config.about.trainer is None:
+        raise AssertionError(f"settings of {config.kind} name no trainer")
+    module, name = config.about.trainer
     return getattr(importlib.import_module(module), name)

@@ -19,13 +19,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from alignkit.recipe.settings import CONFIGS
 from alignkit.report.charts import WIDE, Series, interval, line_chart, number
 
 STYLE_SHEET = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-# A policy keeps its colour in every chart and table.
-POLICY_STYLES = {"base": 7, "sft": 0, "dpo": 1, "ppo": 2, "rloo": 3, "reward": 4}
+# The bare model's colour; a stage's is in its settings. A policy keeps it in every chart and table.
+BASE_STYLE = 7
 Row = Mapping[str, Any]
 
 
@@ -266,7 +267,9 @@ def win_rate(row: Row) -> Markup:
 
 def style_of(policy: str) -> int:
     """A policy's colour: fixed for the usual names, by its letters for others."""
-    known = next((POLICY_STYLES[name] for name in POLICY_STYLES if policy == name), None)
+    known = CONFIGS[policy].about.colour if policy in CONFIGS else None
+    if policy == "base":
+        known = BASE_STYLE
     return known if known is not None else 3 + sum(policy.encode(errors="replace")) % 4
 
 

@@ -10,20 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignkit.recipe.settings import CONFIGS, About
 from alignkit.report.run_page import ReportData, write_report
 from alignkit.store.artifacts import write_durably
 from alignkit.training.outcome import outcome_lines
 
 CARD = "README.md"
 REPORT = "report.html"
-# What a kind of stage trains, in the model card's first sentence.
-TRAINED = {
-    "sft": "A policy fine-tuned on demonstrations",
-    "reward": "A reward model trained from rankings",
-    "dpo": "A policy aligned with preferences by DPO",
-    "ppo": "A policy aligned with a reward model by PPO",
-    "rloo": "A policy aligned with a reward model by RLOO",
-}
 SHOWN = ("rows", "samples", "frontier", "by_margin")
 
 
@@ -55,7 +48,7 @@ def model_card(fields: Mapping[str, Any]) -> str:
             "",
             f"# {fields['name']}",
             "",
-            f"{TRAINED.get(fields['kind'], 'An adapter')}, as a LoRA adapter on `{base}` "
+            f"{_about(fields['kind']).card}, as a LoRA adapter on `{base}` "
             f"({backbone.get('quantization', 'none')} while training, weights in fp32).",
             "",
             *_use(fields["kind"]),
@@ -77,8 +70,12 @@ def model_card(fields: Mapping[str, Any]) -> str:
     )
 
 
+def _about(kind: str) -> About:
+    return CONFIGS[kind].about if kind in CONFIGS else About()
+
+
 def _use(kind: str) -> list[str]:
-    if kind == "reward":
+    if _about(kind).makes == "reward":
         return [
             "Its scalar head lies beside the adapter in `adapter/head.safetensors`; alignkit loads",
             "both and refuses a directory whose stored probe does not come out the same.",

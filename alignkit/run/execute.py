@@ -1,7 +1,7 @@
-"""Carry out a plan: check all of it first, then run each stage or reuse what it left.
+"""Carry out a plan: check all of it, then run each stage or reuse its result.
 
-A stage works in `<directory>.partial` and appears under its name when it is complete. Running
-the same recipe again is how one goes on after a failure or an interruption.
+A stage works in `<directory>.partial`, which is renamed when it is complete. Running the same
+recipe again resumes after a failure or an interruption.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 KEPT_ASIDE = ".damaged"
-ROWS_ENCODED = 20  # of a file, before anything is loaded: what ails a template ails the first
+ROWS_ENCODED = 20  # per file, before a model is loaded: a broken template fails on the first
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: `say` tells a person one line; the rest are the flags of the commands."""
+    """How to run: `say` reports one line to the user; the rest are flags of the commands."""
 
     say: Say = lambda _: None
     resume_anyway: bool = False
@@ -95,7 +95,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one stage."""
+    """The result of one stage."""
 
     name: str
     kind: str
@@ -109,7 +109,7 @@ class Outcome:
 
 
 class SharedBackbone:
-    """The backbone of this process: loaded when the first stage asks for it, then kept."""
+    """The backbone that all stages of this process share, loaded on first use."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -124,7 +124,7 @@ class SharedBackbone:
         return self.loaded
 
     def record(self) -> dict[str, Any]:
-        """What a manifest says of the base: enough to refuse an adapter of another one."""
+        """The manifest's entry on the base: enough to refuse an adapter of another one."""
         plan = self.plan
         return {
             "model": plan.model.name,
@@ -136,7 +136,7 @@ class SharedBackbone:
 
 
 def check_plan(stages: Sequence[PlannedStage], plan: Plan, *, say: Say = lambda _: None) -> None:
-    """Everything that can be known to be wrong before the first step; what is only odd is said.
+    """Run every check possible before the first step; report oddities.
 
     Raises ModelError for a base or an adapter that cannot be used, RecipeError for weights that no
     memory here can hold, then an ErrorList of trainer arguments, then one of rows of the data.
@@ -179,7 +179,7 @@ def _check_models(to_run: Sequence[PlannedStage], plan: Plan, say: Say) -> None:
 
 
 def _check_places(planned: PlannedStage) -> None:
-    """Nothing that is no directory lies where a stage works or leaves its result."""
+    """Refuse a stage whose working or result directory is taken by something else."""
     if not launched().is_first:
         return
     check_place(planned.directory.parent)
@@ -188,7 +188,7 @@ def _check_places(planned: PlannedStage) -> None:
 
 
 def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> Iterator[Outcome]:
-    """Run or reuse the stages one after the other, yielding what became of each.
+    """Run or reuse the stages in order, yielding the outcome of each.
 
     Raises what a stage raises, and GateMissed for a threshold not reached; earlier stages stay.
     """
@@ -218,10 +218,10 @@ def run_plan(stages: Sequence[PlannedStage], plan: Plan, options: Options) -> It
 
 
 def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome | None:
-    """Run the plan's only stage in its own directory: go on, or say complete, or refuse.
+    """Run the plan's only stage in its own directory, or resume it, or report it complete.
 
     Raises RecipeError naming the fields when the directory belongs to other settings. Of several
-    processes the first one does all that; the others help it train, and get None.
+    processes the first does all that; the others help it train, and return None.
     """
     (planned,) = plan.stages
     if not launched().is_first:
@@ -253,11 +253,11 @@ def run_single(plan: Plan, options: Options, *, fresh: bool = False) -> Outcome 
 
 
 def _first_day(plan: Plan) -> date | None:
-    """The day that templates are told: that of the first start of any stage, or of the run that
-    the plan starts from; None where all is new.
+    """The date that templates get: that of the first start of any stage, or of the run that the
+    plan starts from; None where everything is new.
 
-    A template may write today's date into every prompt. Gone on with tomorrow, a run would train
-    on other tokens, and its last stage be asked otherwise than its first.
+    A template may write today's date into every prompt. Resumed tomorrow, a run would train on
+    other tokens, and its last stage would see other prompts than its first.
     """
     places = [planned.directory for planned in plan.stages]
     known = [template_date(each) for place in places for each in (place, partial_of(place))]
@@ -266,7 +266,7 @@ def _first_day(plan: Plan) -> date | None:
 
 
 def _help(planned: PlannedStage, plan: Plan, options: Options) -> None:
-    """Train beside the first process; what this one writes is its own, and goes away."""
+    """Train alongside the first process; what this one writes is scratch."""
     quiet_libraries()
     if planned.action == "reuse":
         return
@@ -279,7 +279,7 @@ def _help(planned: PlannedStage, plan: Plan, options: Options) -> None:
 
 
 def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:
-    """Raise GateMissed when a threshold of the stage is not reached; all of them are named."""
+    """Raise GateMissed naming every threshold of the stage that was not reached."""
     known = _metrics(planned.name, done)
     missed = []
     for metric, threshold in planned.stage.config.gate.items():
@@ -299,7 +299,7 @@ def check_gate(planned: PlannedStage, done: Mapping[str, Manifest]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Nothing of ours phones home, and what libraries say to their developers stays unsaid."""
+    """Disable telemetry and library warnings meant for developers."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -399,7 +399,7 @@ def _run(planned: PlannedStage, shared: SharedBackbone, options: Options) -> Out
 
 @contextmanager
 def _kept_if_begun(partial: Path) -> Iterator[None]:
-    """After a failure before anything was made there is nothing to go on from, so nothing stays."""
+    """Remove the working directory of a stage that failed before it wrote anything."""
     try:
         yield
     except BaseException:
@@ -415,7 +415,7 @@ def _kept_if_begun(partial: Path) -> Iterator[None]:
 
 @contextmanager
 def _still_there(partial: Path) -> Iterator[None]:
-    """What goes wrong inside because somebody deleted the directory is told as that."""
+    """Turn any failure caused by a deleted working directory into one that says so."""
     deleted = TrainingFailed(
         f"{partial} was deleted or moved while the run wrote to it",
         hint="Run the same command again; it starts over, or goes on if you put it back",
@@ -469,7 +469,7 @@ def _manifest_fields(
 
 
 def _write_embedded(stages: Sequence[PlannedStage]) -> None:
-    """Generate the embedded data that stages read, where it is not there yet."""
+    """Write the embedded data that stages read, unless it exists."""
     from alignkit.tiny.data import write
 
     for planned in stages:
@@ -483,7 +483,7 @@ def _write_embedded(stages: Sequence[PlannedStage]) -> None:
 
 
 def _set_aside(directory: Path, options: Options) -> None:
-    """Keep a directory that is not what it should be, under another name."""
+    """Rename a damaged directory instead of deleting it."""
     number = 1
     while (aside := directory.with_name(f"{directory.name}{KEPT_ASIDE}-{number}")).exists():
         number += 1
@@ -493,7 +493,7 @@ def _set_aside(directory: Path, options: Options) -> None:
 
 @contextmanager
 def _working_in(partial: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a stage's working directory, which goes away if nothing was put there."""
+    """Lock a stage's working directory, and remove it if nothing was written there."""
     with locked(partial / LOCK, what):
         try:
             yield
@@ -503,7 +503,7 @@ def _working_in(partial: Path, what: str) -> Iterator[None]:
 
 
 def _refuse_other_settings(planned: PlannedStage, options: Options) -> None:
-    """A directory goes on with the settings it was begun with, or with none."""
+    """Refuse to resume a directory under different settings."""
     for place in (planned.directory, partial_of(planned.directory)):
         before = read_record(place)
         changes = differences(before, planned.settings) if before is not None else []
@@ -520,7 +520,7 @@ def _refuse_other_settings(planned: PlannedStage, options: Options) -> None:
 
 
 def _clear(output: Path, partial: Path) -> None:
-    """Remove what an earlier run of ours left; anything else stays."""
+    """Remove the result and the partial work of an earlier run, and nothing else."""
     if (output / MANIFEST).is_file():
         shutil.rmtree(output)
     for path in partial.iterdir():
@@ -533,7 +533,7 @@ def _clear(output: Path, partial: Path) -> None:
 
 
 def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
-    """Directories of adapters from outside the run that stages start from or are judged by."""
+    """Adapters from outside the run that stages start from or are judged by."""
     own = {other.name for other in plan.stages}
     runs = [
         planned.inputs[value].path
@@ -549,7 +549,7 @@ def _adapters(stages: Sequence[PlannedStage], plan: Plan) -> set[Path]:
 
 
 def _check_reports(stages: Sequence[PlannedStage], plan: Plan) -> None:
-    """Refuse a tracker that there is not, or that is not installed. Raises an ErrorList."""
+    """Raise an ErrorList of trackers that do not exist or are not installed."""
     problems: list[AlignkitError] = []
     for planned in stages:
         config = planned.stage.config
@@ -565,7 +565,7 @@ def _check_reports(stages: Sequence[PlannedStage], plan: Plan) -> None:
 
 
 def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:
-    """Files from outside the run that a stage will read; generated and earlier ones are ours."""
+    """Files from outside the run that a stage will read: not generated, not of earlier stages."""
     for name, marker in planned.stage.config.marked(Source):
         for value in getattr(planned.stage.config, name) or ():
             entry = planned.inputs[value]
@@ -586,8 +586,9 @@ def _encoder(plan: Plan) -> Encoder | None:
 def _data_problems(
     path: Path, marker: Source, planned: PlannedStage, encoder: Encoder | None
 ) -> list[AlignkitError]:
-    """What is wrong with the rows of a file, and with the tokens of its first ones."""
+    """Problems of the rows of a file, and of the tokens of the first ones."""
     from alignkit.data import read
+    from alignkit.data.records import KINDS
     from alignkit.training.rows import check_row
 
     settings = planned.stage.config.model_dump()
@@ -601,6 +602,7 @@ def _data_problems(
         "preference": read.stream_preferences,
         "prompt": read.stream_prompts,
         "candidates": partial(read.read_records, kinds={"candidates"}),
+        "any": lambda path, **given: read.Stream(path, KINDS, iter, **given),
     }
     try:
         for number, record in enumerate(readers[marker.records[0]](path, **options)):

@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun started: how many processes, and which of them this one is."""
+"""Read what a launcher such as torchrun started: how many processes, and which one this is."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Launch:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+        """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
 
 def launched() -> Launch:
-    """What the environment says. Raises RecipeError when it is not what launchers write."""
+    """Read the environment. Raises RecipeError where it is not what launchers write."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     texts = [os.environ.get(name, default) for name, default in zip(names, "011", strict=True)]
     for name, text in zip(names, texts, strict=True):
@@ -34,7 +34,7 @@ def launched() -> Launch:
 
 
 def check_launch() -> None:
-    """Raise RecipeError when more processes were started here than there is room for."""
+    """Raise RecipeError when more processes were started here than this machine can run."""
     started = launched().here
     if started == 1:
         return

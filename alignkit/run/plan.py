@@ -1,8 +1,8 @@
-"""What a run will do before it does it: which stages run, which are reused, and why.
+"""Plan a run: which stages run, which are reused, and why.
 
-The directory of a stage is named by the sha256 of everything its result depends on: its kind and
+A stage's directory is named by the sha256 of everything its result depends on: its kind and
 version, its settings, the content of its data, the base model, the seed. An earlier stage counts
-by its own key, so the whole plan is known without running anything, and nothing is written.
+by its own key, so the whole plan is known without running anything. Planning writes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from alignkit.recipe.settings import (
     is_function,
     output_of,
 )
-from alignkit.stages import STAGES
 from alignkit.store.artifacts import (
     MANIFEST,
     RECORD,
@@ -53,10 +52,10 @@ Action = Literal["run", "resume", "reuse"]
 
 @dataclass(frozen=True)
 class Input:
-    """What a value of the settings stands for: its content's hash, and where it lies.
+    """What a value of the settings stands for: the hash of its content, and its path.
 
     `path` is a data file, or a finished stage's directory. `embedded` names generated data, which
-    is written to `path` when the run begins.
+    is written to `path` when the run starts.
     """
 
     hash: str
@@ -68,7 +67,7 @@ class Input:
 class PlannedStage:
     """One stage with everything it depends on resolved.
 
-    `settings` is what the key is the hash of, by name; `why` says why it runs or is reused.
+    `key` is the hash of `settings`; `why` says why the stage runs or is reused.
     """
 
     stage: Stage
@@ -87,7 +86,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe ready to run in `directory`; `backbone` has its paths resolved."""
+    """A recipe ready to run in `directory`; the paths of `backbone` are resolved."""
 
     recipe: Recipe
     directory: Path
@@ -101,7 +100,7 @@ class Plan:
 
 @dataclass
 class _Planner:
-    """Resolves stages one after the other; later ones find earlier ones in `done`."""
+    """Resolve stages in order; later ones find earlier ones in `done`."""
 
     recipe: Recipe
     directory: Path
@@ -141,7 +140,7 @@ class _Planner:
         return Input(_directory_hash(path), path)
 
     def refuse_other_base(self, path: Path) -> None:
-        """An adapter counts only on the base it was trained on."""
+        """Refuse an adapter that was trained on another base."""
         if not (path / MANIFEST).is_file():
             return
         recorded = read_manifest(path).backbone
@@ -154,7 +153,7 @@ class _Planner:
             )
 
     def embedded_input(self, value: str) -> Input:
-        """Generated data counts by its content, which a seed decides."""
+        """Hash generated data by content, which the seed decides."""
         from alignkit.tiny.data import write
 
         name, seed = value.removeprefix("embedded:"), self.recipe.seed
@@ -167,7 +166,8 @@ class _Planner:
     def settings(self, stage: Stage, seed: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
         hidden = {"seed", *(name for name, _ in stage.config.marked(Cosmetic))}
         named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
-        settings: dict[str, Any] = {"stage": stage.kind, "stage_version": STAGES[stage.kind][1]}
+        version = stage.config.about.version
+        settings: dict[str, Any] = {"stage": stage.kind, "stage_version": version}
         for name in type(stage.config).model_fields:
             if name in hidden:
                 continue
@@ -180,7 +180,7 @@ class _Planner:
         return plain
 
     def backbone_settings(self) -> dict[str, Any]:
-        """The base counts by its content, so that a moved or renamed one is the same."""
+        """Settings of the key, the base by its content: moved or renamed, it is the same."""
         settings = self.backbone.model_dump(exclude={"model_name_or_path", "revision"})
         if self.backbone.chat_template:
             settings["chat_template"] = seal_of(Path(self.backbone.chat_template)).sha256
@@ -232,7 +232,7 @@ class _Planner:
 
 
 def make_plan(recipe: Recipe, directory: Path) -> Plan:
-    """Resolve every stage of a recipe run in `directory`. Reads files, writes nothing."""
+    """Resolve every stage of a recipe to be run in `directory`. Reads files, writes nothing."""
     backbone = resolved_backbone(recipe)
     model = find_model(backbone.model_name_or_path, backbone.revision)
     backbone = _with_template(backbone, model)
@@ -243,7 +243,7 @@ def make_plan(recipe: Recipe, directory: Path) -> Plan:
 
 
 def plan_stage(recipe: Recipe, output: Path) -> Plan:
-    """Resolve the only stage of a recipe, in exactly this directory."""
+    """Resolve the only stage of a recipe, to be run in exactly this directory."""
     backbone = resolved_backbone(recipe)
     model = find_model(backbone.model_name_or_path, backbone.revision)
     backbone = _with_template(backbone, model)
@@ -253,7 +253,7 @@ def plan_stage(recipe: Recipe, output: Path) -> Plan:
 
 
 def selected(plan: Plan, *, until: str | None, only: str | None) -> list[PlannedStage]:
-    """The stages to go through: all, up to one, or one alone whose inputs must be finished."""
+    """The stages to run: all, those up to `until`, or `only` one whose inputs must be finished."""
     names = [planned.name for planned in plan.stages]
     for name in (until, only):
         if name is not None and name not in names:
@@ -273,7 +273,7 @@ def selected(plan: Plan, *, until: str | None, only: str | None) -> list[Planned
 
 
 def resolved_backbone(recipe: Recipe) -> BackboneConfig:
-    """Backbone settings whose paths no longer depend on where the recipe lies."""
+    """Backbone settings with paths that no longer depend on the recipe's directory."""
     backbone = recipe.backbone
     changes: dict[str, Any] = {}
     beside = resolve(recipe.directory, backbone.model_name_or_path)
@@ -291,19 +291,19 @@ def resolved_backbone(recipe: Recipe) -> BackboneConfig:
 
 
 def _with_template(backbone: BackboneConfig, model: ModelFiles) -> BackboneConfig:
-    """The settings with the template of the run that training starts from."""
+    """The settings with the chat template of the run that training starts from."""
     template = template_for(model, backbone.chat_template)
     return backbone.model_copy(update={"chat_template": template})
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """sha256 of settings in one fixed spelling."""
+    """sha256 of the settings, serialized in one canonical way."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """Settings a stage's directory was begun with; None when it has none, or damaged ones."""
+    """Settings that a stage's directory was started with; None if missing or damaged."""
     try:
         settings = open_sealed_json(directory / RECORD).get("settings")
     except AlignkitError:
@@ -312,7 +312,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
-    """Values of the settings that stand for files or stages, with what kind of thing they are."""
+    """Values of the settings that name files or stages, each with its field's marker."""
     found = []
     for name, marker in [*config.marked(Source), *config.marked(Refers)]:
         value = getattr(config, name)
@@ -322,7 +322,7 @@ def named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
 
 
 def _refuse_other_kind(path: Path, marker: Refers) -> None:
-    """Where a reward run is due, an SFT run has no score to give."""
+    """Refuse a run of the wrong kind."""
     if not (path / MANIFEST).is_file():
         return
     kind = read_manifest(path).kind
@@ -333,7 +333,7 @@ def _refuse_other_kind(path: Path, marker: Refers) -> None:
 
 
 def _code(config: StageConfig) -> dict[str, str]:
-    """Hash of the source of every Python function that the settings name."""
+    """Hashes of the source files of the Python functions that the settings name."""
     found = {}
     for field_name, _ in config.marked(Calls):
         value = getattr(config, field_name)
@@ -350,20 +350,20 @@ def _hashed(value: Any, inputs: Mapping[str, Input]) -> Any:
 
 
 def _data_hash(path: Path) -> str:
-    """A file counts by its content, a folder by those of its parts."""
+    """Hash a file by its content, a folder by that of its parts."""
     parts = parts_of(str(path))
     return seal_of(path).sha256 if parts is None else sha256_of(map(Path, parts))
 
 
 def _directory_hash(path: Path) -> str:
-    """A finished run counts by its manifest; a bare adapter by its files."""
+    """Hash a finished run by its manifest, a bare adapter by its files."""
     if (path / MANIFEST).is_file():
         return seal_of(path / MANIFEST).sha256
     return sha256_of(file for file in path.iterdir() if file.is_file())
 
 
 def _newest_record(run: Path, name: str) -> dict[str, Any] | None:
-    """What the last finished stage of this name was made with."""
+    """Settings of the newest finished stage of this name."""
     found = [
         path
         for path in run.glob(f"{name}-*/{RECORD}")

@@ -1,4 +1,4 @@
-"""What a run did, beside its stages: `summary.json` for programs, `report.html` for people."""
+"""Summarize a run next to its stages: `summary.json` for programs, `report.html` for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = ("rows", "samples", "frontier")
 
 
 def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = False) -> None:
-    """Write the summary and the report of the stages that are finished, replacing older ones.
+    """Write the summary and the report of the finished stages, replacing older ones.
 
     `redact` hides prompts and replies in the report. Raises TrainingFailed where the run's
     directory is gone.
@@ -44,7 +44,7 @@ def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = Fal
 
 
 def table_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """Rows of the last evaluation: one a policy and temperature."""
+    """Rows of the last evaluation: one per policy and temperature."""
     rows: list[dict[str, Any]] = []
     for outcome in outcomes:
         if outcome.kind == "evaluate":
@@ -53,7 +53,7 @@ def table_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
-    """Everything the report shows, read from what the stages left."""
+    """Collect everything the report shows from the results of the stages."""
     recipe, model = plan.recipe, plan.model
     last = next((o for o in reversed(outcomes) if o.kind == "evaluate"), None)
     return ReportData(
@@ -76,7 +76,7 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
 
 
 def frontier(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Score against KL of every policy: its checkpoints where it kept them, else where it ended."""
+    """Score and KL of every policy: of its checkpoints if it kept them, else of its end."""
     ended = {
         row["policy"]: [row]
         for row in table_rows(outcomes)

@@ -1,6 +1,8 @@
-"""Stages of a recipe by name, imported when they are run.
+"""Stages, one module each, named as its kind and imported when it is needed.
 
-A stage is one function `run(config, context) -> metrics`; adding one is a module and a line.
+A stage is `run(config, context) -> metrics`, with `trial` and `cost` for the plan (see
+`alignkit.stages.trial`). Its settings and what is known without running it are in
+`alignkit.recipe.settings`.
 """
 
 from __future__ import annotations
@@ -9,23 +11,13 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-# kind -> (module with `run`, version). The version is part of the content key: raise it when a
-# stage's arithmetic changes, so that no artifact of the old one is reused.
-STAGES: dict[str, tuple[str, int]] = {
-    "sft": ("alignkit.stages.sft", 1),
-    "split": ("alignkit.stages.split", 1),
-    "generate": ("alignkit.stages.generate", 1),
-    "rank": ("alignkit.stages.rank", 1),
-    "reward": ("alignkit.stages.reward", 1),
-    "dpo": ("alignkit.stages.dpo", 1),
-    "ppo": ("alignkit.stages.ppo", 1),
-    "rloo": ("alignkit.stages.rloo", 1),
-    "evaluate": ("alignkit.stages.evaluate", 2),
-}
+
+def stage_module(kind: str) -> Any:
+    """The module of the stage called `kind`."""
+    return importlib.import_module(f"{__name__}.{kind}")
 
 
 def stage_function(kind: str) -> Callable[[Any, Any], dict[str, Any]]:
     """The `run` of the stage called `kind`."""
-    module, _ = STAGES[kind]
-    function: Callable[[Any, Any], dict[str, Any]] = importlib.import_module(module).run
+    function: Callable[[Any, Any], dict[str, Any]] = stage_module(kind).run
     return function

@@ -21,16 +21,19 @@ from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_preferences
-from alignkit.errors import RecipeError, TrainingFailed, pick
+from alignkit.data.read import load_preferences, stream_preferences
+from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.forward.logps import Group, Path, completion_logps
 from alignkit.model.backbone import POLICY, REFERENCE, Backbone
 from alignkit.recipe.settings import DpoConfig
+from alignkit.recipe.settings.choices import PAIR_LOSSES as CHOICES
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import training_trial
 from alignkit.training.batching import FittingSteps, token_loader
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_rows
-from alignkit.training.losses import BATCH_LOSSES, PAIR_LOSSES, PairLogps, PairSettings
+from alignkit.training.losses import PAIR_LOSSES, PairLogps, PairSettings
 from alignkit.training.reference_cache import ReferenceCache, ReferenceIdentity, open_cache
 from alignkit.training.rows import PairRow, pair_row
 from alignkit.training.token_rows import TokenRows
@@ -51,7 +54,7 @@ Batch = Mapping[str, Any]
 
 
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
-    """Train a policy on preferences; the adapter and its metrics land in the stage's directory."""
+    """Train a policy on preferences; save its adapter and metrics."""
     train, held_out = _rows(config, context)
     backbone = context.backbone
     continued = start_adapter(backbone, POLICY, config, context)
@@ -66,8 +69,11 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     return finish(backbone, POLICY, context, metrics | {"pairs": len(train)})
 
 
+trial, cost = training_trial(load_preferences, "pairs", "weight"), training_cost
+
+
 class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
-    """TRL's DPO trainer answering its loss from completion log-probs of whole groups."""
+    """TRL's DPO trainer with our loss on the log-probs of whole groups."""
 
     model: Any
 
@@ -79,11 +85,11 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         self.settings = PairSettings(config.beta, config.label_smoothing, config.discopop_tau)
         self.reference_role = REFERENCE if config.reference == "start" else None
         self.cache: ReferenceCache | None = None
-        self.can_split = not BATCH_LOSSES & set(config.loss_type)
+        self.can_split = not any(CHOICES[name].whole_batch for name in config.loss_type)
 
     @contextmanager
     def cached_reference(self, rows: Sequence[PairRow]) -> Iterator[None]:
-        """Reference log-probs from disk inside, where `cache_reference` says so."""
+        """Read reference log-probs from disk inside, if `cache_reference` says so."""
         role, backbone = self.reference_role, self.backbone
         identity = ReferenceIdentity(
             backbone=backbone.fingerprint,
@@ -102,7 +108,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
                 self.cache = None
 
     def get_train_dataloader(self) -> Any:
-        """Batches of at most `max_tokens_per_batch` tokens where it is set."""
+        """Batches of at most `max_tokens_per_batch` tokens, if set."""
         budget = self.config.max_tokens_per_batch
         if budget is None:
             return super().get_train_dataloader()
@@ -117,14 +123,14 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         weights = inputs["weights"].to(pair.chosen.device)
         losses = combined_losses(pair, weights, self.config, self.settings)
         if not self.is_measuring:
-            # A loss of the whole batch is one number for all pairs: there, log-probs tell.
+            # A loss of the whole batch is one number for all pairs: log-probs tell them apart.
             apart = losses if self.can_split else pair.chosen + pair.rejected
             self.note_rows(apart, inputs["where"])
             self._note(pair)
         return losses.mean() * self.share
 
     def pair_logps(self, inputs: Batch) -> PairLogps:
-        """Log-probs under policy and reference; the reference is live unless the batch has it."""
+        """Log-probs under policy and reference; the reference's are cached or computed here."""
         reference_chosen, reference_rejected = self.reference_logps(inputs).unbind(1)
         policy = self._logps(self.model, inputs["groups"])
         chosen, rejected = policy.sums.view(-1, 2).unbind(1)
@@ -156,7 +162,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         return completion_logps(model, groups, pad_token_id=self.pad, path=path)
 
     def _note(self, pair: PairLogps) -> None:
-        """TRL's metric names; kept as tensors until they are logged, so that nothing waits."""
+        """Record metrics by TRL's names, as tensors until they are logged: no sync with the GPU."""
         store = self._metrics["train" if self.model.training else "eval"]
         beta = self.config.beta
         chosen, rejected = beta * pair.chosen_ratio.detach(), beta * pair.rejected_ratio.detach()
@@ -172,7 +178,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             store[name].append(self.accelerator.gather(value).mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Numbers, not tensors, before TRL averages them."""
+        """Turn recorded tensors into numbers before TRL averages them."""
         for values in self._metrics.values():
             for name, noted in values.items():
                 values[name] = [float(value) for value in noted]
@@ -210,18 +216,17 @@ def collate(rows: Sequence[Mapping[str, Any]], usual_weight: float = 1.0) -> dic
 
 
 def check_losses(config: DpoConfig, weighted: bool) -> None:
-    """Refuse what no loss could do. Raises RecipeError."""
+    """Raise RecipeError for a loss that these settings or these weights do not fit."""
     for name in config.loss_type:
-        pick(PAIR_LOSSES, name, what="loss_type")
-        if name in BATCH_LOSSES - {"sft"} and weighted:
+        loss = CHOICES[name]
+        if weighted and not loss.takes_weights:
             raise RecipeError(
                 f"loss_type {name} sorts the batch, so a pair's weight has no place in it",
                 hint="set weight: pair, or pairs: best-worst",
             )
-    if "exo_pair" in config.loss_type and not config.label_smoothing:
-        raise RecipeError(
-            "loss_type exo_pair needs label_smoothing above 0", hint="its paper uses 0.001"
-        )
+        setting, hint = loss.needs or ("", "")
+        if setting and not getattr(config, setting):
+            raise RecipeError(f"loss_type {name} needs {setting} above 0", hint=hint)
 
 
 def _rows(
@@ -241,8 +246,7 @@ def _rows(
 
 
 def collator(rows: TokenRows[PairRow]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """Rows to a batch; weights are scaled to a mean of one, so that they do not change the step
-    size."""
+    """Make a collator that scales weights to a mean of 1, so that they keep the step size."""
     weights = rows.dataset["weight"][:]
     return partial(collate, usual_weight=sum(weights) / len(weights))
 
@@ -287,7 +291,7 @@ def _trainer(
 def _check_start(
     trainer: PairTrainer, rows: Sequence[PairRow], config: DpoConfig, continued: bool
 ) -> None:
-    """Policy and reference agree before the first step. Raises TrainingFailed when they do not."""
+    """Raise TrainingFailed when policy and reference differ before the first step."""
     if config.reference == "backbone" and continued:
         return
     for part in batches(rows, config.per_device_train_batch_size):

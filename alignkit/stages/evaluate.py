@@ -31,6 +31,8 @@ from alignkit.judges.gold import gold_score
 from alignkit.model.backbone import POLICY, REFERENCE, Backbone
 from alignkit.recipe.settings import EvaluateConfig
 from alignkit.scorers.reward_model import RewardModel
+from alignkit.stages.cost import Base, Count, prompts_sampled, sampling_cost
+from alignkit.stages.trial import CHOSEN, Trial, TrialRows
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
 from alignkit.training.trainer import batches
@@ -83,6 +85,39 @@ def run(config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         "prompts": len(questions.names),
         "samples": _samples(ordered, questions, config.judge[0]),
     }
+
+
+def trial(config: EvaluateConfig, rows: TrialRows) -> Trial:
+    """Try one batch of the baseline's replies to the longest prompts, judged."""
+    prompts, times = rows.records(config.prompts, load_prompts)
+    path, _ = rows.longest(prompts[: config.limit], config.batch_size)
+    total = len(prompts) * times
+    total = min(total, config.limit or total)
+    little = config.model_copy(
+        update={
+            "prompts": (CHOSEN,),
+            "policies": (config.baseline,),
+            "temperatures": config.temperatures[:1],
+            "n_samples": 1,
+            "limit": None,
+            "gate": {},
+        }
+    )
+    trials = total * _replies_per_prompt(config) / min(config.batch_size, len(prompts))
+    return Trial(little, {CHOSEN: path}, trials, as_a_whole=True)
+
+
+def cost(config: EvaluateConfig, base: Base) -> Count:
+    """Count the replies of all policies."""
+    prompts = prompts_sampled(config.prompts, config.limit, base)
+    replies = prompts * _replies_per_prompt(config)
+    return sampling_cost(replies, config.max_new_tokens, config.batch_size, base)
+
+
+def _replies_per_prompt(config: EvaluateConfig) -> int:
+    """Of all policies at all temperatures."""
+    sampled = sum(config.n_samples if warm > 0 else 1 for warm in config.temperatures)
+    return sampled * len({config.baseline, *config.policies})
 
 
 def _questions(config: EvaluateConfig, context: StageContext, encoder: Encoder) -> Questions:

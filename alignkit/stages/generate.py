@@ -27,6 +27,8 @@ from alignkit.forward.generation import Completion, generate
 from alignkit.model.backbone import POLICY
 from alignkit.model.files import ModelFiles
 from alignkit.recipe.settings import OUTPUTS, GenerateConfig
+from alignkit.stages.cost import Base, Count, prompts_sampled, sampling_cost
+from alignkit.stages.trial import CHOSEN, Trial, TrialRows
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
 from alignkit.training.rows import place
@@ -50,6 +52,24 @@ def run(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
     write_durably(context.directory / OUTPUTS["generate"][""], b"".join(map(to_json, items)))
     unfinished.unlink()
     return _metrics(items)
+
+
+def trial(config: GenerateConfig, rows: TrialRows) -> Trial:
+    """Try one batch of completions, of the longest prompts."""
+    prompts, times = rows.records(config.prompts, load_prompts)
+    number = max(1, config.batch_size // config.n)
+    path, _ = rows.longest(prompts[: config.limit], number)
+    total = round(len(prompts) * times)
+    total = min(total, config.limit or total)
+    rows.leaves(total, min(number, len(prompts)))
+    little = config.model_copy(update={"prompts": (CHOSEN,), "limit": None, "gate": {}})
+    return Trial(little, {CHOSEN: path}, total * config.n)
+
+
+def cost(config: GenerateConfig, base: Base) -> Count:
+    """Count the completions of all prompts."""
+    completions = prompts_sampled(config.prompts, config.limit, base) * config.n
+    return sampling_cost(completions, config.max_new_tokens, config.batch_size, base)
 
 
 def _prompts(config: GenerateConfig, context: StageContext) -> list[Prompt]:

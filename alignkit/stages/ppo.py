@@ -23,11 +23,13 @@ from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
 from alignkit.recipe.settings import PpoConfig
+from alignkit.stages.cost import online_cost
+from alignkit.stages.trial import online_trial
 from alignkit.training.context import StageContext
 
 
 def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
-    """Train a policy with PPO; adapter, value and metrics land in the stage's directory."""
+    """Train a policy with PPO; save its adapter, value model and metrics."""
 
     def advantages(rollout: Rollout, kl: Tensor, kl_coef: float) -> Targets:
         return ppo_targets(rollout, kl, kl_coef, config)
@@ -36,6 +38,9 @@ def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
         return start_value(backbone, config, context, rewards, iterations)
 
     return practise(config, context, advantages, critic=critic)
+
+
+trial, cost = online_trial, online_cost
 
 
 def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig) -> Targets:
@@ -52,9 +57,9 @@ def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig)
 def start_value(
     backbone: Backbone, config: PpoConfig, context: StageContext, rewards: Rewards, iterations: int
 ) -> ValueLearner:
-    """The value's learner, started from the first reward model, or from the policy with head zero.
+    """Start the value model from the first reward model, or from the policy with a zero head.
 
-    Never on the policy's own adapter: what the value learns must not move the policy.
+    Never on the policy's own adapter: training the value must not move the policy.
     """
     backbone.delete_adapter(VALUE)
     source = rewards.sources[0]

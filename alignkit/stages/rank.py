@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import read_records
+from alignkit.data.read import load_candidates, read_records
 from alignkit.data.records import Candidates, Ranking, template_keys, to_json
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
@@ -19,6 +19,8 @@ from alignkit.forward.logps import Group
 from alignkit.judges.gold import gold_score
 from alignkit.recipe.settings import OUTPUTS, RankConfig
 from alignkit.scorers.reward_model import RewardModel
+from alignkit.stages.cost import loading_cost
+from alignkit.stages.trial import Trial, TrialRows
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
 
@@ -40,6 +42,16 @@ def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
     ]
     write_durably(context.directory / OUTPUTS["rank"][""], b"".join(map(to_json, rankings)))
     return {"rankings": len(items), "candidates": sum(len(own) for own in scores)}
+
+
+def trial(config: RankConfig, rows: TrialRows) -> Trial:
+    """Try all candidates that are here; those that earlier stages add cost in proportion."""
+    found, times = rows.records(config.candidates, load_candidates)
+    rows.leaves(round(len(found) * times), len(found))
+    return Trial(config.model_copy(update={"gate": {}}), {}, times, as_a_whole=True)
+
+
+cost = loading_cost
 
 
 def without_repeats(item: Candidates) -> Candidates:

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_rankings
+from alignkit.data.read import load_rankings, stream_rankings
 from alignkit.errors import DataError, TrainingFailed
 from alignkit.evaluation.reward_accuracy import reward_accuracy
 from alignkit.forward.logps import Group
@@ -30,11 +30,13 @@ from alignkit.model.backbone import REWARD, Backbone
 from alignkit.model.heads import ScalarHead, Scale
 from alignkit.recipe.settings import RewardConfig
 from alignkit.scorers.reward_model import RewardModel
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import training_trial
 from alignkit.training.batching import FittingSteps
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_rows
-from alignkit.training.losses import bradley_terry, plackett_luce, tie
+from alignkit.training.losses import LIST_LOSSES, bradley_terry, tie
 from alignkit.training.rows import RankingRow, ranking_row
 from alignkit.training.token_rows import TokenRows
 from alignkit.training.trainer import (
@@ -51,12 +53,12 @@ COIN = 0.5  # the accuracy of tossing one
 
 
 def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
-    """Train a reward model; adapter, head and held-out accuracy land in the stage's directory."""
+    """Train a reward model; save adapter, head and held-out accuracy."""
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
     make = partial(ranking_row, encoder=encoder)
     train, held_out = load_rows(RankingRow, stream_rankings, make, config, context, encoder=encoder)
-    train = teaching(train, config, context.say)
+    train = drop_uninformative(train, config, context.say)
     start_adapter(backbone, REWARD, config, context)
     model = RewardModel(backbone, new_head(backbone, context.seed))
     trainer = _trainer(config, context, model, train, held_out)
@@ -68,6 +70,9 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     end_reports(trainer)
     model.head.scale = score_scale(model, train[:256], config.per_device_eval_batch_size)
     return finish(backbone, REWARD, context, metrics | {"rankings": len(train)}, head=model.head)
+
+
+trial, cost = training_trial(load_rankings), training_cost
 
 
 def new_head(backbone: Backbone, seed: int) -> ScalarHead:
@@ -106,15 +111,15 @@ def pairs_of(ranks: Sequence[int]) -> Pairs:
 
 
 def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple[Tensor, float]:
-    """Summed loss of one ranking's `scores` (k,), and the weight it counts with.
+    """Summed loss of one ranking's `scores` (k,), and its weight.
 
     `weight: group`: pairs average within the ranking, which counts 1, or its preference's share
     of the ranking it was cut from; `pair`: each pair counts 1.
     """
     weight = weight_of(row, config)
-    if config.objective == "plackett_luce":
+    if config.objective in LIST_LOSSES:
         ranks = torch.tensor(row.ranks, device=scores.device)
-        return row.weight * plackett_luce(scores, ranks), weight
+        return row.weight * LIST_LOSSES[config.objective](scores, ranks), weight
     pairs = pairs_of(row.ranks)
     terms = [_strict_terms(scores, pairs.strict, row, config)]
     if config.ties == "half" and pairs.ties:
@@ -127,8 +132,8 @@ def ranking_loss(scores: Tensor, row: RankingRow, config: RewardConfig) -> tuple
 
 
 def weight_of(row: RankingRow, config: RewardConfig) -> float:
-    """What a ranking counts in the mean over a batch."""
-    if config.objective == "plackett_luce" or config.weight == "group":
+    """Weight of a ranking in the mean over a batch."""
+    if config.objective in LIST_LOSSES or config.weight == "group":
         return row.weight
     pairs = pairs_of(row.ranks)
     return float(len(pairs.strict) + (len(pairs.ties) if config.ties == "half" else 0))
@@ -161,7 +166,7 @@ class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward of the whole batch, in parts where memory asks for it; its loss."""
+        """Forward and backward of the whole batch, in parts if memory is short; its loss."""
         self.whole_weight = sum(weight_of(row, self.config) for row in inputs["rows"])
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -172,7 +177,7 @@ class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Sum of the rankings' losses over the weight of the batch that they are of."""
+        """Sum of the rankings' losses over the weight of their batch."""
         del return_outputs, num_items_in_batch
         rows = inputs["rows"]
         scores = model([group_of(row) for row in rows])
@@ -199,14 +204,14 @@ class RankingTrainer(FittingSteps, SealedCheckpoints, Trainer):
         return metrics
 
     def restore_best(self) -> None:
-        """Weights of the best evaluation, when early stopping kept them."""
+        """Restore the weights of the best evaluation, if early stopping kept them."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, Best):
                 callback.restore(self.model)
 
 
 class Best(TrainerCallback, ExportableState):
-    """Keeps the weights with the best held-out accuracy; stops after `patience` without a better.
+    """Keep the weights with the best held-out accuracy; stop after `patience` without a better.
 
     The weights are in a file, the numbers in the trainer's state: a resumed run finds both.
     """
@@ -227,7 +232,7 @@ class Best(TrainerCallback, ExportableState):
         model: Any = None,
         **_: Any,
     ) -> None:
-        """Keep a better one; ask to stop when there was none for too long."""
+        """Keep better weights; stop when there were none for `patience` evaluations."""
         del args, state
         found = metrics or {}
         if (found["eval_accuracy"], -found["eval_loss"]) > (self.accuracy, -self.loss):
@@ -241,7 +246,7 @@ class Best(TrainerCallback, ExportableState):
         )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on judging."""
+        """What a resumed run needs."""
         return {
             "args": {"file": str(self.file), "patience": self.patience},
             "attributes": {
@@ -278,8 +283,8 @@ def held_out_quality(
 ) -> dict[str, Any]:
     """Accuracy and calibration on rankings, and accuracy against the candidates' own scores.
 
-    The second is there when every candidate carries a `score`: rankings made by a noisy judge
-    then tell how well the noise was seen through.
+    The second needs a `score` on every candidate: for rankings by a noisy judge it is the accuracy
+    without the noise.
     """
     judged = list(zip(rows, scored(model, rows, config.per_device_eval_batch_size), strict=True))
     found = reward_accuracy([(row.ranks, given) for row, given in judged])
@@ -290,7 +295,7 @@ def held_out_quality(
 
 
 def tell_accuracy(quality: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Say how often the held-out rankings are met, and where that is no better than a coin."""
+    """Report the held-out accuracy, and whether chance alone could give it."""
     accuracy, interval = quality["accuracy"], quality.get("accuracy_ci")
     if accuracy is None:
         return
@@ -306,8 +311,8 @@ def tell_accuracy(quality: Mapping[str, Any], say: Callable[[str], None]) -> Non
 def score_scale(model: RewardModel, rows: Sequence[RankingRow], batch_size: int) -> Scale:
     """Mean and standard deviation of scores on completions of the rankings.
 
-    Reward normalisation of arXiv:1909.08593, kept with the head for whoever reads its scores. PPO
-    measures its own on completions of the policy that it starts from. Raises TrainingFailed where
+    Reward normalisation of arXiv:1909.08593, saved with the head for users of its scores. PPO
+    measures its own on completions of the starting policy. Raises TrainingFailed where
     all scores are the same.
     """
     found = torch.tensor([score for scores in scored(model, rows, batch_size) for score in scores])
@@ -333,10 +338,10 @@ def scored(
     return found
 
 
-def teaching(
+def drop_uninformative(
     rows: TokenRows[RankingRow], config: RewardConfig, say: Callable[[str], None]
 ) -> TokenRows[RankingRow]:
-    """Rankings that the loss can learn from. Raises DataError when none has a better completion.
+    """Drop rankings that the loss cannot learn from. Raises DataError when none is left.
 
     A ranking that ties everything has no pair to average over, unless ties are half a win.
     """
@@ -347,7 +352,7 @@ def teaching(
             where=rows[0].where if rows else None,
             hint="give the better completion the smaller rank",
         )
-    if config.ties == "half" and config.objective == "pairs":
+    if config.ties == "half" and config.objective not in LIST_LOSSES:
         return rows
     if len(ordered) < len(rows):
         first = next(row.where for row in rows if len(set(row.ranks)) == 1)

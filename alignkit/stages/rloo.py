@@ -1,6 +1,6 @@
-"""RLOO: like PPO without a value; each completion is compared to its siblings.
+"""RLOO: PPO without a value model; each completion is compared with its siblings.
 
-each iteration:  sample k completions a prompt with the policy; score them
+each iteration:  sample k completions per prompt with the policy; score them
                  R = score - kl_coef * KL;  advantage = R - mean R of the other k-1
                  some epochs of clipped updates of the policy
 """
@@ -16,16 +16,21 @@ from alignkit.ppo.loop import Targets
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import practise
 from alignkit.recipe.settings import RlooConfig
+from alignkit.stages.cost import online_cost
+from alignkit.stages.trial import online_trial
 from alignkit.training.context import StageContext
 
 
 def run(config: RlooConfig, context: StageContext) -> dict[str, Any]:
-    """Train a policy with RLOO; the adapter and its metrics land in the stage's directory."""
+    """Train a policy with RLOO; save its adapter and metrics."""
 
     def advantages(rollout: Rollout, kl: Tensor, kl_coef: float) -> Targets:
         return rloo_targets(rollout, kl, kl_coef, config)
 
     return practise(config, context, advantages, completions_per_prompt=config.rloo_k)
+
+
+trial, cost = online_trial, online_cost
 
 
 def rloo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: RlooConfig) -> Targets:

@@ -17,11 +17,13 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.data.chat import Encoder
-from alignkit.data.read import stream_demonstrations
+from alignkit.data.read import load_demonstrations, stream_demonstrations
 from alignkit.data.records import Demonstration
 from alignkit.forward.logps import sequence_logps
 from alignkit.model.backbone import POLICY
 from alignkit.recipe.settings import SftConfig
+from alignkit.stages.cost import training_cost
+from alignkit.stages.trial import training_trial
 from alignkit.training.batching import FittingSteps, token_loader
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
@@ -41,7 +43,7 @@ from alignkit.training.trainer import (
 
 
 def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
-    """Train an adapter on demonstrations; it and its metrics land in the stage's directory."""
+    """Train an adapter on demonstrations; save it and its metrics."""
     backbone = context.backbone
     encoder = Encoder(backbone.tokenizer)
 
@@ -71,6 +73,9 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     return finish(backbone, POLICY, context, targets | metrics | {"rows": len(train)})
 
 
+trial, cost = training_trial(load_demonstrations), training_cost
+
+
 def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str, float]:
     """Share of tokens that are trained, and of rows whose last target is a stop token."""
     tokens = trained = ended = 0
@@ -93,14 +98,14 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
     max_tokens: int | None = None
 
     def get_train_dataloader(self) -> Any:
-        """Batches filled with rows up to `max_tokens` where it is set."""
+        """Batches filled with rows up to `max_tokens`, if set."""
         if self.max_tokens is None:
             return super().get_train_dataloader()
         return token_loader(self, self.max_tokens)
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest batch there can be."""
+        """Rows of the largest possible batch."""
         if self.max_tokens is None:
             return self.usual_rows
         return max(1, sum(total <= self.max_tokens for total in accumulate(sorted(self.sizes))))
@@ -132,7 +137,7 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows as lists; `labels` is there for the trainer to count targets across accumulation."""
+    """Rows as lists, and `labels` by which the trainer counts targets across accumulation."""
     width = max(len(row["ids"]) for row in rows)
     labels = torch.full((len(rows), width), -100)
     for i, row in enumerate(rows):

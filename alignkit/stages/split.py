@@ -1,4 +1,4 @@
-"""Data in two parts by prompt, so that nothing is evaluated on what it was trained on."""
+"""Split data in two by prompt, so that no prompt is both trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from alignkit.data.edit.split import split_by_prompt
 from alignkit.data.read import Stream
 from alignkit.data.records import KINDS, Record, to_json
 from alignkit.recipe.settings import OUTPUTS, SplitConfig
+from alignkit.stages.cost import loading_cost
+from alignkit.stages.trial import whole_trial
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_all
@@ -24,3 +26,6 @@ def run(config: SplitConfig, context: StageContext) -> dict[str, Any]:
     for part, rows in (("", train), ("held_out", held_out)):
         write_durably(context.directory / OUTPUTS["split"][part], b"".join(map(to_json, rows)))
     return {"train": len(train), "held_out": len(held_out)}
+
+
+trial, cost = whole_trial, loading_cost

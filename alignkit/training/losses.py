@@ -1,7 +1,8 @@
-"""Losses on preferences and rankings: pure functions on tensors, one table for each family.
+"""Compute losses on preferences and rankings: pure functions on tensors.
 
 Pairwise losses take a `PairLogps` and return one loss per pair; their definitions and names are
-TRL's, so that a number published with one is the same number with the other.
+TRL's, so that a number published with one is the same number with the other. To add a loss: a
+function here, and a line of its name in `alignkit.recipe.settings.choices`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from alignkit.recipe.settings import choices
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class PairSettings:
 
 
 PairLoss = Callable[[PairLogps, PairSettings], Tensor]
+ListLoss = Callable[[Tensor, Tensor], Tensor]  # (k,) scores and (k,) ranks to a scalar
 
 
 def sigmoid(pair: PairLogps, settings: PairSettings) -> Tensor:
@@ -194,22 +198,6 @@ def plackett_luce(scores: Tensor, ranks: Tensor) -> Tensor:
     return total / max(choices, 1)
 
 
-PAIR_LOSSES: dict[str, PairLoss] = {
-    "sigmoid": sigmoid,
-    "sigmoid_norm": sigmoid_norm,
-    "hinge": hinge,
-    "ipo": ipo,
-    "robust": robust,
-    "exo_pair": exo_pair,
-    "nca_pair": nca_pair,
-    "bco_pair": bco_pair,
-    "sppo_hard": sppo_hard,
-    "aot": aot,
-    "aot_unpaired": aot_unpaired,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "discopop": discopop,
-    "sft": sft,
-}
-# Losses of a whole batch: a pair's own weight has no place to go in them.
-BATCH_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
+# Settings name a loss by its function, so a name without a function fails here, on import.
+PAIR_LOSSES: dict[str, PairLoss] = {name: globals()[name] for name in choices.PAIR_LOSSES}
+LIST_LOSSES: dict[str, ListLoss] = {name: globals()[name] for name in choices.LIST_LOSSES}

@@ -8,12 +8,16 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from alignkit.cli import COMMANDS
+from alignkit.files import kinds
+from alignkit.recipe.kinds import KINDS
 from alignkit.recipe.settings import (
     CONFIGS,
     OUTPUTS,
     BackboneConfig,
     Cosmetic,
     DpoConfig,
+    EvaluateConfig,
     PpoConfig,
     Refers,
     RlooConfig,
@@ -21,7 +25,6 @@ from alignkit.recipe.settings import (
     Source,
     json_schema,
 )
-from alignkit.stages import STAGES
 from alignkit.store.resources import shipped
 
 
@@ -109,12 +112,28 @@ def test_online_stages_need_a_reward_and_whole_batches() -> None:
 
 
 def test_every_stage_kind_has_a_function_and_marks_fit_the_kinds() -> None:
-    assert set(CONFIGS) == set(STAGES)
+    assert list(CONFIGS) == list(KINDS)
     for config in CONFIGS.values():
         for _, refers in config.marked(Refers):
             assert set(refers.stages) <= set(CONFIGS)
         for _, source in config.marked(Source):
             assert set(source.stages) <= set(OUTPUTS)
+
+
+def test_the_rows_of_a_run_are_named_as_the_stage_names_them() -> None:
+    """The room of files tells what a run's directory holds, and knows no settings."""
+    assert kinds.OUTPUTS.items() <= {kind: files[""] for kind, files in OUTPUTS.items()}.items()
+
+
+def test_lists_of_kinds_are_made_from_the_stages() -> None:
+    policies = ("sft", "dpo", "ppo", "rloo")
+    assert dict(EvaluateConfig.marked(Refers))["policies"].stages == policies
+    assert dict(PpoConfig.marked(Refers))["reward_model"].stages == ("reward",)
+    assert dict(DpoConfig.marked(Source))["data"].stages == ("split", "rank")
+    assert dict(SftConfig.marked(Source))["data"].stages == ("split",)
+    assert [name for name in COMMANDS if name in CONFIGS and name != "rank"] == [
+        kind for kind, line in KINDS.items() if line
+    ]
 
 
 def test_what_changes_no_weight_is_left_out_of_keys() -> None:

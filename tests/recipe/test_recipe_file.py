@@ -128,6 +128,16 @@ MALFORMED: list[tuple[str, str, str]] = [
         STAGE.format("dpo: {data: row.jsonl}"),
         "r.yaml:4:17: no file 'row.jsonl'; did you mean 'rows.jsonl'?",
     ),
+    (
+        "no loss of that name",
+        STAGE.format("dpo: {data: rows.jsonl, loss_type: [sft, sigmoidd]}"),
+        "r.yaml:4:46: 'loss_type' must be 'sigmoid', 'ipo', ",
+    ),
+    (
+        "nearly a loss",
+        STAGE.format("dpo: {data: rows.jsonl, loss_type: sigmoidd}"),
+        "not the text 'sigmoidd'; did you mean 'sigmoid'?",
+    ),
     ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
     ("directory", STAGE.format("dpo: {data: .}"), "rankings or preferences are due"),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.recipe.file import read_recipe
-from alignkit.run.estimate import Count, Estimate, backbone_bytes, count, read_shape, total_memory
+from alignkit.run.estimate import backbone_bytes, count, read_shape, total_memory
 from alignkit.run.plan import Plan, make_plan
+from alignkit.stages.cost import Count, Estimate
 
 
 def plan_of(place: Path, model: Path, stage: str, quantization: str = "nf4") -> Plan:

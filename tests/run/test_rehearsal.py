@@ -11,6 +11,7 @@ import torch
 
 from alignkit.run import rehearsal
 from alignkit.run.rehearsal import Clock
+from alignkit.stages import stage_module
 from tests.command import alignkit, with_peak
 from tests.store.test_harmed_files import RECIPE
 
@@ -101,7 +102,7 @@ def test_a_trial_that_runs_out_of_memory_refuses_the_run(
     def allocate(*_: Any) -> Any:
         return torch.empty(1 << 55)
 
-    monkeypatch.setitem(rehearsal.TRIALS, "sft", allocate)
+    monkeypatch.setattr(stage_module("sft"), "trial", allocate)
     said = alignkit(capsys, *TRAIN, "--dry-run")
     assert said.code == 2
     assert "stage 'sft' does not fit: its longest batch ran out of memory" in said.err

@@ -17,7 +17,7 @@ from alignkit.model.backbone import REWARD
 from alignkit.model.heads import Scale
 from alignkit.recipe.settings import RewardConfig
 from alignkit.scorers.reward_model import RewardModel
-from alignkit.stages.reward import new_head, pairs_of, ranking_loss, teaching
+from alignkit.stages.reward import drop_uninformative, new_head, pairs_of, ranking_loss
 from alignkit.training.rows import RankingRow, ranking_row
 from alignkit.training.token_rows import TokenRows
 from tests.workshop import WORDS, Workshop
@@ -182,8 +182,8 @@ def test_a_ranking_that_ties_everything_is_left_out_and_told(workshop: Workshop)
     )
     half = [row([1, 1]), row([1, 2])]
     written = TokenRows.write(RankingRow, half, workshop.root)
-    assert list(teaching(written, config(ties="half"), workshop.said.append)) == half
-    assert list(teaching(written, config(), workshop.said.append)) == half[1:]
+    assert list(drop_uninformative(written, config(ties="half"), workshop.said.append)) == half
+    assert list(drop_uninformative(written, config(), workshop.said.append)) == half[1:]
 
 
 def test_rankings_that_only_tie_are_refused(workshop: Workshop) -> None:

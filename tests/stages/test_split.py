@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import DataError
+from tests.command import alignkit
 from tests.workshop import Workshop
 
 
@@ -52,3 +53,29 @@ def test_a_broken_row_stops_it_or_is_said_to_be_dropped(workshop: Workshop) -> N
     counts = workshop.run("split", "dropped", data=data, on_bad_row="drop")
     assert sum(counts.values()) == 7
     assert any("p.jsonl:4" in line for line in workshop.said)
+
+
+@pytest.mark.parametrize("second", ["split", "split.held_out"])
+def test_a_recipe_splits_whatever_is_trained_on_and_a_part_again(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    second: str,
+) -> None:
+    """Eight demonstrations: four and four, and one of the halves two and two."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n}?", "completion": "Yes"}) + "\n" for n in range(8))
+    )
+    Path("r.yaml").write_text(
+        "name: x\nbackbone: {quantization: none}\nstages:\n"
+        "  - split: {data: d.jsonl, held_out: 0.5}\n"
+        f"  - split: {{name: again, data: {second}, held_out: 0.5}}\n"
+    )
+    said = alignkit(capsys, "run", "r.yaml", "--json")
+    assert said.code == 0, said.err
+    counts = {name: done["metrics"] for name, done in json.loads(said.out).items()}
+    assert counts == {
+        "split": {"train": 4, "held_out": 4},
+        "again": {"train": 2, "held_out": 2},
+    }

@@ -119,9 +119,9 @@ def harms(directory: Path) -> Iterator[tuple[Path, Callable[[bytes, int], bytes]
 
 @pytest.mark.slow
 def test_every_kind_of_stage_was_made(made: Made) -> None:
-    from alignkit.stages import STAGES
+    from alignkit.recipe.settings import CONFIGS
 
-    assert set(made.artifacts) == set(STAGES)
+    assert set(made.artifacts) == set(CONFIGS)
     assert set(made.checkpoints) == set(TRAINED)
 
 
