@@ -146,7 +146,7 @@ def test_terms_are_exchanged_whole_at_once_and_as_written() -> None:
     assert fairness.swapped(there, swaps) == told
     with pytest.raises(RecipeError, match="'her' is paired with both"):
         fairness.parse_swaps(["his:her", "him:her"])
-    with pytest.raises(RecipeError, match="no pair of terms"):
+    with pytest.raises(RecipeError, match="is not a pair of terms"):
         fairness.parse_swaps(["he"])
 
 
