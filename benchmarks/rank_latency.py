@@ -107,10 +107,10 @@ def first_paint(link: str) -> float | None:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         page = browser.new_page()
         page.goto(link)
-        page.locator(".answer").first.wait_for()
+        page.locator(".completion").first.wait_for()
         start = time.perf_counter()
         page.reload(wait_until="commit")
-        page.locator(".answer").first.wait_for()
+        page.locator(".completion").first.wait_for()
         elapsed = (time.perf_counter() - start) * 1000
         browser.close()
     return elapsed

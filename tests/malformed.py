@@ -470,7 +470,7 @@ WORDS = [
     unfit(78, "prompts for sft", "sft", ASKED,
           r"these are prompts without answers.*alignkit generate --prompts"),
     unfit(79, "demonstrations for reward", "reward", ROW, r"alignkit sft --data"),
-    Case(80, "collecting into another file", r"d\.jsonl: not a file of events; nothing was added",
+    Case(80, "collecting into another file", r"d\.jsonl: not an event file; nothing was added",
          command=("rank", "c.jsonl", "--output", "d.jsonl", "--annotator", "ann", "--terminal"),
          files={"c.jsonl": CANDIDATES, **HERE}),
     Case(81, "undoing by another log", r"d\.jsonl:1: not a line of a change log",

@@ -162,3 +162,10 @@ def reached(names: set[str], modules: dict[str, ast.Module]) -> set[str]:
             if isinstance(node, ast.ImportFrom) and node.module:
                 open_ += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
+
+
+def test_the_tree_of_the_readme_lists_the_rooms_in_order() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("```\nalignkit/\n")[2].partition("```")[0]
+    names = [line.split()[0].removesuffix("/").removesuffix(".py") for line in tree.splitlines()]
+    assert names == [room for room in ROOMS if room != "__main__"]

@@ -68,12 +68,12 @@ def chat(
         for line in log.reports if log else []:
             click.echo(line, err=True)
         feedback = Feedback(log, annotator) if log else None
-        from alignkit.collect.speakers import Drawing, speaker_of
+        from alignkit.collect.chat_models import SamplingSettings, load_chat_model
         from alignkit.recipe.settings import BackboneConfig
 
-        drawing = Drawing(temperature, top_p, max_new_tokens)
-        speakers = {
-            name: speaker_of(
+        sampling = SamplingSettings(temperature, top_p, max_new_tokens)
+        models = {
+            name: load_chat_model(
                 BackboneConfig.model_validate(
                     {
                         "model_name_or_path": name,
@@ -81,7 +81,7 @@ def chat(
                         "chat_template": chat_template,
                     }
                 ),
-                drawing,
+                sampling,
             )
             for name in filter(None, (model, versus))
         }
@@ -89,7 +89,7 @@ def chat(
             import readline  # noqa: F401  line editing and history for input()
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         screen = Screen(read=input, write=click.echo, colour=colour)
-        Chat(speakers, screen, seed, _piece, feedback, system).run()
+        Chat(models, screen, seed, _piece, feedback, system).run()
 
 
 def _piece(words: str) -> None:

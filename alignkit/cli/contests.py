@@ -13,14 +13,14 @@ import yaml
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Prompt
 from alignkit.errors import DataError, RecipeError, did_you_mean, pick
-from alignkit.evaluation.winrate import Options
+from alignkit.evaluation.winrate import WinrateOptions
 from alignkit.judges import Judge, judge_named
 from alignkit.judges.llm import LlmJudge, LlmSettings
 
 
 def hold(
     policies: Sequence[str],
-    options: Options,
+    options: WinrateOptions,
     *,
     prompts: Path | None,
     judges: Sequence[str],
@@ -30,7 +30,7 @@ def hold(
     quantization: str,
     chat_template: str | None,
     **sampling: Any,
-) -> tuple[Path, Options]:
+) -> tuple[Path, WinrateOptions]:
     """Let the policies answer and the judges decide; the judgements' file, and whom to report."""
     asked = _prompts(prompts, limit)
     if not judges:

@@ -398,10 +398,10 @@ def _public_name(host: str, allow_host: tuple[str, ...]) -> str:
 
 def _write_pages(target: Path, pool: Pool, settings: Settings, output: Path) -> None:
     from alignkit.collect.export_html import standalone_page
-    from alignkit.collect.secret import secret_beside
+    from alignkit.collect.secret import ensure_secret
     from alignkit.files.write import whole_file
 
-    secret = secret_beside(output)
+    secret = ensure_secret(output)
     several = len(settings.annotators) > 1
     try:
         (target if several else target.parent).mkdir(parents=True, exist_ok=True)
@@ -435,7 +435,7 @@ def _read_one(
     unsigned: bool,
 ) -> list[Event] | Returned:
     """The events in a file, or the answers of a mailed page."""
-    from alignkit.collect.export_html import check_answers, read_returned
+    from alignkit.collect.export_html import check_votes, read_returned
     from alignkit.collect.exports import events_from_rankings
     from alignkit.collect.log import holds_events, read_events
     from alignkit.data.read import load_rankings
@@ -452,7 +452,7 @@ def _read_one(
             raise DataError(
                 f"answers of {returned.annotator!r}, not of {annotator!r}", where=str(path)
             )
-        check_answers(returned, pool, output, where=str(path), unsigned=unsigned)
+        check_votes(returned, pool, output, where=str(path), unsigned=unsigned)
         return returned
     if format is None and holds_events(path):
         return read_events(path, on_problem=_say)
@@ -467,7 +467,7 @@ def _import_one(
     pool: Pool | None,
     unsigned: bool,
 ) -> list[str]:
-    from alignkit.collect.export_html import import_answers
+    from alignkit.collect.export_html import import_votes
     from alignkit.collect.exports import merge_events
 
     if isinstance(read, list):
@@ -476,7 +476,7 @@ def _import_one(
         return []
     if pool is None:
         raise AssertionError("answers were read without their candidates")
-    merged = import_answers(read, pool, log, where=str(path), unsigned=unsigned)
+    merged = import_votes(read, pool, log, where=str(path), unsigned=unsigned)
     click.echo(
         f"{path}: {merged.annotator}: {merged.saved} saved, {merged.duplicates} already there",
         err=True,

@@ -217,14 +217,17 @@ def replies(
     FILES hold rows of reply (or completion, output) and, where known, policy, temperature, stopped,
     prompt_id and reference, as a run's replies.jsonl does.
     """
-    from alignkit.evaluation.replies import replies_lines, replies_report
+    from alignkit.evaluation.completion_quality import (
+        completion_quality_lines,
+        completion_quality_report,
+    )
 
     if (metrics or labels) and references is None:
         known = "in the rows"
     else:
         known = str(references)
-    report = replies_report(files, references, metrics, labels=labels)
-    publish(report | {"references": known}, output, as_json, replies_lines(report))
+    report = completion_quality_report(files, references, metrics, labels=labels)
+    publish(report | {"references": known}, output, as_json, completion_quality_lines(report))
 
 
 @click.command()

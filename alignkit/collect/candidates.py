@@ -1,4 +1,4 @@
-"""Any file of prompts with several answers as a pool of items, gold items spread among them."""
+"""Load any file of prompts with several completions as a pool of items, mixed with gold items."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from alignkit.errors import DataError
 def load_pool(
     paths: Sequence[Path], *, format: str | None = None, gold: Path | None = None
 ) -> Pool:
-    """The items of the files, in order, with the gold items at even distances."""
+    """Load the items of the files, in order, with the gold items at even distances."""
     records = [record for path in paths for record in read_candidates(path, format)]
-    known = list(_gold(gold)) if gold else []
-    return pool_of(spread(records, known), file=str(paths[0]))
+    gold_items = list(_read_gold(gold)) if gold else []
+    return pool_of(spread(records, gold_items), file=str(paths[0]))
 
 
-def spread(records: Sequence[Candidates], known: Sequence[Candidates]) -> list[Candidates]:
-    """`records` with `known` in between, so that no stretch of work is without one."""
+def spread(records: Sequence[Candidates], gold: Sequence[Candidates]) -> list[Candidates]:
+    """Insert the gold items at even distances, so that every stretch of work is tested."""
     mixed = list(records)
-    step = (len(records) + 1) / (len(known) + 1)
-    for position in reversed(range(len(known))):
-        mixed.insert(round(step * (position + 1)), known[position])
+    step = (len(records) + 1) / (len(gold) + 1)
+    for position in reversed(range(len(gold))):
+        mixed.insert(round(step * (position + 1)), gold[position])
     return mixed
 
 
-def _gold(path: Path) -> Iterator[Candidates]:
+def _read_gold(path: Path) -> Iterator[Candidates]:
     for record in read_candidates(path):
         if not record.gold:
             raise DataError(
@@ -49,13 +49,16 @@ def _gold(path: Path) -> Iterator[Candidates]:
 
 
 def read_candidates(path: Path, format: str | None = None) -> Iterator[Candidates]:
-    """What is ranked in a file, whatever kind it is of."""
+    """Read candidates, rankings or preferences as candidates to rank.
+
+    Raises DataError for records of any other kind.
+    """
     for record in read_records(path, format=format):
         if record.kind not in _AS_CANDIDATES:
             raise DataError(
-                f"a {record.kind} is nothing to rank",
+                f"a {record.kind} cannot be ranked",
                 where=str(path),
-                hint="Candidates, rankings and preferences are; alignkit generate makes candidates",
+                hint="Give candidates, rankings or preferences; alignkit generate makes candidates",
             )
         yield _AS_CANDIDATES[record.kind](record)
 

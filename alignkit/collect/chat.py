@@ -1,6 +1,6 @@
-"""Talking to one model, or to two at once without knowing which is which, line by line.
+"""Run a chat with one model, or with two anonymous ones at once, line by line.
 
-Who speaks is a function that tells its words as they come and returns them; models stay outside.
+A model is a function that streams its completion and returns it; loading it stays outside.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from alignkit.collect.feedback import Feedback, Reply
+from alignkit.collect.feedback import Feedback, SampledCompletion
 from alignkit.collect.markdown_ansi import BOLD, DIM
 from alignkit.collect.secret import digest
 from alignkit.collect.terminal import Quit, Screen
@@ -16,31 +16,31 @@ from alignkit.data.records import Message
 from alignkit.errors import AlignkitError, DataError, did_you_mean
 from alignkit.store.visible import visible, visible_line
 
-# (conversation, seed, told each piece of the reply) -> the whole reply
-Speaker = Callable[[list[Message], int, Callable[[str], None]], str]
+# (conversation, seed, callback for each piece of text) -> the whole completion
+ChatModel = Callable[[list[Message], int, Callable[[str], None]], str]
 
 HELP = """\
-  /good, /bad     what you think of the last reply
-  /fix TEXT       what it should have said; the conversation goes on with your words
-  /regen          another reply to the same words
-  /system TEXT    instructions for the model; starts over
-  /new            start over            /undo   take the last exchange back
-  /help           this help             /quit   stop
+  /good, /bad     rate the last completion
+  /fix TEXT       correct it; the conversation continues with your text
+  /regen          draw another completion of the same prompt
+  /system TEXT    set the system prompt and start over
+  /new            start over            /undo   remove the last exchange
+  /help           show this help        /quit   stop
 """
 
 
 @dataclass
 class Chat:
-    """A conversation with the models of `speakers` (name -> speaker), one or two."""
+    """A conversation with one or two models; `stream` prints a piece of a completion."""
 
-    speakers: Mapping[str, Speaker]
+    models: Mapping[str, ChatModel]
     screen: Screen
     seed: int
-    piece: Callable[[str], None]
+    stream: Callable[[str], None]
     feedback: Feedback | None = None
     system: str = ""
     turns: list[Message] = field(default_factory=list)
-    last: Reply | None = None
+    last: SampledCompletion | None = None
     drawn: int = 0
 
     def run(self) -> None:
@@ -53,7 +53,7 @@ class Chat:
             self.screen.put()
 
     def prompt(self) -> list[Message]:
-        """What the next reply answers: instructions and turns, without the last reply."""
+        """Return the prompt of the next completion: system prompt and turns up to the user's."""
         head = [Message(role="system", content=self.system)] if self.system else []
         turns = self.turns
         return head + (turns[:-1] if turns and turns[-1].role == "assistant" else turns)
@@ -64,7 +64,7 @@ class Chat:
                 self._command(line)
             elif line:
                 self.turns.append(Message(role="user", content=line))
-                self._reply()
+                self._complete()
         except AlignkitError as error:
             self.screen.put(f"  {visible_line(str(error))}", BOLD)
 
@@ -72,72 +72,71 @@ class Chat:
         name, _, rest = line[1:].partition(" ")
         if name not in COMMANDS:
             raise DataError(
-                f"no command /{name}{did_you_mean(name, COMMANDS)}", hint="/help lists them"
+                f"unknown command /{name}{did_you_mean(name, COMMANDS)}", hint="/help lists them"
             )
         COMMANDS[name](self, rest.strip())
 
-    def _reply(self) -> None:
-        replies = [self._draw(name) for name in self._order()]
-        self.last = replies[0] if len(replies) == 1 else self._choose(replies)
+    def _complete(self) -> None:
+        drawn = [self._draw(name) for name in self._order()]
+        self.last = drawn[0] if len(drawn) == 1 else self._choose(drawn)
         self.turns.append(Message(role="assistant", content=self.last.text))
 
     def _order(self) -> list[str]:
-        """Who speaks first is hashed anew for each reply."""
+        """Return the models in an order that is hashed anew for each turn."""
         turn = (self.seed, self.drawn, len(self.turns))
-        return sorted(self.speakers, key=lambda name: digest("chat", *turn, name))
+        return sorted(self.models, key=lambda name: digest("chat", *turn, name))
 
-    def _draw(self, name: str) -> Reply:
+    def _draw(self, name: str) -> SampledCompletion:
         seed = self.seed + self.drawn
         self.drawn += 1
-        label = "reply" if len(self.speakers) == 1 else "a reply"
-        self.screen.put(f"[{label}]", DIM)
-        text = self.speakers[name](self.prompt(), seed, lambda words: self.piece(visible(words)))
+        self.screen.put("[completion]", DIM)
+        text = self.models[name](self.prompt(), seed, lambda piece: self.stream(visible(piece)))
         self.screen.put()
-        return Reply(text, name, seed)
+        return SampledCompletion(text, name, seed)
 
-    def _choose(self, replies: list[Reply]) -> Reply:
+    def _choose(self, drawn: list[SampledCompletion]) -> SampledCompletion:
         while (typed := self.screen.read("better: 1, 2, 0 neither > ").strip()) not in CHOICES:
             self.screen.put("  type 1, 2 or 0")
         better = CHOICES[typed]
-        self._collect().choose(self.prompt(), replies, better)
+        self._collect().choose(self.prompt(), drawn, better)
         self.screen.put("  saved", DIM)
-        return replies[better or 0]
+        return drawn[better or 0]
 
     def _collect(self) -> Feedback:
         if self.feedback is None:
-            raise DataError("nothing is collected", hint="Start with --collect FILE")
+            raise DataError("no file to collect into", hint="Start with --collect FILE")
         return self.feedback
 
-    def _replied(self) -> Reply:
+    def _completed(self) -> SampledCompletion:
         if self.last is None or not self.turns:
-            raise DataError("there is no reply yet", hint="Say something first")
+            raise DataError("there is no completion yet", hint="Write to the model first")
         return self.last
 
     def _thumb(self, good: bool) -> None:
-        self._collect().thumb(self.prompt(), self._replied(), good)
+        self._collect().thumb(self.prompt(), self._completed(), good)
         self.screen.put("  saved", DIM)
 
     def _fix(self, text: str) -> None:
         if not text:
-            raise DataError("the better words are missing", hint="/fix TEXT")
-        self._collect().correct(self.prompt(), self._replied(), text)
+            raise DataError("the corrected text is missing", hint="/fix TEXT")
+        self._collect().correct(self.prompt(), self._completed(), text)
         self.turns[-1] = Message(role="assistant", content=text)
         self.screen.put("  saved", DIM)
 
-    def _again(self, _rest: str) -> None:
-        self._replied()
+    def _regenerate(self, _rest: str) -> None:
+        self._completed()
         self.turns.pop()
-        self._reply()
+        self._complete()
 
     def _start_over(self, _rest: str) -> None:
         self.turns, self.last = [], None
 
-    def _instruct(self, text: str) -> None:
+    def _set_system(self, text: str) -> None:
         self.system = text
         self._start_over("")
 
-    def _take_back(self, _rest: str) -> None:
-        self._replied()
+    def _undo(self, _rest: str) -> None:
+        self._completed()
         self.turns, self.last = self.turns[:-2], None
 
     def _help(self, _rest: str) -> None:
@@ -152,10 +151,10 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "good": lambda chat, _rest: chat._thumb(True),
     "bad": lambda chat, _rest: chat._thumb(False),
     "fix": Chat._fix,
-    "regen": Chat._again,
-    "system": Chat._instruct,
+    "regen": Chat._regenerate,
+    "system": Chat._set_system,
     "new": Chat._start_over,
-    "undo": Chat._take_back,
+    "undo": Chat._undo,
     "help": Chat._help,
     "quit": Chat._quit,
 }

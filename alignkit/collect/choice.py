@@ -1,8 +1,8 @@
-"""Which vote teaches most, when enough were cast, and how many more are worth it.
+"""Choose which items to vote on next, and decide when there are enough votes.
 
-Scores come from the candidates records: `score`, and for an ensemble `extra.scores`, by reward
-model a mapping of cid to score (`collect.scores` fills it in). The probability that i beats j is
-Bradley-Terry's sigmoid(score_i - score_j).
+Scores come from the candidates records: `score`, or for an ensemble `extra.scores`, which maps each
+reward model to scores by cid (`collect.scores` fills it in). The probability that i beats j is
+Bradley–Terry's sigmoid(score_i - score_j).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from itertools import combinations
 from alignkit.collect.items import Item
 from alignkit.errors import DataError
 
-# Below this many bits the models are as good as sure (0.29 bits: 95 to 5) and asking is a waste.
+# Below this entropy the scores are as good as certain (0.29 bits: 95 to 5): a vote adds little.
 WORTH_BITS = 0.29
 
 
 def uncertainty(item: Item) -> float:
-    """Mean over pairs of answers of the entropy, in bits, of who wins; 1 is a coin toss."""
+    """Return the entropy of the winner in bits, averaged over pairs; 1 is a coin toss."""
     return _mean_over_pairs(item, lambda chances: entropy(_mean(chances)))
 
 
 def disagreement(item: Item) -> float:
-    """Mean over pairs of the bits that the ensemble's members disagree by (BALD).
+    """Return the disagreement of the ensemble in bits, averaged over pairs (BALD).
 
-    Mutual information of the vote and the model, eq. 2 of arXiv:1112.5745.
+    It is the mutual information of the vote and the model, eq. 2 of arXiv:1112.5745.
     """
     if len(_score_sets(item)) < 2:
         raise DataError(
-            f"item {item.id!r} has the scores of fewer than two reward models",
+            f"item {item.id!r} has scores of fewer than two reward models",
             hint="Name several: --reward-model RUN --reward-model RUN",
         )
     return _mean_over_pairs(
@@ -39,19 +39,19 @@ def disagreement(item: Item) -> float:
 
 
 def entropy(p: float) -> float:
-    """Of a coin with this chance, in bits."""
+    """Return the entropy of a coin with this probability, in bits."""
     if p <= 0.0 or p >= 1.0:
         return 0.0
     return -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
 def worth_asking(items: Iterable[Item], *, bits: float = WORTH_BITS) -> int:
-    """How many of the items the scores leave open by at least `bits`."""
+    """Count the items whose order the scores leave uncertain by at least `bits`."""
     return sum(uncertainty(item) >= bits for item in items)
 
 
 def has_scores(item: Item) -> bool:
-    """Whether some reward model scored every answer of the item."""
+    """Return whether some reward model scored every completion of the item."""
     return bool(_score_sets(item))
 
 
@@ -59,8 +59,8 @@ def _mean_over_pairs(item: Item, measure: Callable[[list[float]], float]) -> flo
     score_sets = _score_sets(item)
     if not score_sets:
         raise DataError(
-            f"item {item.id!r} has answers without a score",
-            hint="Score them: --reward-model RUN, or use --order random",
+            f"item {item.id!r} has completions without a score",
+            hint="Score them with --reward-model RUN, or use --order random",
         )
     pairs = list(combinations([cids[0] for cids in item.slots], 2))
     values = [measure([_chance(s[x] - s[y]) for s in score_sets]) for x, y in pairs]
@@ -68,7 +68,7 @@ def _mean_over_pairs(item: Item, measure: Callable[[list[float]], float]) -> flo
 
 
 def _score_sets(item: Item) -> list[Mapping[str, float]]:
-    """One mapping of cid to score a reward model, those that cover every answer."""
+    """Return the scores by cid, one mapping per reward model that scored every completion."""
     single = {c.cid: c.score for c in item.record.candidates if c.score is not None}
     ensemble = item.record.extra.get("scores")
     members = ensemble.values() if isinstance(ensemble, dict) else ()
@@ -80,7 +80,7 @@ def _score_sets(item: Item) -> list[Mapping[str, float]]:
 
 
 def _chance(gap: float) -> float:
-    """Bradley-Terry's sigmoid of a score gap, without overflow."""
+    """Return the sigmoid of a score difference, without overflow."""
     return 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
 
 
@@ -88,17 +88,17 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-# Stakes up to 1.8 of the 2 that could lose everything on one vote.
+# Stakes of up to 1.8; a stake of 2 could lose everything on one vote.
 STAKES = tuple(sign * step / 10 for step in range(1, 19) for sign in (1, -1))
 
 
-class Duel:
-    """An anytime-valid test of two models: looking after every vote does not inflate the error.
+class SequentialTest:
+    """An anytime-valid test of two models: checking after every vote does not inflate the error.
 
-    The wealth of a gambler who bets on mean != 1/2, averaged over fixed stakes. Between models
-    that are level it ever reaches 1/alpha with probability alpha at most (Ville's inequality; the
-    bets are those of section 4 of arXiv:2010.09686). One outcome an item, in an order that does
-    not depend on outcomes or scores, is what makes the votes fair draws.
+    The statistic is the wealth of a gambler who bets on mean != 1/2, averaged over fixed stakes.
+    Between equal models it ever reaches 1/alpha with probability at most alpha (Ville's inequality;
+    the bets are those of section 4 of arXiv:2010.09686). That needs independent draws: one outcome
+    per item, in an order that does not depend on outcomes or scores.
     """
 
     def __init__(self, first: str, second: str, alpha: float = 0.05) -> None:
@@ -112,7 +112,7 @@ class Duel:
         self._log_wealths = [0.0] * len(STAKES)
 
     def add(self, outcome: float) -> None:
-        """One more item: 1 when `first` won it, 0 when `second` did, 0.5 when neither."""
+        """Add the outcome of one item: 1 if `first` won it, 0 if `second` did, 0.5 for a tie."""
         self.n += 1
         self.total += outcome
         for index, stake in enumerate(STAKES):
@@ -120,23 +120,23 @@ class Duel:
 
     @property
     def mean(self) -> float:
-        """The share won by `first`, ties as half; 0.5 before the first item."""
+        """Return the win rate of `first`, ties as half; 0.5 before the first item."""
         return self.total / self.n if self.n else 0.5
 
     @property
     def log_wealth(self) -> float:
-        """The evidence against an even match, as the logarithm of what one coin became."""
+        """Return the log of the wealth that 1 has become: the evidence against equal models."""
         top = max(self._log_wealths)
-        spread = sum(math.exp(value - top) for value in self._log_wealths)
-        return top + math.log(spread / len(STAKES))
+        total = sum(math.exp(value - top) for value in self._log_wealths)
+        return top + math.log(total / len(STAKES))
 
     @property
     def decided(self) -> bool:
-        """Whether the models differ, at error rate alpha whenever one looks."""
+        """Return whether the models differ, at error rate alpha over all checks together."""
         return self.log_wealth >= math.log(1 / self.alpha)
 
     def more_votes(self) -> int | None:
-        """About how many more items decide it if the rate stays; None: no rate to go by."""
+        """Estimate how many more items decide the test at the present rate; None without a rate."""
         if self.decided:
             return 0
         growth = max(self._log_wealths) / self.n if self.n else 0.0
@@ -146,23 +146,23 @@ class Duel:
         return max(1, math.ceil(needed) - self.n)
 
 
-def duel_of(items: Iterable[Item], *, alpha: float = 0.05) -> Duel:
-    """A duel of the two models whose answers are ranked; more or fewer than two is an error."""
+def sequential_test_of(items: Iterable[Item], *, alpha: float = 0.05) -> SequentialTest:
+    """Return a test of the two models being ranked; DataError unless there are exactly two."""
     models = sorted({c.model or "?" for item in items for c in item.record.candidates})
     if len(models) != 2:
         raise DataError(
-            f"stopping early compares two models; the candidates name {len(models)}",
-            hint=f"Found: {', '.join(models)}",
+            f"stopping early needs exactly two models; the candidates have {len(models)}",
+            hint=f"They are {', '.join(models)}",
         )
-    return Duel(models[0], models[1], alpha)
+    return SequentialTest(models[0], models[1], alpha)
 
 
-def outcome(item: Item, ranks: Mapping[str, int], duel: Duel) -> float | None:
-    """The share of pairs that the first model's answers win in one vote; None: none compared."""
+def outcome(item: Item, ranks: Mapping[str, int], test: SequentialTest) -> float | None:
+    """Return the share of pairs that the first model wins in one vote; None without pairs."""
     wins = [
         0.5 if ranks[x] == ranks[y] else float(ranks[x] < ranks[y])
         for x in ranks
         for y in ranks
-        if item.by_cid[x].model == duel.first and item.by_cid[y].model == duel.second
+        if item.by_cid[x].model == test.first and item.by_cid[y].model == test.second
     ]
     return _mean(wins) if wins else None

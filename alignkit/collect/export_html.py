@@ -1,10 +1,9 @@
-"""The ranking page as one file: it can be mailed, works without a server or a network, and gives
-back a JSON file that `import_answers` merges into a log.
+"""Write the ranking page as one file to mail, and import the votes that it gives back.
 
-The file holds text, places and opaque tickets, and is signed for its annotator with the secret of
-the collection. What a ticket stands for is worked out again from the candidates, the seed and the
-secret when the answers come back; the texts must still be the same, and the signature must be that
-of the annotator who is named.
+The page works without a server or a network and downloads a JSON file that `import_votes` merges
+into a log. It holds text, places and opaque tickets, and is signed for its annotator with the
+secret of the collection. The import recomputes the meaning of every ticket from the candidates, the
+seed and the secret. It requires unchanged texts, and a signature for the annotator named.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.collect.items import Pool, present, text_mark, ticket_of
 from alignkit.collect.log import Conflict, EventLog
 from alignkit.collect.plan import Settings, plan_for
-from alignkit.collect.secret import Marks, known_secret
-from alignkit.collect.session import Answer, Collection, check_annotator
+from alignkit.collect.secret import Marks, read_secret
+from alignkit.collect.session import Collection, Submission, check_annotator
 from alignkit.collect.web.server import PAGE
 from alignkit.errors import DataError
 from alignkit.files.json_text import decode
@@ -34,14 +33,14 @@ from alignkit.files.validated import validated
 
 FORMAT = "alignkit-answers"
 VERSION = 2
-UNSIGNED = 1  # what pages were before they were signed
+UNSIGNED = 1  # the version of pages from before pages were signed
 LARGEST_FILE = 256 * 2**20
 _SCRIPTS = ("text.js", "offline.js", "page.js")
 _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
 def standalone_page(pool: Pool, settings: Settings, annotator: str, secret: bytes) -> str:
-    """The page for one annotator, all items inside, under a policy that lets nothing else run."""
+    """Return the page for one annotator with its items, under a policy that runs nothing else."""
     marks = Marks(settings.seed, secret)
     task = _json_in_html(_task(pool, settings, check_annotator(annotator), marks))
     style = (PAGE / "style.css").read_text("utf-8")
@@ -52,7 +51,7 @@ def standalone_page(pool: Pool, settings: Settings, annotator: str, secret: byte
     page = (PAGE / "index.html").read_text("utf-8")
     head, body = page.split("</head>\n", 1)
     head = re.sub(r"<(link|script)[^>]*>(</script>)?\n", "", head)
-    # A type that is no script type makes the items data; `<` is escaped, so nothing can close it.
+    # The browser never runs this type; `<` is escaped, so no text can close the element.
     data = f'<script type="application/json" id="task">{task}</script>\n'
     policy = f'<meta http-equiv="content-security-policy" content="{_policy(style, script)}">\n'
     head = head.replace('<meta charset="utf-8">\n', f'<meta charset="utf-8">\n{policy}')
@@ -94,7 +93,7 @@ def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[
 
 
 def signature(marks: Marks, page: str, annotator: str) -> str:
-    """What only the collection can write on a page for this annotator."""
+    """Return the signature of a page for this annotator, which only the collection can make."""
     return marks.of("mailed page", FORMAT, VERSION, page, annotator)
 
 
@@ -104,7 +103,7 @@ def _json_in_html(value: Any) -> str:
 
 
 class Act(BaseModel):
-    """One line of what a standalone page gives back."""
+    """One act in the file that a standalone page gives back."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -114,7 +113,7 @@ class Act(BaseModel):
     ticket: str = ""
     target: str | None = None
     text: str = ""
-    item_sha256: str = ""  # what `text` was called on pages that were not signed
+    item_sha256: str = ""  # the name of `text` on unsigned pages
     order: str = ""
     all_bad: bool = False
     strength: int | None = None
@@ -140,7 +139,7 @@ class Returned(BaseModel):
 
 @dataclass
 class Merged:
-    """What an import did: events saved, those that were there already, and conflicts, named."""
+    """The result of an import: events saved, duplicates, and a description of each conflict."""
 
     annotator: str = ""
     saved: int = 0
@@ -149,48 +148,48 @@ class Merged:
 
 
 def read_returned(path: Path) -> Returned:
-    """A returned file, checked for its shape."""
+    """Read a returned file and check its shape."""
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise DataError("too large for a file of answers", where=str(path))
+            raise DataError("too large for a file of votes", where=str(path))
         returned = validated(Returned, decode(path.read_bytes()))
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
     except RowError as error:
         raise DataError(error.message, where=str(path), hint=_DOWNLOADED) from None
     if returned.format != FORMAT or returned.v not in (VERSION, UNSIGNED):
-        raise DataError("not a file of answers", where=str(path), hint=_DOWNLOADED)
+        raise DataError("not a file of votes", where=str(path), hint=_DOWNLOADED)
     return returned
 
 
 _DOWNLOADED = "Give the file that the page downloaded"
 
 
-def check_answers(
+def check_votes(
     returned: Returned, pool: Pool, collection: Path, *, where: str, unsigned: bool = False
 ) -> Marks:
-    """The marks of the page that answers came from, once they are about these candidates.
+    """Check that the votes come from a page of these candidates, and return its marks.
 
-    `collection` is the event file that the page was made for. The answers must bear the signature
-    of their annotator's page; `unsigned` also takes those of pages that were made before pages were
-    signed: anybody could have written them. Raises DataError for any others.
+    `collection` is the event file that the page was made for. The file must bear the signature of
+    its annotator's page. `unsigned` also accepts pages from before pages were signed, whose votes
+    anybody could have written. Raises DataError for any other file.
     """
     check_annotator(returned.annotator)
     marks = _checked_marks(returned, collection, where, unsigned)
-    known = _texts_by_ticket(pool, returned, marks)
+    texts = _texts_by_ticket(pool, returned, marks)
     for position, act in enumerate(returned.acts):
-        _check_act(act, known, f"{where}: acts.{position}")
+        _check_act(act, texts, f"{where}: acts.{position}")
     return marks
 
 
-def import_answers(
+def import_votes(
     returned: Returned, pool: Pool, log: EventLog, *, where: str, unsigned: bool = False
 ) -> Merged:
     """Append the acts of a returned file that the log does not hold yet.
 
-    Raises DataError where `check_answers` does.
+    Raises DataError like `check_votes`.
     """
-    marks = check_answers(returned, pool, log.path, where=where, unsigned=unsigned)
+    marks = check_votes(returned, pool, log.path, where=where, unsigned=unsigned)
     settings = Settings(seed=returned.seed, annotators=(returned.annotator,))
     collection = Collection(pool, log, settings, marks=marks)
     merged = Merged(returned.annotator)
@@ -208,24 +207,24 @@ def import_answers(
 
 
 def _checked_marks(returned: Returned, collection: Path, where: str, unsigned: bool) -> Marks:
-    """The marks that the page was made with. Raises DataError where it is not what it says."""
+    """Return the marks that the page was made with; DataError if the signature is wrong."""
     if returned.v == UNSIGNED:
         if not unsigned:
             raise DataError(
-                "answers of a page that was made before pages were signed: anybody could have"
-                " written them, in any annotator's name",
+                "the page was made before pages were signed: anybody could have written these"
+                " votes, in any annotator's name",
                 where=where,
-                hint="If you trust where the file comes from, add --unsigned",
+                hint="If you trust the source of the file, add --unsigned",
             )
         return Marks(returned.seed)
-    marks = Marks(returned.seed, known_secret(collection))
+    marks = Marks(returned.seed, read_secret(collection))
     own = signature(marks, returned.id, returned.annotator)
     if not hmac.compare_digest(own.encode(), returned.signature.encode("utf-8", "replace")):
         raise DataError(
-            f"the signature is not that of a page for {returned.annotator!r}",
+            f"the signature does not belong to a page for {returned.annotator!r}",
             where=where,
             hint="The file was changed, or its page belongs to another collection: import into the"
-            " file that --output named when the page was made",
+            " --output file of the command that made the page",
         )
     return marks
 
@@ -235,8 +234,8 @@ def _store(collection: Collection, annotator: str, act: Act) -> str:
     if act.action == "undo":
         receipt = session.undo(act.key, act.target, ui="html", ts=act.ts)
         return receipt.stored if receipt else "duplicate"
-    answer = Answer(**act.model_dump(exclude={"ts", "target", "text", "item_sha256"}))
-    return session.submit(answer, ui="html", ts=act.ts).stored
+    submission = Submission(**act.model_dump(exclude={"ts", "target", "text", "item_sha256"}))
+    return session.submit(submission, ui="html", ts=act.ts).stored
 
 
 def _texts_by_ticket(pool: Pool, returned: Returned, marks: Marks) -> Mapping[str, str]:
@@ -254,7 +253,7 @@ def _check_act(act: Act, texts: Mapping[str, str], where: str) -> None:
         raise DataError(f"unknown action {act.action[:40]!r}", where=where)
     if act.action != "undo" and texts.get(act.ticket) != (act.text or act.item_sha256):
         raise DataError(
-            "the candidates do not hold the item that was ranked, or its texts have changed",
+            "the candidates do not contain the ranked item, or its texts have changed",
             where=where,
             hint="Give the candidates file that the page was made from",
         )

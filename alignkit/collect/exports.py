@@ -1,6 +1,6 @@
-"""From the event file to other places and back: rankings, tables, and other tools' formats.
+"""Convert the event file to rankings, tables and other tools' formats, and back.
 
-The event file stays the record of truth; everything written here can be written again.
+The event file stays the source of truth; everything written here can be regenerated.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from alignkit.files.problems import RowError
 from alignkit.files.write import whole_file, write_records, write_rows
 
 TOOLS = ("argilla", "label-studio", "prodigy")
-# What makes a row of each tool an answer; a task is the row without it.
-_ANSWERED = {
+# The keys that turn a task of each tool into a vote; a task is the row without them.
+_VOTE_KEYS = {
     "argilla": ("responses",),
     "label-studio": ("annotations",),
     "prodigy": ("accept", "answer", "mapping"),
@@ -57,38 +57,36 @@ _COLUMNS: dict[str, str] = {
 def export_events(
     events: Sequence[Event], to: str, output: Path, candidates: Iterable[Candidates] | None = None
 ) -> int:
-    """Write the events as `to` to the file, complete or not at all; the number of rows."""
+    """Write the events in the format `to`, completely or not at all; return the number of rows."""
     write = pick(WRITERS, to, what="export")
     _make_folder(output)
     return write(events, output, candidates)
 
 
 def export_tasks(candidates: Iterable[Candidates], to: str, output: Path, *, seed: int) -> int:
-    """Write items as tasks that another tool can ask about, answers shuffled, models left out."""
+    """Write items as tasks for another tool, with completions shuffled and models left out."""
     if to not in TOOLS:
-        raise RecipeError(f"items can be exported to {', '.join(TOOLS)}, not to {to!r}")
+        raise RecipeError(f"candidates can be exported to {', '.join(TOOLS)}, not to {to!r}")
     return write_rows(output, (_task(record, to, seed) for record in candidates))
 
 
 def events_from_rankings(
     rankings: Iterable[Ranking], *, ui: str, annotator: str | None = None
 ) -> Iterator[Event]:
-    """Rankings made elsewhere as events; the same ranking read again is the same event."""
+    """Convert rankings made elsewhere to events; the same ranking always gives the same event."""
     for ranking in rankings:
         if not ranking.ranks:
             continue
         name = ranking.annotator or annotator
         if name is None:
-            raise DataError(
-                f"ranking {ranking.id!r} does not say whose it is", hint="Add --annotator NAME"
-            )
+            raise DataError(f"ranking {ranking.id!r} has no annotator", hint="Add --annotator NAME")
         yield _event(ranking, name, ui)
 
 
 def merge_events(events: Iterable[Event], log: EventLog) -> tuple[int, int]:
-    """Append what the log does not hold yet: how many were saved, how many were there.
+    """Append the events missing in the log; return how many were saved and how many duplicates.
 
-    Raises Conflict before anything is appended when an id of the log holds something else.
+    Raises Conflict, before anything is appended, if the log holds another event with the same id.
     """
     events = list(events)
     for event in events:
@@ -103,7 +101,7 @@ def merge_events(events: Iterable[Event], log: EventLog) -> tuple[int, int]:
 
 def _event(ranking: Ranking, annotator: str, ui: str) -> Event:
     prompt = [message.model_dump() for message in ranking.prompt]
-    answers = [candidate.model_dump() for candidate in ranking.candidates]
+    candidates = [candidate.model_dump() for candidate in ranking.candidates]
     record = Candidates(prompt=ranking.prompt, candidates=ranking.candidates)
     sha256 = item_sha256(record)
     item = ranking.item or sha256[:16]
@@ -117,12 +115,12 @@ def _event(ranking: Ranking, annotator: str, ui: str) -> Event:
         action="pair" if len(ranking.candidates) == 2 else "rank",
         ranks=ranking.ranks,
         ui=ui,
-        extra={"prompt": prompt, "candidates": answers},
+        extra={"prompt": prompt, "candidates": candidates},
     )
 
 
 def _uuid(*parts: object) -> str:
-    # Version 8 (RFC 9562): made of a hash of what it names.
+    # Version 8 (RFC 9562): a hash of the content.
     return str(UUID(int=int(digest(*parts)[:32], 16) & ~(0xF << 76) | 0x8 << 76))
 
 
@@ -193,7 +191,7 @@ def _to_tool(name: str) -> Callable[[Sequence[Event], Path, Iterable[Candidates]
 
 
 def _tool_rows(name: str, rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """What a tool keeps of one item: one row with all annotators, or one row each."""
+    """Return the rows of one item: one for all annotators, or one per annotator."""
     format = format_named(name)
     try:
         rows = [format.write(ranking) for ranking in rankings]
@@ -207,7 +205,7 @@ def _tool_rows(name: str, rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
 def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
     item = next(iter(pool_of([record]).items.values()), None)
     if item is None:
-        raise DataError(f"item {record.id!r} has only one distinct answer")
+        raise DataError(f"item {record.id!r} has only one distinct completion")
     shown = present(item, Marks(seed), annotator=name).shown
     blind = [item.by_cid[cid].model_copy(update={"model": None}) for cid in shown]
     ranks = (
@@ -215,7 +213,7 @@ def _task(record: Candidates, name: str, seed: int) -> dict[str, Any]:
     )
     ranking = Ranking(item=item.id, prompt=record.prompt, candidates=blind, ranks=ranks)
     [row] = _tool_rows(name, [ranking])
-    return {key: value for key, value in row.items() if key not in _ANSWERED[name]}
+    return {key: value for key, value in row.items() if key not in _VOTE_KEYS[name]}
 
 
 def _make_folder(output: Path) -> None:

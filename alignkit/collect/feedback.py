@@ -1,7 +1,7 @@
-"""What a person says about replies while talking to a model, kept as the events of ranking.
+"""Store a person's feedback during a chat as ranking events.
 
-A choice between two replies and a correction are pairs. Thumbs on one reply alone compare
-nothing; thumbs up and down on several replies to the same words are a ranking of them.
+A choice between two completions and a correction are pairs. A thumb on a single completion compares
+nothing; thumbs up and down on several completions of the same prompt are a ranking of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HUMAN = "human"
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A text, the model that wrote it, and how it was drawn."""
+class SampledCompletion:
+    """A completion, its model, and the seed it was sampled with."""
 
     text: str
     model: str
@@ -28,42 +28,46 @@ class Reply:
 
 @dataclass
 class Feedback:
-    """One person's events about one conversation, stored as they are given."""
+    """One person's feedback on one conversation, stored event by event."""
 
     log: EventLog
     annotator: str
     session: str = field(default_factory=new_id)
-    _thumbs: dict[str, tuple[str, list[tuple[Reply, bool]]]] = field(default_factory=dict)
+    _thumbs: dict[str, tuple[str, list[tuple[SampledCompletion, bool]]]] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         check_annotator(self.annotator)
 
-    def choose(self, prompt: Sequence[Message], shown: Sequence[Reply], better: int | None) -> str:
-        """`shown[better]` is the better of two, or with None neither; the event's id."""
+    def choose(
+        self, prompt: Sequence[Message], shown: Sequence[SampledCompletion], better: int | None
+    ) -> str:
+        """Store that `shown[better]` is better, or a tie for None; return the event id."""
         ranks = [1 if better in (None, place) else 2 for place in range(len(shown))]
         return self._store(prompt, shown, ranks)
 
-    def correct(self, prompt: Sequence[Message], reply: Reply, text: str) -> str:
-        """What the person wrote instead is better than the reply."""
-        return self._store(prompt, [reply, Reply(text, HUMAN)], [2, 1])
+    def correct(self, prompt: Sequence[Message], completion: SampledCompletion, text: str) -> str:
+        """Store that the person's own text is better than the completion; return the event id."""
+        return self._store(prompt, [completion, SampledCompletion(text, HUMAN)], [2, 1])
 
-    def thumb(self, prompt: Sequence[Message], reply: Reply, good: bool) -> str:
-        """A verdict on one reply; with those on other replies to the same words, a ranking."""
+    def thumb(self, prompt: Sequence[Message], completion: SampledCompletion, good: bool) -> str:
+        """Store a thumb; with thumbs on other completions of the prompt it makes a ranking."""
         item = _item(prompt)
         before, given = self._thumbs.get(item, (None, []))
-        given = [(old, verdict) for old, verdict in given if old.text != reply.text]
-        given.append((reply, good))
-        replies = [old for old, _ in given]
+        given = [(old, verdict) for old, verdict in given if old.text != completion.text]
+        given.append((completion, good))
+        rated = [old for old, _ in given]
         verdicts = [verdict for _, verdict in given]
         ranks = [1 if verdict or not any(verdicts) else 2 for verdict in verdicts]
-        event = self._store(prompt, replies, ranks, verdicts=verdicts, supersedes=before)
+        event = self._store(prompt, rated, ranks, verdicts=verdicts, supersedes=before)
         self._thumbs[item] = (event, given)
         return event
 
     def _store(
         self,
         prompt: Sequence[Message],
-        shown: Sequence[Reply],
+        shown: Sequence[SampledCompletion],
         ranks: Sequence[int],
         *,
         verdicts: Sequence[bool] = (),
@@ -72,11 +76,11 @@ class Feedback:
         candidates = [
             Candidate(
                 cid=f"c{place}",
-                messages=[Message(role="assistant", content=reply.text)],
-                model=reply.model,
-                gen=None if reply.seed is None else {"seed": reply.seed},
+                messages=[Message(role="assistant", content=completion.text)],
+                model=completion.model,
+                gen=None if completion.seed is None else {"seed": completion.seed},
             )
-            for place, reply in enumerate(shown)
+            for place, completion in enumerate(shown)
         ]
         record = Candidates(prompt=list(prompt), candidates=candidates)
         event = Event(
@@ -84,7 +88,7 @@ class Feedback:
             ts=now(),
             session=self.session,
             annotator=self.annotator,
-            # Two choices about the same words are two votes: the texts are part of the name.
+            # Two choices on the same prompt are two votes: the name includes the completions.
             item=_item(prompt) if verdicts else item_sha256(record)[:16],
             item_sha256=item_sha256(record),
             shown=[candidate.cid for candidate in candidates],

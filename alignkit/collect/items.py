@@ -1,7 +1,7 @@
-"""What is ranked: candidates records as items, their answers merged, shuffled and made anonymous.
+"""Turn candidates records into items: identical completions merged, shuffled and anonymous.
 
-An `Item` knows models and scores. A `Presentation` is what may be looked at: text and places.
-Nothing on the way to a screen takes anything else.
+An `Item` knows models and scores. A `Presentation` holds only what an annotator may see: text and
+places. Code that draws a screen takes nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alignkit.store.visible import visible, visible_line
 
 @dataclass(frozen=True)
 class Item:
-    """A candidates record with its identical answers merged into slots."""
+    """A candidates record with identical completions merged into slots."""
 
     record: Candidates
     sha256: str
@@ -34,7 +34,7 @@ class Item:
 
     @cached_property
     def slots(self) -> tuple[tuple[str, ...], ...]:
-        """The cids of each distinct answer; answers that differ in outer white space are one."""
+        """Return the cids of each distinct completion, ignoring white space at both ends."""
         merged: dict[bytes, list[str]] = {}
         for candidate in self.record.candidates:
             merged.setdefault(_text_key(candidate.messages), []).append(candidate.cid)
@@ -47,14 +47,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Pool:
-    """The items of a collection by id, in file order, and what was left out, with the reason."""
+    """The items of a collection by id, in file order, and a reason for each item left out."""
 
     items: Mapping[str, Item]
     left_out: list[str] = field(default_factory=list)
 
 
 def pool_of(records: Iterable[Candidates], *, file: str = "candidates") -> Pool:
-    """The items worth asking about; an item nobody could rank is left out and named."""
+    """Build the pool of items; leave out, with a reason, those that cannot be ranked.
+
+    Raises DataError for two items with the same id, or an item with too many completions.
+    """
     items: dict[str, Item] = {}
     left_out: list[str] = []
     for record in records:
@@ -63,29 +66,29 @@ def pool_of(records: Iterable[Candidates], *, file: str = "candidates") -> Pool:
             record = record.model_copy(update={"id": item_sha256(record)[:16]})
         item = Item(record, item_sha256(record))
         if record.id in items and items[record.id].sha256 == item.sha256:
-            left_out.append(f"{where}: item {record.id!r} stands there twice")
+            left_out.append(f"{where}: item {record.id!r} is a duplicate")
             continue
         if record.id in items:
             raise DataError(
-                f"the id {record.id!r} names two different items",
+                f"two different items have the id {record.id!r}",
                 where=where,
-                hint="give each item its own id",
+                hint="Give each item its own id",
             )
         if len(item.slots) > LARGEST:
             raise DataError(
-                f"{len(item.slots)} different answers; people rank 2 to {LARGEST} at a time",
+                f"{len(item.slots)} different completions; people rank 2 to {LARGEST} at a time",
                 where=where,
-                hint="generate fewer, or split the record",
+                hint="Generate fewer, or split the record",
             )
         if len(item.slots) < 2:
-            left_out.append(f"{where}: item {record.id!r} has only one distinct answer")
+            left_out.append(f"{where}: item {record.id!r} has only one distinct completion")
             continue
         items[record.id] = item
     return Pool(items, left_out)
 
 
 def item_sha256(record: Candidates) -> str:
-    """Names the text of an item: prompt, cids and answers; not its models, scores or gold."""
+    """Return the digest of an item's texts and cids, without models, scores and gold."""
     text = {
         "prompt": [message.model_dump() for message in record.prompt],
         "candidates": [
@@ -98,7 +101,7 @@ def item_sha256(record: Candidates) -> str:
 
 @dataclass(frozen=True)
 class Presentation:
-    """One showing of an item to one annotator; `showing` counts from 0, later ones are repeats."""
+    """One showing of an item to one annotator; `showing` is 0 for the first, 1 for a repeat."""
 
     item: Item
     slots: tuple[tuple[str, ...], ...]
@@ -107,34 +110,34 @@ class Presentation:
 
     @property
     def shown(self) -> list[str]:
-        """The cids from the first place to the last; a merged answer goes by its first cid."""
+        """Return the cids by place; a merged completion goes by its first cid."""
         return [cids[0] for cids in self.slots]
 
     @cached_property
     def prompt(self) -> list[dict[str, str]]:
-        """The conversation as role and visible text."""
+        """Return the conversation as role and visible text."""
         return [_turn(message) for message in self.item.record.prompt]
 
     @cached_property
-    def answers(self) -> list[list[dict[str, str]]]:
-        """One list of turns a place."""
+    def completions(self) -> list[list[dict[str, str]]]:
+        """Return one list of turns per place."""
         return [
             [_turn(message) for message in self.item.by_cid[cid].messages] for cid in self.shown
         ]
 
     def characters(self) -> list[int]:
-        """Length of the answers as they stand in the file; said only after the vote."""
+        """Return the length of each completion in characters; shown only after the vote."""
         return [
             sum(len(message.content) for message in self.item.by_cid[cid].messages)
             for cid in self.shown
         ]
 
     def ranks_by_cid(self, ranks: Mapping[int, int]) -> dict[str, int]:
-        """Ranks of places as ranks of cids, every member of a merged answer included."""
+        """Convert ranks by place to ranks by cid, for every member of a merged completion."""
         return {cid: rank for place, rank in ranks.items() for cid in self.slots[place - 1]}
 
     def ranks_by_place(self, ranks: Mapping[str, int]) -> dict[int, int]:
-        """The way back from `ranks_by_cid`."""
+        """Convert ranks by cid to ranks by place."""
         return {
             place: ranks[cids[0]]
             for place, cids in enumerate(self.slots, start=1)
@@ -142,14 +145,14 @@ class Presentation:
         }
 
     def public(self) -> dict[str, Any]:
-        """All that a surface may know."""
-        return {"ticket": self.ticket, "prompt": self.prompt, "answers": self.answers}
+        """Return all that a page or terminal may know."""
+        return {"ticket": self.ticket, "prompt": self.prompt, "answers": self.completions}
 
 
 def present(item: Item, marks: Marks, *, annotator: str, showing: int = 0) -> Presentation:
-    """The item in the order that this annotator sees this time: its marks decide, not a clock.
+    """Order the completions of an item for this annotator and showing, by the given marks.
 
-    A repeat never comes in the order of the first showing, and a repeated pair comes swapped.
+    A repeat never has the order of the first showing; a repeated pair is swapped.
     """
     slots = _shuffled(item, marks, annotator, showing)
     if showing and slots == _shuffled(item, marks, annotator, 0):
@@ -158,15 +161,15 @@ def present(item: Item, marks: Marks, *, annotator: str, showing: int = 0) -> Pr
 
 
 def ticket_of(marks: Marks, item_id: str, annotator: str, showing: int) -> str:
-    """The opaque name of a showing: item ids may tell what a surface must not."""
+    """Return the opaque name of a showing; an item id could reveal secrets to annotators."""
     return marks.of("ticket", marks.seed, item_id, annotator, showing)[:24]
 
 
 def text_mark(marks: Marks, item: Item) -> str:
-    """Names the item's texts on a page that leaves the house.
+    """Return a mark of the item's texts for a mailed page.
 
-    Not by their plain hash: it covers cids and the order of the file, so that trying the few
-    orders of the answers would tell which is which.
+    A plain hash would not do: it covers cids and file order, so trying the few possible orders of
+    the completions would reveal which is which.
     """
     return marks.of("text", item.sha256)[:32] if marks.secret else item.sha256
 

@@ -1,9 +1,9 @@
-"""The append-only record of what annotators did: what was acknowledged is in the file, once.
+"""Append what annotators do to an event file: every acknowledged event is in the file once.
 
-One process writes, under a lock held for its life. An event is one line, written by one
-`os.write` and synced to the disk before `append` returns. A line that was cut short by a power
-failure is moved to `FILE.partial` at the next start and reported. Nothing is ever rewritten:
-undoing is an event too.
+One process writes, under a lock that it holds for its lifetime. An event is one line, written by
+one `os.write` and synced to disk before `append` returns. The next start moves a line that was cut
+short by a power failure to `FILE.partial` and reports it. Nothing is ever rewritten: an undo is an
+event too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from alignkit.files.validated import validated
 VOTES = ("rank", "pair")
 Stored = Literal["saved", "duplicate"]
 
-# What makes two events the same act; times and chain differ between a request and its retry.
+# Two events with these fields equal are the same act; a retry differs in times and chain only.
 _ACT = (
     "annotator",
     "item",
@@ -49,11 +49,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Conflict(DataError):
-    """An event came with an id, or for a showing, that already holds something else."""
+    """An event whose id, or whose showing, already has a different event."""
 
 
 class EventLog:
-    """The one writer of an event file; a context manager that holds its lock."""
+    """The only writer of an event file; a context manager that holds its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class EventLog:
             raise DataError(
                 "is a directory" if self.path.is_dir() else "is a pipe or a device",
                 where=str(self.path),
-                hint="Events are appended, synced and read again: name a file",
+                hint="Events must be synced and read again: name a regular file",
             )
         _refuse_other_files(self.path)
         self._new = not self.path.exists()
@@ -80,7 +80,7 @@ class EventLog:
         try:
             self._open()
         except BaseException as error:
-            self._leave_nothing(error)
+            self._remove_new_files(error)
             self.close()
             raise
         return self
@@ -91,13 +91,13 @@ class EventLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave_nothing(error)
+        self._remove_new_files(error)
         self.close()
 
-    def _leave_nothing(self, error: BaseException | None) -> None:
-        """After a refusal, take away the files made for it, if nothing was stored.
+    def _remove_new_files(self, error: BaseException | None) -> None:
+        """After a refusal, remove the files created for it, unless an event was stored.
 
-        Whoever opens the lock file in between finds the same reason to be refused.
+        A process that opens the lock file in between is refused for the same reason.
         """
         if self._stored or not isinstance(error, UserError):
             return
@@ -107,24 +107,24 @@ class EventLog:
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the file and its lock back; harmless when done already."""
+        """Close the file and release its lock; may be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         self._lock.release()
 
     def replay(self) -> Iterator[Event]:
-        """Every event of the file, oldest first."""
+        """Yield every event of the file, oldest first."""
         yield from iter_events(self.path)
 
     def append(self, event: Event) -> Stored:
-        """Store the event; on return it is on the disk. The same event again is a duplicate."""
+        """Store the event; on return it is on disk. The same event again is a duplicate."""
         act = act_of(event)
         if event.id in self._acts:
             self.check(event)
             return "duplicate"
         line = to_json(event.model_copy(update={"prev": self._prev}))
-        self._check_ours()
+        self._check_file()
         self._write(line)
         self._stored = True
         self._acts[event.id] = act
@@ -132,9 +132,9 @@ class EventLog:
         return "saved"
 
     def check(self, event: Event) -> None:
-        """Raise Conflict when the id of the event already holds something else."""
+        """Raise Conflict if another event with the same id is stored."""
         if self._acts.get(event.id, b"") not in (b"", act_of(event)):
-            raise Conflict(f"event {event.id} is already stored with another content")
+            raise Conflict(f"event {event.id} is already stored with different content")
 
     def __contains__(self, event_id: str) -> bool:
         return event_id in self._acts
@@ -174,14 +174,14 @@ class EventLog:
         self._size = os.fstat(self._fd).st_size
 
     def _heal(self) -> None:
-        """Move an unfinished last line aside; finish it when only the newline is missing."""
+        """Move an unfinished last line aside; complete it if only the newline is missing."""
         tail = _torn_tail(self.path)
         if not tail:
             return
         if _is_event(tail):
             os.write(self._fd, b"\n")
             os.fsync(self._fd)
-            self.reports.append(f"{self.path}: the last line had no newline; added")
+            self.reports.append(f"{self.path}: added the missing newline of the last line")
             return
         partial = Path(f"{self.path}.partial")
         with partial.open("ab") as aside:
@@ -195,19 +195,21 @@ class EventLog:
             f" moved to {partial}"
         )
 
-    def _check_ours(self) -> None:
-        """Refuse to write into a file that somebody replaced or edited under the lock."""
+    def _check_file(self) -> None:
+        """Refuse to write into a file that was replaced or edited despite the lock."""
         if self._broken:
             raise AlignkitError(self._broken, where=str(self.path))
-        ours = os.fstat(self._fd)
+        opened = os.fstat(self._fd)
         try:
-            there = os.stat(self.path)
+            current = os.stat(self.path)
         except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            current = None
+        if current is None or (current.st_dev, current.st_ino) != (opened.st_dev, opened.st_ino):
             raise AlignkitError("the file was moved or replaced", where=str(self.path), hint=_AGAIN)
-        if ours.st_size != self._size:
-            raise AlignkitError("another program changed it", where=str(self.path), hint=_AGAIN)
+        if opened.st_size != self._size:
+            raise AlignkitError(
+                "another program changed the file", where=str(self.path), hint=_AGAIN
+            )
 
     def _write(self, line: bytes) -> None:
         try:
@@ -216,11 +218,11 @@ class EventLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._fd)
         except OSError as error:
-            self._take_back(error)
+            self._roll_back(error)
         self._size += len(line)
 
-    def _take_back(self, cause: OSError) -> None:
-        """Cut the file back to its last whole event and say why the new one was refused."""
+    def _roll_back(self, cause: OSError) -> None:
+        """Truncate the file to its last complete event and raise the reason."""
         try:
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
@@ -228,20 +230,20 @@ class EventLog:
             self._broken = f"cannot be repaired while it is open: {error.strerror}"
         if cause.errno in _NO_ROOM:
             raise DiskFull(
-                "disk full; the last answer was not saved, all before it are",
+                "disk full; the last vote was not saved, all earlier ones were",
                 where=str(self.path),
-                hint="Free some space and send it again",
+                hint="Free some space and vote again",
             ) from None
-        # After EIO the kernel may have dropped dirty pages: what a later sync says proves nothing.
+        # After EIO the kernel may have dropped dirty pages: a later successful sync proves nothing.
         self._broken = f"the disk failed: {cause.strerror}"
         raise AlignkitError(self._broken, where=str(self.path), hint=_AGAIN) from None
 
 
-_AGAIN = "Stop collecting, look at the file, and start again"
+_AGAIN = "Stop collecting, check the file, and start again"
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): sorts by time, unique without a register."""
+    """Return a UUIDv7 (RFC 9562, section 5.7): it sorts by time and is unique."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
@@ -250,12 +252,12 @@ def new_id() -> str:
 
 
 def now() -> str:
-    """The time in UTC to the millisecond, as events carry it."""
+    """Return the time in UTC to the millisecond, as events store it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def act_of(event: Event) -> bytes:
-    """A digest of what the event does, without when and where it was sent."""
+    """Return a digest of what the event does, without its times and origin."""
     act: dict[str, Any] = {name: getattr(event, name) for name in _ACT}
     act["repeat"] = event.repeat_of is not None
     return hashlib.sha256(orjson.dumps(act, option=orjson.OPT_SORT_KEYS)).digest()
@@ -264,15 +266,16 @@ def act_of(event: Event) -> bytes:
 def read_events(
     path: Path | str, *, on_problem: Callable[[str], None] | None = None
 ) -> list[Event]:
-    """The events of a file, oldest first; an id that stands twice counts once.
+    """Read the events of a file, oldest first; an event stored twice counts once.
 
-    A last line cut short is reported to `on_problem` and left out; a bad line elsewhere raises.
+    A truncated last line is reported to `on_problem` and skipped; a bad line elsewhere raises
+    DataError.
     """
     return list(iter_events(Path(path), on_problem=on_problem))
 
 
 def iter_events(path: Path, *, on_problem: Callable[[str], None] | None = None) -> Iterator[Event]:
-    """`read_events` as a stream."""
+    """Yield the events of `read_events` one by one."""
     seen: set[str] = set()
     for _, event in _lines_and_events(path, on_problem):
         if event.id not in seen:
@@ -281,7 +284,7 @@ def iter_events(path: Path, *, on_problem: Callable[[str], None] | None = None) 
 
 
 def holds_events(path: Path) -> bool:
-    """Whether the first line of the file is an event."""
+    """Return whether the first line of the file is an event."""
     try:
         with path.open("rb") as file:
             value = decode(file.readline(MAX_LINE))
@@ -293,10 +296,10 @@ def holds_events(path: Path) -> bool:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse a file that holds anything but events, before it is locked, healed or added to.
+    """Refuse a file that is not an event file, before it is locked, healed or appended to.
 
-    Its first line decides, and a file without a whole line is ours when it could be the beginning
-    of an event: `_heal` moves such a line away.
+    The first line decides. A file without a complete line is accepted if it could be the beginning
+    of an event: `_heal` moves such a line aside.
     """
     if not os.path.isfile(path):
         return
@@ -306,14 +309,14 @@ def _refuse_other_files(path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
     begun = first[:20].lstrip(b"\0 \t\r\n")
-    ours = _is_event(first) or (
+    of_events = _is_event(first) or (
         not first.endswith(b"\n") and (BEGINNING.startswith(begun) or begun.startswith(b'{"v":'))
     )
-    if not ours and first.strip():
+    if not of_events and first.strip():
         raise DataError(
-            "not a file of events; nothing was added to it",
+            "not an event file; nothing was added to it",
             where=str(path),
-            hint="Name a new file, or the event file to go on with",
+            hint="Name a new file, or the event file to resume",
         )
 
 
@@ -321,19 +324,19 @@ BEGINNING = b'{"v":1,"kind":"event"'
 
 
 def live(events: Iterable[Event]) -> list[Event]:
-    """The acts that stand: nothing superseded, and no undo, which only takes away."""
-    kept = list(events)
-    void = {event.supersedes for event in kept if event.supersedes}
-    return [event for event in kept if event.id not in void and event.action != "undo"]
+    """Return the acts that stand: neither superseded nor an undo."""
+    every = list(events)
+    void = {event.supersedes for event in every if event.supersedes}
+    return [event for event in every if event.id not in void and event.action != "undo"]
 
 
 def rankings_from_events(
     events: Iterable[Event], candidates: Iterable[Candidates] | None = None
 ) -> list[Ranking]:
-    """The votes that stand as rankings; skips, flags, repeats and what was undone are no votes.
+    """Return the standing votes as rankings, without skips, flags, repeats and undone votes.
 
-    Texts come from the event itself, or from `candidates` where it carries none. Of several votes
-    of one annotator on one item the last counts.
+    Texts come from the event itself or, if it has none, from `candidates`. The last vote of an
+    annotator on an item counts.
     """
     texts = {record.id: (record.prompt, record.candidates) for record in candidates or ()}
     return rankings_from_votes(events, texts)
@@ -342,16 +345,16 @@ def rankings_from_events(
 def _lines_and_events(
     path: Path, on_problem: Callable[[str], None] | None
 ) -> Iterator[tuple[bytes, Event]]:
-    def hear(problem: Problem) -> None:
+    def report(problem: Problem) -> None:
         if problem.kind == "torn" and on_problem:
-            on_problem(f"{problem.where}: the last line is cut short; ignored")
+            on_problem(f"{problem.where}: the last line is cut short; skipped")
         elif problem.level == "error" and problem.kind != "empty":
             raise problem.error()
 
     try:
         with path.open("rb") as file:
-            for row in read_jsonl(str(path), file, hear):
-                assert row.raw is not None  # of JSON there always is
+            for row in read_jsonl(str(path), file, report):
+                assert row.raw is not None  # read_jsonl always keeps it
                 yield row.raw.rstrip(b"\n"), _event(row.value, f"{path}:{row.line}")
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path)) from None
@@ -373,7 +376,7 @@ def _is_event(line: bytes) -> bool:
 
 
 def _torn_tail(path: Path) -> bytes:
-    """What stands after the last newline; read backwards, the file may be large."""
+    """Return the bytes after the last newline, reading backwards as the file may be large."""
     with path.open("rb") as file:
         end = position = file.seek(0, os.SEEK_END)
         tail = b""
@@ -386,7 +389,9 @@ def _torn_tail(path: Path) -> bytes:
             if newline >= 0:
                 return tail[newline + 1 :]
             if end - position > MAX_LINE:
-                raise DataError("the last line never ends; is this an event file?", where=str(path))
+                raise DataError(
+                    "the last line is too long; is this an event file?", where=str(path)
+                )
     return tail
 
 

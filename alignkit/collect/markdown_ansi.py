@@ -1,4 +1,4 @@
-"""Markdown as a terminal can show it: bold, italics and code; the text itself stays as it is."""
+"""Render Markdown for a terminal: bold, italics and code; the text itself is unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSEEN = re.compile(r"⟨U\+[0-9A-F]{4,6}⟩")
 
 
 def rendered(text: str) -> str:
-    """`text`, already made visible, with its Markdown as terminal attributes."""
+    """Return `text`, already made visible, with its Markdown as terminal attributes."""
     lines: list[str] = []
     fence = ""
     for line in text.split("\n"):
@@ -43,7 +43,7 @@ def rendered(text: str) -> str:
 
 
 def marked(text: str) -> str:
-    """Spelled-out characters in red, so that they are not taken for the model's own words."""
+    """Colour spelled-out characters red, so that nobody takes them for the model's own text."""
     return _UNSEEN.sub(lambda match: f"{RED}{match[0]}{RESET}", text)
 
 
@@ -52,7 +52,7 @@ def _line(line: str) -> str:
         return f"{BOLD}{UNDERLINE}{heading[1]}{RESET}"
     if bullet := _BULLET.match(line):
         line = f"{bullet[1]}• {bullet[2]}"
-    # Code first: what stands in it is not Markdown. Escapes hold no `*` or backtick.
+    # Code first: its content is not Markdown. Escape sequences contain no `*` or backtick.
     for pattern, show in _SPANS:
         line = pattern.sub(show, line)
     return line

@@ -1,8 +1,8 @@
-"""The little language of rankings: `2>1=3` is 2 first, then 1 and 3 level.
+"""Parse the notation of rankings: `2>1=3` puts 2 first, then 1 and 3 as a tie.
 
-Places are the numbers on the screen, 1 to 9. `>` may be left out (`213`), `*` is all the others,
-level (`2>*` picks a favourite), and what is not named stays unranked, which is not the same as
-worst. Between two answers one number is enough: `1` is `1>2`.
+Places are the numbers on the screen, 1 to 9. `>` may be omitted (`213`). `*` means all the others,
+tied (`2>*` picks a favourite). A place that is not named stays unranked, which is not the same as
+worst. Between two completions one number is enough: `1` means `1>2`.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from collections.abc import Mapping
 from alignkit.errors import DataError
 
 LARGEST = 9
-_HINT = "Write the numbers best first, '=' between equals: 2>1=3"
+_HINT = "Write the numbers best first, with '=' between ties: 2>1=3"
 
 
 def parse_order(text: str, places: int) -> dict[int, int]:
-    """Place -> rank (1 is best, equal is a tie) of the places that `text` names."""
+    """Return the rank (1 is best, equal is a tie) of each place that `text` names.
+
+    Raises DataError with the column of the mistake.
+    """
     levels = _levels(text, places)
     named = [place for level in levels for place in level]
     if places == 2 and len(named) == 1:
         levels.append([place for place in (1, 2) if place not in named])
         named = [1, 2]
     if len(named) < 2:
-        raise DataError("one number leaves nothing to compare", hint="2>* puts 2 before the others")
+        raise DataError("one number alone compares nothing", hint="2>* puts 2 before the others")
     return {place: rank for rank, level in enumerate(levels, start=1) for place in level}
 
 
 def order_text(ranks: Mapping[int, int]) -> str:
-    """`ranks` as it would be typed; `parse_order` gives the same order back."""
+    """Format `ranks` as it would be typed; `parse_order` reverses it."""
     levels: dict[int, list[int]] = {}
     for place, rank in ranks.items():
         levels.setdefault(rank, []).append(place)
@@ -63,12 +66,12 @@ def _levels(text: str, places: int) -> list[list[int]]:
 
 def _members(mark: str, column: int, places: int, text: str, seen: set[str]) -> list[int]:
     if mark in seen:
-        raise DataError(f"column {column}: {mark} stands twice", hint=_HINT)
+        raise DataError(f"column {column}: {mark} occurs twice", hint=_HINT)
     seen.add(mark)
     if mark == "*":
         rest = [place for place in range(1, places + 1) if str(place) not in text]
         if not rest:
-            raise DataError("'*' stands for the others, but all are named", hint=_HINT)
+            raise DataError("'*' means all the others, but every place is named", hint=_HINT)
         return rest
     if not ("1" <= mark <= str(places)):
         raise DataError(f"column {column}: {mark!r} is not one of 1 to {places}", hint=_HINT)

@@ -1,6 +1,6 @@
-"""Who is shown what, and in which order: decided by the collection's marks, so a restart agrees.
+"""Plan which items each annotator sees, in which order; a restart gives the same plan.
 
-A plan is a list of showings: (item id, 0) the first time, (item id, 1) for a silent repeat.
+A plan is a list of showings: (item id, 0) for the first, (item id, 1) for an unannounced repeat.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Showing = tuple[str, int]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a collection was asked to do; the same for all its annotators."""
+    """The settings of a collection, the same for all its annotators."""
 
     seed: int = 17
     order: str = "file"
@@ -32,34 +32,34 @@ class Settings:
         pick(ORDERS, self.order, what="order")
         pick(ASSIGNMENTS, self.assign, what="assignment")
         if not 0 <= self.repeat <= 1:
-            raise RecipeError(f"repeat is {self.repeat}; a share between 0 and 1 is due")
+            raise RecipeError(f"repeat is {self.repeat}; it must be between 0 and 1")
         if self.overlap is not None and self.overlap < 1:
-            raise RecipeError(f"overlap is {self.overlap}; at least one annotator ranks an item")
+            raise RecipeError(f"overlap is {self.overlap}; it must be at least 1")
         if self.assign == "round-robin" and len(self.annotators) < (self.overlap or 1):
             raise RecipeError(
-                f"{len(self.annotators)} annotators cannot overlap {self.overlap} times",
-                hint="Name all of them: --annotator ann --annotator ben",
+                f"{len(self.annotators)} annotators are too few for an overlap of {self.overlap}",
+                hint="Name every annotator: --annotator ann --annotator ben",
             )
 
 
 def plan_for(
     annotator: str, items: Mapping[str, Item], settings: Settings, marks: Marks
 ) -> list[Showing]:
-    """The showings of one annotator, repeats well behind their first showing."""
-    mine = ASSIGNMENTS[settings.assign](list(items), annotator, settings)
+    """Return the showings of one annotator, each repeat long after its first showing."""
+    assigned = ASSIGNMENTS[settings.assign](list(items), annotator, settings)
     key, salt = ORDERS[settings.order], marks.of("order", settings.seed, annotator)
-    ordered = sorted(mine, key=lambda name: key(items[name], salt))
+    ordered = sorted(assigned, key=lambda name: key(items[name], salt))
     return with_repeats(ordered, annotator, settings, marks)
 
 
 def with_repeats(
     names: Sequence[str], annotator: str, settings: Settings, marks: Marks
 ) -> list[Showing]:
-    """The items once, and a share of them again: never close behind the first showing."""
+    """Return each item once and a share of them again, never soon after the first showing."""
     wanted = round(settings.repeat * len(names))
-    # Far enough not to be remembered, near enough that it comes before the annotator stops.
+    # Far enough to be forgotten, near enough to come before the annotator stops.
     gap = max(10, len(names) // 5)
-    # The last items have nothing to come between; they are taken only when all are wanted.
+    # Too few items follow the last ones: repeat those only if all items are repeated.
     early = names[: max(wanted, len(names) - gap)]
     by_hash = sorted(early, key=lambda name: marks.of("repeat", settings.seed, annotator, name))
     repeated = set(by_hash[:wanted])
@@ -75,15 +75,15 @@ def with_repeats(
 
 
 def _round_robin(names: list[str], annotator: str, settings: Settings) -> list[str]:
-    """Item i goes to `overlap` annotators in turn, starting with the i-th."""
-    crew = settings.annotators
-    if annotator not in crew:
-        raise RecipeError(f"{annotator!r} is none of the annotators {', '.join(crew)}")
-    place, overlap = crew.index(annotator), settings.overlap or 1
-    return [name for i, name in enumerate(names) if (place - i) % len(crew) < overlap]
+    """Assign item i to `overlap` annotators in turn, starting with the i-th."""
+    annotators = settings.annotators
+    if annotator not in annotators:
+        raise RecipeError(f"{annotator!r} is not one of the annotators {', '.join(annotators)}")
+    place, overlap = annotators.index(annotator), settings.overlap or 1
+    return [name for i, name in enumerate(names) if (place - i) % len(annotators) < overlap]
 
 
-# Sort keys; sorting is stable, so equal keys keep the file's order.
+# Sort keys. Sorting is stable, so equal keys keep the order of the file.
 ORDERS: dict[str, Callable[[Item, str], Any]] = {
     "file": lambda _item, _salt: 0,
     "random": lambda item, salt: digest(salt, item.id),

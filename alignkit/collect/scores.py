@@ -1,6 +1,6 @@
-"""What finished reward models think of a pool's answers, so that the best question comes first.
+"""Score the completions of a pool with finished reward models, to vote on the best items first.
 
-Importing this loads torch; nothing else in collecting does.
+Importing this module loads torch; apart from chat_models nothing else in this package does.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from alignkit.recipe.settings import BackboneConfig
 from alignkit.scorers.reward_model import RewardModel
 from alignkit.store.artifacts import read_manifest
 
-# Items whose answers are read in one forward pass; each holds 2 to 9.
+# Items per forward pass; each has 2 to 9 completions.
 ITEMS_AT_ONCE = 4
 
 
 def score_pool(pool: Pool, runs: Sequence[str], say: Callable[[str], None]) -> Pool:
-    """The pool with `extra.scores`: for each run in `runs` a mapping of cid to score.
+    """Return the pool with `extra.scores`: for each run in `runs` its scores by cid.
 
-    Scores are log-odds: the run's calibrated temperature, where it has one, is divided out. What
-    an item was scored with before is dropped, and its text, hence its hash, is untouched.
+    Scores are log-odds: they are divided by the run's calibrated temperature, if it has one.
+    Earlier scores of an item are replaced; its text, hence its hash, is unchanged.
     """
     loaded: dict[str, Backbones] = {}
     by_run = {}
     for run in dict.fromkeys(runs):
         by_run[run] = list(_scores(run, pool, loaded))
-        say(f"{run}: scored the answers to {len(pool.items)} items")
+        say(f"{run}: scored the completions of {len(pool.items)} items")
     items = {
-        name: _with_scores(item, {run: found[place] for run, found in by_run.items()})
+        name: _with_scores(item, {run: scores[place] for run, scores in by_run.items()})
         for place, (name, item) in enumerate(pool.items.items())
     }
     return replace(pool, items=items)
 
 
 def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> Iterator[dict[str, float]]:
-    """One mapping of cid to score an item, in the pool's order."""
+    """Yield the scores by cid of each item, in the pool's order."""
     directory = Path(run)
     if not (directory / "adapter" / "head.safetensors").is_file():
-        raise RecipeError(f"{run} is no finished reward run", hint="Name its directory")
-    # As it was trained: another quantization gives other scores.
+        raise RecipeError(f"{run} is not a finished reward run", hint="Name its directory")
+    # Score as it was trained: another quantization gives other scores.
     quantization = read_manifest(directory).backbone["quantization"]
     config = BackboneConfig(quantization=quantization)
     backbone = loaded.setdefault(quantization, Backbones(config)).of(find_model(run))
@@ -63,11 +63,11 @@ def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> Iterator[dict
 
 def _group(item: Item, encoder: Encoder) -> Group:
     prompt, context = item.record.prompt, TemplateContext.of(item.record)
-    answers = [
+    completions = [
         encoder.completion_ids(prompt, c.completion, context=context)
         for c in item.record.candidates
     ]
-    return Group(encoder.prompt_ids(prompt, context=context), answers)
+    return Group(encoder.prompt_ids(prompt, context=context), completions)
 
 
 def _with_scores(item: Item, scores: dict[str, dict[str, float]]) -> Item:

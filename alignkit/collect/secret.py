@@ -1,7 +1,7 @@
-"""What only the holder of a collection's secret can work out: names of showings, orders, marks.
+"""Derive tickets, orders and signatures that only the holder of a collection's secret can compute.
 
-The secret is a file beside the log. Without it a ticket is a number like any other, the order of
-answers tells nothing of whose they are, and nobody can write a page's signature.
+The secret is a file next to the log. Without it a ticket reveals nothing, the order of completions
+does not tell their models, and nobody can forge the signature of a page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECRET = re.compile(rb"[0-9a-f]{64}\n?")
 
 
 def digest(*parts: object) -> str:
-    """sha256 of the parts, unambiguous: no two different lists of parts collide by joining."""
+    """Return the sha256 of the parts, joined so that different lists of parts never collide."""
     return hashlib.sha256(_joined(parts)).hexdigest()
 
 
@@ -35,72 +35,72 @@ def _joined(parts: Sequence[object]) -> bytes:
 
 @dataclass(frozen=True)
 class Marks:
-    """Hexadecimal marks of what they are given: the same again with the same seed and secret.
+    """Hexadecimal marks of given parts, reproducible with the same seed and secret.
 
-    Without a secret anybody who knows the seed can work them out. Tasks for other tools are made
-    so, and mailed pages once were.
+    Without a secret anybody who knows the seed can compute them. Tasks for other tools are made
+    that way, as were mailed pages before they were signed.
     """
 
     seed: int
     secret: bytes = field(default=b"", repr=False)
 
     def of(self, *parts: object) -> str:
-        """HMAC-SHA256 (RFC 2104) of seed and parts under the secret; without one, plain sha256."""
+        """Return HMAC-SHA256 (RFC 2104) of seed and parts; sha256 of the parts without a secret."""
         if not self.secret:
             return digest(*parts)
         return hmac.digest(self.secret, _joined((self.seed, *parts)), "sha256").hex()
 
 
 def secret_file(log: Path) -> Path:
-    """Where the secret of a collection stands."""
+    """Return the path of a collection's secret."""
     return Path(f"{log}.secret")
 
 
-def secret_beside(log: Path) -> bytes:
-    """The collection's secret, made when there is none. Two processes agree on one."""
+def ensure_secret(log: Path) -> bytes:
+    """Return the collection's secret, creating it if needed; concurrent processes agree on one."""
     file = secret_file(log)
     try:
         if not file.exists():
             with disk_full_named(file.parent):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _make(file)
-        return known_secret(log)
+        return read_secret(log)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror}", where=str(file)) from None
 
 
-def known_secret(log: Path) -> bytes:
-    """The secret that is there. Raises DataError where there is none, or something else."""
+def read_secret(log: Path) -> bytes:
+    """Read the secret; DataError if the file is missing or malformed."""
     file = secret_file(log)
     try:
         with file.open("rb") as stream:
             content = stream.read(128)
     except FileNotFoundError:
         raise DataError(
-            "no such file, and without the secret in it a mailed page cannot be told from a"
+            "no such file; without its secret a mailed page cannot be distinguished from a"
             " forged one",
             where=str(file),
-            hint="Import into the file that --output named when the page was made",
+            hint="Import into the --output file of the command that made the page",
         ) from None
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(file)) from None
     if not _SECRET.fullmatch(content):
         raise DataError(
-            "holds no secret of a collection",
+            "does not contain the secret of a collection",
             where=str(file),
-            hint="Restore it; or delete it, and pages that were mailed can no longer be imported",
+            hint="Restore it. If you delete it, mailed pages can no longer be imported",
         )
     return bytes.fromhex(content.decode().strip())
 
 
 def readable_by_others(log: Path) -> bool:
-    """Whether other users of the machine can read the secret."""
+    """Return whether other users of the machine can read the secret."""
     file = secret_file(log)
     return file.exists() and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
 
 
 def _make(file: Path) -> None:
-    """Write a new secret whole under its name, unless another process was faster."""
+    """Create the secret file atomically, unless another process was faster."""
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -112,7 +112,7 @@ def _make(file: Path) -> None:
             os.link(partial, file)
         except FileExistsError:
             return
-        except OSError:  # a file system without links: there nobody races us
+        except OSError:  # a file system without hard links: accept the race
             os.replace(partial, file)
         directory = os.open(file.parent, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""The session core that the terminal and the page share: what to show next, and what to store.
+"""Run the session that the terminal and the page share: what to show next, and what to store.
 
-A `Collection` is one log and one pool of items; a `Session` is one annotator at work on it. All
-state is rebuilt from the log, so a session that was killed goes on where it was.
+A `Collection` is one log and one pool of items; a `Session` is one annotator working on it. All
+state is rebuilt from the log, so a session resumes where it was killed.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
 
-from alignkit.collect.choice import Duel, duel_of, has_scores, outcome, worth_asking
+from alignkit.collect.choice import (
+    SequentialTest,
+    has_scores,
+    outcome,
+    sequential_test_of,
+    worth_asking,
+)
 from alignkit.collect.items import Item, Pool, Presentation, present, ticket_of
 from alignkit.collect.log import VOTES, Conflict, EventLog, Stored, new_id, now
 from alignkit.collect.order import order_text, parse_order
 from alignkit.collect.plan import Settings, Showing, plan_for
-from alignkit.collect.secret import Marks, readable_by_others, secret_beside, secret_file
+from alignkit.collect.secret import Marks, ensure_secret, readable_by_others, secret_file
 from alignkit.data.records import Event
 from alignkit.errors import DataError, RecipeError
 from alignkit.store.visible import visible_line
 
 STRENGTHS = (1, 2, 3, 4)
 LONGEST_COMMENT = 10_000
-# How long an item that is on somebody's screen counts towards its overlap.
+# For how long an item on an annotator's screen counts towards its overlap.
 LEASE_SECONDS = 900.0
-# Nobody reads one item for a day; a larger number is a clock that went wrong.
+# Nobody reads one item for a day; a larger number comes from a wrong clock.
 LONGEST_MS = 24 * 3600 * 1000
 _KEY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -34,10 +40,10 @@ Action = Literal["rank", "skip", "flag"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an annotator did with one showing, as a surface says it.
+class Submission:
+    """What an annotator did with one showing, as the terminal or the page sends it.
 
-    `key` names the act: the same act sent twice has the same key. `order` is in places, `2>1=3`.
+    `key` identifies the act: sent twice, it has the same key. `order` is in places, `2>1=3`.
     """
 
     key: str
@@ -54,15 +60,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer is on the disk; `event_id` is what an undo names."""
+    """Proof that a submission is on disk; an undo names its `event_id`."""
 
     event_id: str
     stored: Stored
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far along: `done` of `total` showings, and `mine`, the annotator's own votes."""
+class AnnotatorProgress:
+    """Showings `done` of `total`, and `mine`, the annotator's own votes."""
 
     done: int
     total: int
@@ -71,7 +77,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One act that stands, with what it takes to show it again after an undo."""
+    """A standing act, with everything needed to show it again after an undo."""
 
     event_id: str
     showing: Showing
@@ -93,82 +99,84 @@ class Collection:
     sessions: dict[str, Session] = field(default_factory=dict)
     voters: dict[str, dict[str, Mapping[str, int]]] = field(default_factory=dict)
     reports: list[str] = field(default_factory=list)
-    duel: Duel | None = None
-    marks: Marks | None = None  # by default those of the secret beside the log
+    test: SequentialTest | None = None
+    marks: Marks | None = None  # by default those of the secret next to the log
 
     def __post_init__(self) -> None:
         if self.stop_when_decided:
             if self.settings.order != "random":
                 raise RecipeError(
-                    "stopping early needs items in an order that knows no scores",
+                    "stopping early needs an order of items that does not depend on scores",
                     hint="Add --order random",
                 )
-            self.duel = duel_of(self.pool.items.values())
+            self.test = sequential_test_of(self.pool.items.values())
         if self.marks is None:
-            self.marks = Marks(self.settings.seed, secret_beside(self.log.path))
+            self.marks = Marks(self.settings.seed, ensure_secret(self.log.path))
             if readable_by_others(self.log.path):
                 file = secret_file(self.log.path)
-                self.reports.append(f"{file}: others on this machine can read it: chmod 600 it")
+                self.reports.append(
+                    f"{file}: other users of this machine can read it; run chmod 600"
+                )
         self._replay()
         for name in self.settings.annotators:
             self.session(name)
 
     def session(self, annotator: str) -> Session:
-        """The session of this annotator, the same one every time."""
+        """Return the one session of this annotator."""
         if annotator not in self.sessions:
             self.sessions[annotator] = Session(self, check_annotator(annotator))
         return self.sessions[annotator]
 
-    def free_for(self, item_id: str, annotator: str) -> bool:
-        """Whether the item still wants this annotator's vote."""
+    def needs_vote(self, item_id: str, annotator: str) -> bool:
+        """Return whether the item still needs this annotator's vote."""
         overlap = self.settings.overlap
         if overlap is None or self.settings.assign != "open":
             return True
         others = set(self.voters.get(item_id, {})) | {
-            name for name, session in self.sessions.items() if session.holds(item_id)
+            name for name, session in self.sessions.items() if session.is_working_on(item_id)
         }
         return len(others - {annotator}) < overlap
 
     @property
     def enough(self) -> bool:
-        """Whether the votes already decide between the two models."""
-        return self.duel is not None and self.duel.decided
+        """Return whether the votes already decide between the two models."""
+        return self.test is not None and self.test.decided
 
     def count(self, item: Item, annotator: str, ranks: Mapping[str, int] | None) -> None:
-        """Note (or with None: take back) an annotator's vote on an item."""
+        """Count an annotator's vote on an item; None takes it back."""
         votes = self.voters.setdefault(item.id, {})
         if ranks is None:
             votes.pop(annotator, None)
             self._recount()
             return
-        votes[annotator] = ranks if self.duel else _COUNTED
-        # One outcome an item: two annotators on one item are not two independent draws.
+        votes[annotator] = ranks if self.test else _COUNTED
+        # One outcome per item: two annotators on one item are not two independent draws.
         if len(votes) == 1:
-            self._judge(item, ranks)
+            self._add_outcome(item, ranks)
 
-    def _judge(self, item: Item, ranks: Mapping[str, int]) -> None:
-        value = outcome(item, ranks, self.duel) if self.duel else None
-        if self.duel and value is not None:
-            self.duel.add(value)
+    def _add_outcome(self, item: Item, ranks: Mapping[str, int]) -> None:
+        value = outcome(item, ranks, self.test) if self.test else None
+        if self.test and value is not None:
+            self.test.add(value)
 
     def _recount(self) -> None:
-        if self.duel is None:
+        if self.test is None:
             return
-        self.duel.restart()
+        self.test.restart()
         for name, votes in self.voters.items():
             if votes:
-                self._judge(self.pool.items[name], next(iter(votes.values())))
+                self._add_outcome(self.pool.items[name], next(iter(votes.values())))
 
     def summary(self) -> list[str]:
-        """What the collection holds and what is still worth asking, a line each."""
+        """Return lines on the votes collected and on the items still worth a vote."""
         voted = [name for name, votes in self.voters.items() if votes]
         lines = [f"{len(voted)} of {len(self.pool.items)} items have a vote"]
         open_items = [item for name, item in self.pool.items.items() if not self.voters.get(name)]
         if open_items and all(has_scores(item) for item in open_items):
             worth = worth_asking(open_items)
-            lines.append(f"{worth} more are worth asking: the scores leave their order open")
-        if self.duel and self.duel.n:
-            lines.append(_duel_line(self.duel))
+            lines.append(f"{worth} more are worth a vote: the scores leave their order uncertain")
+        if self.test and self.test.n:
+            lines.append(_test_line(self.test))
         return lines
 
     def _replay(self) -> None:
@@ -181,14 +189,14 @@ class Collection:
             self.session(event.annotator).replay(event, item)
         if changed:
             self.reports.append(
-                f"{self.log.path}: {len(changed)} items were ranked with other texts than the"
-                f" candidates hold now, or are gone, {sorted(changed)[0]!r} among them;"
-                " their votes stay in the file and count for nothing here"
+                f"{self.log.path}: {len(changed)} ranked items, {sorted(changed)[0]!r} among them,"
+                " are missing in the candidates or have other texts there; their votes stay in"
+                " the file but do not count here"
             )
 
 
 class Session:
-    """One annotator at work: `next`, `submit`, `undo`, and how far along."""
+    """One annotator at work: `next`, `submit`, `undo` and `progress`."""
 
     def __init__(self, collection: Collection, annotator: str) -> None:
         self.collection = collection
@@ -207,13 +215,13 @@ class Session:
 
     @property
     def marks(self) -> Marks:
-        """What tickets and orders of the collection are made of."""
-        assert self.collection.marks is not None  # set as it came to be
+        """Return the marks that tickets and orders of the collection derive from."""
+        assert self.collection.marks is not None  # set in __post_init__
         return self.collection.marks
 
     @property
     def plan(self) -> list[Showing]:
-        """The showings in order; worked out when first needed."""
+        """Return the showings in order; computed when first needed."""
         if self._plan is None:
             settings = self.collection.settings
             items = self.collection.pool.items
@@ -222,7 +230,7 @@ class Session:
 
     @property
     def tickets(self) -> Mapping[str, Showing]:
-        """Every ticket this annotator can hold, whatever plan it was given out under."""
+        """Return every ticket this annotator can have, under any plan."""
         if not self._tickets:
             self._tickets = {
                 ticket_of(self.marks, name, self.annotator, showing): (name, showing)
@@ -232,48 +240,48 @@ class Session:
         return self._tickets
 
     def next(self) -> Presentation | None:
-        """What to show now: the same until it is answered, None when there is nothing left."""
-        found = None if self.collection.enough else self._find()
-        if found is None or self.current is None or found.ticket != self.current.ticket:
+        """Return what to show now: the same until it is submitted, None if nothing is left."""
+        upcoming = None if self.collection.enough else self._find()
+        if upcoming is None or self.current is None or upcoming.ticket != self.current.ticket:
             self._since = monotonic()
-        self.current = found
-        return found
+        self.current = upcoming
+        return upcoming
 
-    def holds(self, item_id: str) -> bool:
-        """Whether the annotator is at work on the item, and has not walked away from it."""
+    def is_working_on(self, item_id: str) -> bool:
+        """Return whether the annotator is working on the item and the lease has not expired."""
         at_work = self.current is not None and monotonic() - self._since < LEASE_SECONDS
         return at_work and self.current is not None and self.current.item.id == item_id
 
     def previous(self) -> Entry | None:
-        """The undone answer to what is shown now, to start from."""
+        """Return the undone act on the present showing, to start from."""
         return self._reopened[-1] if self._reopened else None
 
     def last(self) -> str | None:
-        """The event that an undo would take back."""
+        """Return the event that an undo would take back."""
         return self._history[-1].event_id if self._history else None
 
-    def progress(self) -> Progress:
-        """How far along the annotator is, or with an overlap to reach, all of them."""
+    def progress(self) -> AnnotatorProgress:
+        """Return the progress of the annotator or, if there is an overlap to reach, of all."""
         mine = self._votes
         settings, pool = self.collection.settings, self.collection.pool
         if settings.overlap is None or settings.assign != "open":
             plan = self.plan
-            return Progress(len(self._done), max(len(plan), len(self._done)), mine)
+            return AnnotatorProgress(len(self._done), max(len(plan), len(self._done)), mine)
         voters = self.collection.voters.values()
         done = sum(min(len(votes), settings.overlap) for votes in voters)
-        return Progress(done, settings.overlap * len(pool.items), mine)
+        return AnnotatorProgress(done, settings.overlap * len(pool.items), mine)
 
-    def submit(self, answer: Answer, *, ui: str = "tui", ts: str | None = None) -> Receipt:
-        """Store the answer; on return it is on the disk. `ts`: when it was given, if not now.
+    def submit(self, submission: Submission, *, ui: str = "tui", ts: str | None = None) -> Receipt:
+        """Store a submission; on return it is on disk. `ts`: its time, if not now.
 
-        Sent twice it is stored once; another answer to a showing that has one is a Conflict.
+        Sent twice, it is stored once. Raises Conflict for a second act on the same showing.
         """
-        presentation = self.presentation(answer.ticket)
+        presentation = self.presentation(submission.ticket)
         showing = (presentation.item.id, presentation.showing)
-        event = self._event(answer, presentation, ui, ts)
+        event = self._event(submission, presentation, ui, ts)
         standing = self._done.get(showing)
         if event.id not in self.collection.log and standing is not None:
-            raise Conflict("this item is already answered", hint="Another tab or window was faster")
+            raise Conflict("this item is already done", hint="Another tab or window was faster")
         stored = self.collection.log.append(event)
         if stored == "saved":
             self._note(event, presentation.item, showing)
@@ -282,7 +290,7 @@ class Session:
     def undo(
         self, key: str, target: str | None = None, *, ui: str = "tui", ts: str | None = None
     ) -> Receipt | None:
-        """Take back one of the annotator's acts, the last by default; None: nothing to undo."""
+        """Undo one of the annotator's acts, the last by default; None if there is none."""
         _check_key(key)
         if target in self._undone:
             return Receipt(target, "duplicate")
@@ -300,7 +308,7 @@ class Session:
         return Receipt(entry.event_id, stored)
 
     def replay(self, event: Event, item: Item) -> None:
-        """Bring the session to where it was after this event of the log."""
+        """Apply one event of the log to the session."""
         if event.action == "undo":
             entry = next((e for e in self._history if e.event_id == event.supersedes), None)
             if entry is not None:
@@ -315,7 +323,7 @@ class Session:
         while self._position < len(plan) and not self._wanted(plan[self._position]):
             self._position += 1
         if self._position == len(plan):
-            # Another annotator's undo may have set an earlier item free again.
+            # Another annotator's undo may have freed an earlier item.
             free = next((showing for showing in plan if self._wanted(showing)), None)
             return self._present(free) if free else None
         return self._present(plan[self._position])
@@ -327,14 +335,14 @@ class Session:
         if repeat:
             first = self._done.get((name, 0))
             return first is not None and first.voted
-        return self.collection.free_for(name, self.annotator)
+        return self.collection.needs_vote(name, self.annotator)
 
     def _present(self, showing: Showing) -> Presentation:
         item = self.collection.pool.items[showing[0]]
         return present(item, self.marks, annotator=self.annotator, showing=showing[1])
 
     def presentation(self, ticket: str) -> Presentation:
-        """The showing behind a ticket of this annotator."""
+        """Return the showing of a ticket of this annotator; DataError for any other ticket."""
         if ticket not in self.tickets:
             raise DataError("this item is not one of yours", hint="Reload the page")
         return self._present(self.tickets[ticket])
@@ -352,17 +360,17 @@ class Session:
             "ui": ui,
         }
 
-    def _event(self, answer: Answer, shown: Presentation, ui: str, ts: str | None) -> Event:
+    def _event(self, submission: Submission, shown: Presentation, ui: str, ts: str | None) -> Event:
         first = self._done.get((shown.item.id, 0)) if shown.showing else None
         return Event.model_validate(
-            self._base(answer.key, shown.item, ui)
-            | _content(answer, shown)
+            self._base(submission.key, shown.item, ui)
+            | _content(submission, shown)
             | {
                 "ts": ts or now(),
                 "shown": shown.shown,
                 "repeat_of": first.event_id if first else None,
-                "active_ms": _milliseconds(answer.active_ms),
-                "wall_ms": _milliseconds(answer.wall_ms),
+                "active_ms": _milliseconds(submission.active_ms),
+                "wall_ms": _milliseconds(submission.wall_ms),
             }
         )
 
@@ -396,46 +404,46 @@ class Session:
 
 
 def check_annotator(name: str) -> str:
-    """The name, or an error when it could not stand in a file and on a screen."""
+    """Return the name; RecipeError if it cannot be shown on one line."""
     if not name.strip() or len(name) > 100 or visible_line(name) != name:
         raise RecipeError(
-            f"{visible_line(name)!r} cannot name an annotator",
+            f"{visible_line(name)!r} is not a valid annotator name",
             hint="Use up to 100 visible characters on one line",
         )
     return name
 
 
-def _content(answer: Answer, shown: Presentation) -> dict[str, Any]:
-    """The part of the event that the annotator decided."""
-    if len(answer.comment) > LONGEST_COMMENT or len(answer.reason or "") > LONGEST_COMMENT:
+def _content(submission: Submission, shown: Presentation) -> dict[str, Any]:
+    """Return the part of the event that the annotator decided."""
+    if len(submission.comment) > LONGEST_COMMENT or len(submission.reason or "") > LONGEST_COMMENT:
         raise DataError(f"the text is longer than {LONGEST_COMMENT:,} characters")
-    _check_text(answer.comment + (answer.reason or ""))
-    reason = (answer.reason or "").strip() or None
-    if answer.action != "rank":
-        if answer.action == "flag" and reason is None:
+    _check_text(submission.comment + (submission.reason or ""))
+    reason = (submission.reason or "").strip() or None
+    if submission.action != "rank":
+        if submission.action == "flag" and reason is None:
             raise DataError("a flag needs a reason", hint="Say what is wrong with the item")
-        return {"action": answer.action, "comment": answer.comment, "reason": reason}
-    if answer.strength is not None and answer.strength not in STRENGTHS:
-        raise DataError(f"strength is {answer.strength}; 1 to 4 are known")
+        return {"action": submission.action, "comment": submission.comment, "reason": reason}
+    if submission.strength is not None and submission.strength not in STRENGTHS:
+        raise DataError(f"strength is {submission.strength}; it must be 1 to 4")
     return {
         "action": "pair" if len(shown.slots) == 2 else "rank",
-        "ranks": shown.ranks_by_cid(_ranks(answer, len(shown.slots))),
-        "all_bad": answer.all_bad,
-        "strength": answer.strength,
-        "comment": answer.comment,
+        "ranks": shown.ranks_by_cid(_ranks(submission, len(shown.slots))),
+        "all_bad": submission.all_bad,
+        "strength": submission.strength,
+        "comment": submission.comment,
         "extra": _texts(shown.item),
     }
 
 
-def _ranks(answer: Answer, places: int) -> dict[int, int]:
-    """All bad and no order given: all level, at the bottom together."""
-    if answer.all_bad and not answer.order.strip():
+def _ranks(submission: Submission, places: int) -> dict[int, int]:
+    """Parse the order; all bad without an order means that all tie."""
+    if submission.all_bad and not submission.order.strip():
         return dict.fromkeys(range(1, places + 1), 1)
-    return parse_order(answer.order, places)
+    return parse_order(submission.order, places)
 
 
 def _texts(item: Item) -> dict[str, Any]:
-    """What makes the event a ranking on its own, without the candidates file."""
+    """Return the texts that make the event a ranking without the candidates file."""
     record = item.record
     return {
         "prompt": [message.model_dump() for message in record.prompt],
@@ -447,12 +455,14 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError("the text holds bytes that are not UTF-8", hint="Type it again") from None
+        raise DataError(
+            "the text contains bytes that are not UTF-8", hint="Type it again"
+        ) from None
 
 
 def _check_key(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise DataError("the key of an answer must be a lower-case UUID")
+        raise DataError("the key of an act must be a lower-case UUID")
     return key
 
 
@@ -460,12 +470,12 @@ def _milliseconds(value: int | None) -> int | None:
     return None if value is None else max(0, min(value, LONGEST_MS))
 
 
-def _duel_line(duel: Duel) -> str:
-    better, share = (duel.first, duel.mean) if duel.mean >= 0.5 else (duel.second, 1 - duel.mean)
-    line = f"{better} wins {share:.0%} of {duel.n} items"
-    if duel.decided:
-        return f"{line}: decided at {duel.alpha:.0%} error, whenever one looks"
-    more = duel.more_votes()
+def _test_line(test: SequentialTest) -> str:
+    better, share = (test.first, test.mean) if test.mean >= 0.5 else (test.second, 1 - test.mean)
+    line = f"{better} wins {share:.0%} of {test.n} items"
+    if test.decided:
+        return f"{line}: decided at {test.alpha:.0%} error (anytime-valid)"
+    more = test.more_votes()
     return f"{line}: open; about {more} more would decide it" if more else f"{line}: open"
 
 

@@ -1,7 +1,6 @@
-"""Ranking in a terminal: plain lines in, plain lines out, so that ssh, pipes and screen readers
-work; the whole flow is typing.
+"""Rank in a terminal by typing plain lines, so that ssh, pipes and screen readers work.
 
-An answer is an order with what belongs to it on one line: `2>1=3 !3 # the code runs`.
+One line holds an order with its strength and comment: `2>1=3 !3 # the code runs`.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from time import monotonic
 from alignkit.collect.items import Presentation
 from alignkit.collect.log import new_id
 from alignkit.collect.markdown_ansi import BOLD, CYAN, DIM, RESET, marked, rendered
-from alignkit.collect.session import Answer, Entry, Session
+from alignkit.collect.session import Entry, Session, Submission
 from alignkit.errors import AlignkitError, DataError, UserError, did_you_mean
 from alignkit.store.visible import visible_line
 
-# A terminal sees no reading, only lines; a longer silence is a break, not work.
+# A terminal cannot see reading, only lines; a longer silence counts as a break.
 IDLE_MS = 5 * 60 * 1000
 WIDEST = 100
 
 HELP = """\
-  2>1=3      2 first, then 1 and 3 level; 213 is 2>1>3; * is all the others: 2>*
-  1          with two answers one number is enough
-  t          all level: a tie              b   none is acceptable; 'b 2>1' keeps an order too
-  !3         behind an order: how clear the difference is, 1 slightly to 4 vastly
-  # text     behind an order: a comment    2>1 !2 # cites a source
+  2>1=3      2 first, then 1 and 3 tied; 213 means 2>1>3; * means all the others: 2>*
+  1          with two completions one number is enough
+  t          tie all                       b   none is acceptable; 'b 2>1' adds an order
+  !3         after an order: how clear the difference is, 1 slightly to 4 vastly
+  # text     after an order: a comment     2>1 !2 # cites a source
   s [why]    skip this item                f why   flag it: something is wrong
-  u          undo the last answer          v   show the item again
-  m          Markdown rendered or raw      ?   this help
-  q          stop; everything is saved, the same command goes on from here
+  u          undo the last vote            v   show the item again
+  m          toggle rendered Markdown      ?   show this help
+  q          stop; everything is saved, and the same command resumes here
 """
 _LINE = re.compile(
     r"(?P<order>[^!#]*?)\s*(?:!\s*(?P<strength>[^\s#]*))?\s*(?:#\s*(?P<comment>.*))?$", re.DOTALL
@@ -41,19 +40,19 @@ _LINE = re.compile(
 
 
 class Quit(Exception):
-    """The annotator is done for now."""
+    """The annotator wants to stop."""
 
 
 @dataclass
 class Screen:
-    """Where lines come from and go to; colour only when somebody can see it."""
+    """Input and output of lines, in colour only where it can be seen."""
 
     read: Callable[[str], str]
     write: Callable[[str], None]
     colour: bool = True
 
     def put(self, text: str = "", style: str = "") -> None:
-        """One line or several."""
+        """Print one or more lines."""
         self.write(f"{style}{text}{RESET}" if style and self.colour and text else text)
 
 
@@ -69,7 +68,7 @@ class Terminal:
     _key: str = ""
 
     def run(self) -> None:
-        """Show, ask, store, until nothing is left or the annotator stops."""
+        """Show items and store votes until none is left or the annotator stops."""
         self.screen.put("Type ? for help, q to stop.", DIM)
         try:
             while (shown := self.session.next()) is not None:
@@ -81,10 +80,10 @@ class Terminal:
         else:
             self.screen.put("All done. Thank you.", BOLD)
         progress = self.session.progress()
-        self.screen.put(f"Saved votes of yours: {progress.mine}.")
+        self.screen.put(f"Your saved votes: {progress.mine}.")
 
     def _turn(self, shown: Presentation) -> None:
-        """One line of the annotator; a mistake is explained and nothing is lost."""
+        """Handle one line of the annotator; explain a mistake without losing anything."""
         line = self.screen.read(self._prompt(shown)).strip()
         if not line:
             return
@@ -104,27 +103,27 @@ class Terminal:
         return f"order ({places}) > "
 
     def _rank(self, shown: Presentation, line: str, *, all_bad: bool = False) -> None:
-        answer = replace(parse_line(line), all_bad=all_bad)
-        if not answer.order and not all_bad:
-            raise DataError("no order given", hint="2>1=3, or ? for help")
-        if answer.order[0:1].isalpha():
-            known = [name for name in COMMANDS if name.isalpha()]
+        vote = replace(parse_line(line), all_bad=all_bad)
+        if not vote.order and not all_bad:
+            raise DataError("no order given", hint="Type 2>1=3, or ? for help")
+        if vote.order[0:1].isalpha():
+            commands = [name for name in COMMANDS if name.isalpha()]
             raise DataError(
-                f"{answer.order.split()[0]!r} is neither an order nor a command"
-                + did_you_mean(answer.order, known),
+                f"{vote.order.split()[0]!r} is neither an order nor a command"
+                + did_you_mean(vote.order, commands),
                 hint="? shows both",
             )
-        self._store(shown, answer)
+        self._store(shown, vote)
         lengths = ", ".join(
             f"{place}: {count:,}" for place, count in enumerate(shown.characters(), start=1)
         )
         self.screen.put(f"  saved (characters {lengths})", DIM)
 
-    def _store(self, shown: Presentation, answer: Answer) -> None:
+    def _store(self, shown: Presentation, submission: Submission) -> None:
         wall = int((monotonic() - self._since) * 1000)
         self.session.submit(
             replace(
-                answer,
+                submission,
                 key=self._key,
                 ticket=shown.ticket,
                 active_ms=min(wall, IDLE_MS),
@@ -132,7 +131,7 @@ class Terminal:
             )
         )
 
-    def _all_level(self, shown: Presentation, rest: str) -> None:
+    def _tie_all(self, shown: Presentation, rest: str) -> None:
         order = "=".join(str(place) for place in range(1, len(shown.slots) + 1))
         self._rank(shown, f"{order} {rest}")
 
@@ -140,12 +139,12 @@ class Terminal:
         self._rank(shown, rest, all_bad=True)
 
     def _skip(self, shown: Presentation, rest: str) -> None:
-        self._store(shown, Answer("", "", "skip", reason=rest or None))
+        self._store(shown, Submission("", "", "skip", reason=rest or None))
         self.screen.put("  skipped", DIM)
 
     def _flag(self, shown: Presentation, rest: str) -> None:
         reason = rest or self.screen.read("what is wrong with it? > ").strip()
-        self._store(shown, Answer("", "", "flag", reason=reason))
+        self._store(shown, Submission("", "", "flag", reason=reason))
         self.screen.put("  flagged", DIM)
 
     def _undo(self, _shown: Presentation, _rest: str) -> None:
@@ -176,15 +175,15 @@ class Terminal:
         for turn in shown.prompt:
             self.screen.put(f"[{turn['role']}]", DIM)
             self._text(turn["text"])
-        for place, turns in enumerate(shown.answers, start=1):
-            self._rule(f"answer {place}", CYAN)
+        for place, turns in enumerate(shown.completions, start=1):
+            self._rule(f"completion {place}", CYAN)
             for turn in turns:
                 if len(turns) > 1:
                     self.screen.put(f"[{turn['role']}]", DIM)
                 self._text(turn["text"])
         self._rule()
         if (previous := self.session.previous()) is not None:
-            self.screen.put(f"  taken back: {said(previous)}", DIM)
+            self.screen.put(f"  undone: {as_typed(previous)}", DIM)
 
     def _text(self, text: str) -> None:
         wrapped = "\n".join(wrap(text, width()))
@@ -197,15 +196,20 @@ class Terminal:
         self.screen.put(head + "─" * (width() - len(head)), style if title else DIM)
 
 
-def parse_line(line: str) -> Answer:
-    """`2>1=3 !3 # comment` as an answer without its key and ticket."""
+def parse_line(line: str) -> Submission:
+    """Parse `2>1=3 !3 # comment` into a submission, still without key and ticket.
+
+    Raises DataError for a malformed line.
+    """
     match = _LINE.match(line.strip())
     if match is None:
-        raise DataError("order, then !strength, then # comment", hint="2>1 !3 # the code runs")
+        raise DataError(
+            "cannot read this line", hint="Type order, !strength, # comment: 2>1 !3 # runs"
+        )
     strength = match["strength"]
     if strength is not None and strength not in tuple("1234"):
-        raise DataError(f"!{strength}: the difference is 1 (slight) to 4 (vast)")
-    return Answer(
+        raise DataError(f"!{strength}: the difference must be 1 (slight) to 4 (vast)")
+    return Submission(
         key="",
         ticket="",
         order=match["order"].strip(),
@@ -214,8 +218,8 @@ def parse_line(line: str) -> Answer:
     )
 
 
-def said(entry: Entry) -> str:
-    """An answer as it would be typed."""
+def as_typed(entry: Entry) -> str:
+    """Format an act as the annotator would type it."""
     parts = [
         "b" if entry.all_bad else "",
         entry.order,
@@ -226,12 +230,12 @@ def said(entry: Entry) -> str:
 
 
 def width() -> int:
-    """Of the text: the terminal's, up to what reads well."""
+    """Return the width of text: the terminal's, up to a comfortable line length."""
     return min(WIDEST, shutil.get_terminal_size().columns)
 
 
 def wrap(text: str, columns: int) -> Iterator[str]:
-    """Lines of at most `columns` cells, broken at spaces; code and indented lines keep theirs."""
+    """Wrap lines at spaces to at most `columns` cells; code and indented lines stay as they are."""
     code = False
     for line in text.split("\n"):
         if line.lstrip().startswith(("```", "~~~")):
@@ -243,20 +247,20 @@ def wrap(text: str, columns: int) -> Iterator[str]:
 
 
 def _folded(line: str, columns: int) -> Iterator[str]:
-    here, cells = "", 0
+    folded, cells = "", 0
     for word in re.findall(r"\s*\S+", line) or [line]:
         wide = cells_of(word)
-        if here and cells + wide > columns:
-            yield here
+        if folded and cells + wide > columns:
+            yield folded
             word = word.lstrip()
-            here, cells = "", 0
+            folded, cells = "", 0
             wide = cells_of(word)
-        here, cells = here + word, cells + wide
-    yield here
+        folded, cells = folded + word, cells + wide
+    yield folded
 
 
 def cells_of(text: str) -> int:
-    """Columns that the text takes: East Asian characters two, combining marks none."""
+    """Count terminal columns: East Asian wide characters take two, combining marks none."""
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
         for sign in text
@@ -264,8 +268,8 @@ def cells_of(text: str) -> int:
 
 
 COMMANDS: dict[str, Callable[[Terminal, Presentation, str], None]] = {
-    "t": Terminal._all_level,
-    "0": Terminal._all_level,
+    "t": Terminal._tie_all,
+    "0": Terminal._tie_all,
     "b": Terminal._all_bad,
     "s": Terminal._skip,
     "f": Terminal._flag,

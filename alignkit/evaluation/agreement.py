@@ -1,8 +1,8 @@
-"""What annotators agree on, and which of them to look at again.
+"""Measure how far annotators agree and name those whose votes look careless.
 
-`agreement_report` returns the dictionary that `alignkit agreement` writes. Two candidates are one
-comparison with three answers; more are compared pair by pair for kappa, and as orders for tau-b, W
-and ordinal alpha. Values that do not exist are None.
+`agreement_report` returns the dictionary that `alignkit agreement` writes. Two candidates make one
+comparison with three outcomes. More candidates are compared pair by pair for kappa, and as orders
+for tau-b, W and ordinal alpha. Undefined values are None.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from alignkit.statistics.agreement_statistics import (
     mid_ranks,
 )
 from alignkit.statistics.distributions import sign_test
-from alignkit.statistics.intervals import Floats, wilson
+from alignkit.statistics.intervals import Floats, as_dict, wilson
 
 SCHEMA_VERSION = 1
 CATEGORIES = {1: 0, 0: 1, -1: 2}
@@ -40,12 +40,12 @@ CATEGORIES = {1: 0, 0: 1, -1: 2}
 def agreement_report(
     paths: str | Path | Sequence[str | Path], *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Read rankings and events and report how far the annotators agree, as JSON takes it."""
+    """Read rankings and events and return the agreement report, ready for JSON."""
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     ballots = read_ballots(files)
     annotators = [_annotator(name, ballots) for name in _names(ballots)]
-    drawing = Drawing(bootstrap, seed)
-    pairs = _pairs(ballots.votes, drawing)
+    bootstrap_of = ItemBootstrap(bootstrap, seed)
+    pairs = _pairs(ballots.votes, bootstrap_of)
     words = ["alignkit", "agreement", *map(str, files)]
     words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     return {
@@ -54,9 +54,9 @@ def agreement_report(
         "n_votes": len(ballots.votes),
         "annotators": annotators,
         "pairs": pairs,
-        "alpha": _alpha(ballots.votes, drawing),
-        "fleiss": _fleiss(ballots.votes, drawing),
-        **_concordance(ballots.votes, drawing),
+        "alpha": _alpha(ballots.votes, bootstrap_of),
+        "fleiss": _fleiss(ballots.votes, bootstrap_of),
+        **_concordance(ballots.votes, bootstrap_of),
         "suspicious": suspicious(annotators, pairs),
         "replaced": [str(problem) for problem in ballots.replaced],
         "inputs": ballots.inputs,
@@ -67,17 +67,17 @@ def agreement_report(
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How intervals are made: resamples of items, and their seed."""
+class ItemBootstrap:
+    """A percentile bootstrap over items, with its number of draws and its seed."""
 
     draws: int
     seed: int
 
-    def of(
+    def interval(
         self, statistic: Callable[[Floats], Floats], n_items: int
     ) -> tuple[float | None, dict[str, Any] | None]:
         value, ci = item_bootstrap(statistic, n_items, self.draws, self.seed)
-        return value, None if ci is None else ci.as_dict()
+        return value, as_dict(ci)
 
 
 def _names(ballots: Ballots) -> list[str]:
@@ -106,7 +106,7 @@ def _annotator(name: str, ballots: Ballots) -> dict[str, Any]:
 
 
 def first_shown(votes: Iterable[Vote]) -> dict[str, Any]:
-    """How often the candidate shown first beat more of the others than beat it; sign test."""
+    """Count how often the candidate shown first won more comparisons than it lost; sign test."""
     ahead = behind = 0
     for vote in votes:
         if not vote.shown or vote.shown[0] not in vote.ranks:
@@ -123,10 +123,10 @@ def first_shown(votes: Iterable[Vote]) -> dict[str, Any]:
 
 
 def _gold(votes: Iterable[Vote], expected: Mapping[str, Ranks]) -> dict[str, Any]:
-    """Share of the expected order's comparisons that the votes on gold items got right."""
-    known = [vote for vote in votes if vote.gold or vote.item in expected]
+    """Return the mean share of the expected comparisons that votes on gold items got right."""
+    on_gold = [vote for vote in votes if vote.gold or vote.item in expected]
     shares = []
-    for vote in known:
+    for vote in on_gold:
         if vote.item not in expected:
             continue
         truth = Vote("", "", vote.item, expected[vote.item]).categories()
@@ -134,11 +134,11 @@ def _gold(votes: Iterable[Vote], expected: Mapping[str, Ranks]) -> dict[str, Any
         common = truth.keys() & given.keys()
         if common:
             shares.append(fmean(truth[pair] == given[pair] for pair in common))
-    return {"n": len(known), "accuracy": fmean(shares) if shares else None}
+    return {"n": len(on_gold), "accuracy": fmean(shares) if shares else None}
 
 
 def _repeats(pairs: Sequence[tuple[Vote, Vote]]) -> dict[str, Any]:
-    """Share of comparisons that came out the same when the item was shown again."""
+    """Return the mean share of comparisons that came out the same when the item was repeated."""
     shares = []
     for first, again in pairs:
         before, after = first.categories(), again.categories()
@@ -151,22 +151,22 @@ def _repeats(pairs: Sequence[tuple[Vote, Vote]]) -> dict[str, Any]:
 # --- two annotators ------------------------------------------------------------------------------
 
 
-def _pairs(votes: Sequence[Vote], drawing: Drawing) -> list[dict[str, Any]]:
+def _pairs(votes: Sequence[Vote], bootstrap: ItemBootstrap) -> list[dict[str, Any]]:
     by_annotator: dict[str, dict[str, Vote]] = defaultdict(dict)
     for vote in votes:
         by_annotator[vote.annotator][vote.item] = vote
     if len(by_annotator.get("", ())) < sum(not vote.annotator for vote in votes):
-        del by_annotator[""]  # votes without a name are of several people
-    found = []
+        del by_annotator[""]  # unnamed votes come from several people
+    rows = []
     for x, y in combinations(sorted(by_annotator), 2):
         shared = sorted(by_annotator[x].keys() & by_annotator[y].keys())
         both = [(by_annotator[x][item], by_annotator[y][item]) for item in shared]
         if both:
-            found.append({"annotators": [x, y], **_pair(both, drawing)})
-    return found
+            rows.append({"annotators": [x, y], **_pair(both, bootstrap)})
+    return rows
 
 
-def _pair(both: Sequence[tuple[Vote, Vote]], drawing: Drawing) -> dict[str, Any]:
+def _pair(both: Sequence[tuple[Vote, Vote]], bootstrap: ItemBootstrap) -> dict[str, Any]:
     tables = [table for table in (_table(one, other) for one, other in both) if table.any()]
     taus = [_tau(one, other) for one, other in both if len(one.ranks) > 2]
     defined = [tau for tau in taus if not math.isnan(tau)]
@@ -174,7 +174,7 @@ def _pair(both: Sequence[tuple[Vote, Vote]], drawing: Drawing) -> dict[str, Any]
         empty = dict.fromkeys(("agreement", "kappa", "ci", "tau_b"))
         return {"n_items": len(both), **empty}
     stacked = np.stack(tables)
-    kappa, ci = drawing.of(lambda weights: cohen_kappa(stacked, weights), len(stacked))
+    kappa, ci = bootstrap.interval(lambda weights: cohen_kappa(stacked, weights), len(stacked))
     pooled = stacked.sum(axis=0)
     return {
         "n_items": len(both),
@@ -186,7 +186,7 @@ def _pair(both: Sequence[tuple[Vote, Vote]], drawing: Drawing) -> dict[str, Any]
 
 
 def _table(one: Vote, other: Vote) -> Floats:
-    """(3, 3) counts of the two annotators' answers on the comparisons both made."""
+    """Return (3, 3) counts of the two annotators' votes on the comparisons both made."""
     table = np.zeros((3, 3))
     x, y = one.categories(), other.categories()
     for pair in x.keys() & y.keys():
@@ -210,58 +210,57 @@ def _by_item(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
 
 
 def _comparisons(given: Sequence[Vote]) -> list[Floats]:
-    """(3,) counts of answers for each comparison of an item that two or more made."""
-    answers: dict[tuple[str, str], Floats] = defaultdict(lambda: np.zeros(3))
+    """Return (3,) counts of votes per comparison of an item, where at least two made it."""
+    votes: dict[tuple[str, str], Floats] = defaultdict(lambda: np.zeros(3))
     for vote in given:
         for pair, category in vote.categories().items():
-            answers[pair][CATEGORIES[category]] += 1
-    return [counts for counts in answers.values() if counts.sum() > 1]
+            votes[pair][CATEGORIES[category]] += 1
+    return [counts for counts in votes.values() if counts.sum() > 1]
 
 
 def _rank_counts(given: Sequence[Vote], highest: int) -> list[Floats]:
-    """(highest,) counts of dense ranks for each candidate of an item that two or more ranked."""
-    answers: dict[str, Floats] = defaultdict(lambda: np.zeros(highest))
+    """Return (highest,) counts of dense ranks per candidate, where at least two ranked it."""
+    votes: dict[str, Floats] = defaultdict(lambda: np.zeros(highest))
     for vote in given:
         dense = {rank: place for place, rank in enumerate(sorted(set(vote.ranks.values())))}
         for cid, rank in vote.ranks.items():
-            answers[cid][dense[rank]] += 1
-    return [counts for counts in answers.values() if counts.sum() > 1]
+            votes[cid][dense[rank]] += 1
+    return [counts for counts in votes.values() if counts.sum() > 1]
 
 
 def _units(of_items: Iterable[list[Floats]]) -> tuple[Floats, Any, int]:
-    """Counts of all units stacked, the item of each, and the number of items that have any."""
-    known = [units for units in of_items if units]
-    if not known:
+    """Return the counts of all units, the item number of each, and the number of items with any."""
+    items = [units for units in of_items if units]
+    if not items:
         return np.zeros((0, 0)), np.zeros(0, dtype=np.int64), 0
-    owner = np.repeat(np.arange(len(known)), [len(units) for units in known])
-    return np.concatenate([np.stack(units) for units in known]), owner, len(known)
+    owner = np.repeat(np.arange(len(items)), [len(units) for units in items])
+    return np.concatenate([np.stack(units) for units in items]), owner, len(items)
 
 
-def _alpha(votes: Sequence[Vote], drawing: Drawing) -> dict[str, Any]:
-    """Krippendorff's alpha: nominal when every item has two candidates, else of the ranks."""
+def _alpha(votes: Sequence[Vote], bootstrap: ItemBootstrap) -> dict[str, Any]:
+    """Return Krippendorff's alpha: nominal if every item has two candidates, else ordinal."""
     items = _by_item(votes)
     ordinal = any(len(vote.ranks) > 2 for vote in votes)
     if ordinal:
         highest = max(len(vote.ranks) for vote in votes)
-        found = _units(_rank_counts(given, highest) for given in items.values())
+        counts, owner, n_items = _units(_rank_counts(given, highest) for given in items.values())
     else:
-        found = _units(_comparisons(given) for given in items.values())
-    counts, owner, n_items = found
-    value, ci = drawing.of(
+        counts, owner, n_items = _units(_comparisons(given) for given in items.values())
+    value, ci = bootstrap.interval(
         lambda weights: krippendorff_alpha(counts, weights[:, owner], ordinal=ordinal), n_items
     )
     metric = "ordinal" if ordinal else "nominal"
     return {"metric": metric, "value": value, "ci": ci, "n_items": n_items}
 
 
-def _fleiss(votes: Sequence[Vote], drawing: Drawing) -> dict[str, Any]:
+def _fleiss(votes: Sequence[Vote], bootstrap: ItemBootstrap) -> dict[str, Any]:
     counts, owner, n_items = _units(_comparisons(given) for given in _by_item(votes).values())
-    value, ci = drawing.of(lambda weights: fleiss_kappa(counts, weights[:, owner]), n_items)
+    value, ci = bootstrap.interval(lambda weights: fleiss_kappa(counts, weights[:, owner]), n_items)
     return {"value": value, "ci": ci, "n_items": n_items}
 
 
-def _concordance(votes: Sequence[Vote], drawing: Drawing) -> dict[str, Any]:
-    """Mean Kendall's W of the items with more than two candidates, each by those who ranked all."""
+def _concordance(votes: Sequence[Vote], bootstrap: ItemBootstrap) -> dict[str, Any]:
+    """Return the mean Kendall's W of complete rankings of items with three or more candidates."""
     values = []
     for given in _by_item(votes).values():
         cids = sorted(set().union(*(vote.ranks for vote in given)))
@@ -269,8 +268,10 @@ def _concordance(votes: Sequence[Vote], drawing: Drawing) -> dict[str, Any]:
         if len(cids) > 2 and len(whole) > 1:
             ranks = np.stack([mid_ranks([vote.ranks[cid] for cid in cids]) for vote in whole])
             values.append(kendall_w(ranks))
-    known = np.array([value for value in values if not math.isnan(value)])
-    value, ci = drawing.of(lambda weights: weights @ known / weights.sum(axis=1), len(known))
+    defined = np.array([value for value in values if not math.isnan(value)])
+    value, ci = bootstrap.interval(
+        lambda weights: weights @ defined / weights.sum(axis=1), len(defined)
+    )
     return {"kendall_w": value, "kendall_w_ci": ci}
 
 
@@ -280,27 +281,30 @@ def _concordance(votes: Sequence[Vote], drawing: Drawing) -> dict[str, Any]:
 def suspicious(
     annotators: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """Annotators whose votes look careless, each with the number that says so."""
+    """Name the annotators whose votes look careless, each with the number that shows it."""
     times = [a["median_active_ms"] for a in annotators if a["median_active_ms"] is not None]
     usual = median(times) if len(times) > 2 else None
-    found = []
+    suspects = []
     for annotator in annotators:
         name = annotator["annotator"]
         reasons = [check(annotator) for check in _CHECKS]
         reasons += [_too_fast(annotator, usual), _out_of_step(name, pairs)]
-        found += [{"annotator": name, "reason": reason} for reason in reasons if reason]
-    return found
+        suspects += [{"annotator": name, "reason": reason} for reason in reasons if reason]
+    return suspects
 
 
 def _too_fast(annotator: Mapping[str, Any], usual: float | None) -> str | None:
     own = annotator["median_active_ms"]
     if usual is None or own is None or annotator["n"] < 10 or own >= usual / 3:
         return None
-    return f"takes {own / 1000:.1f} s for an item where {usual / 1000:.1f} s is usual"
+    return f"takes {own / 1000:.1f} s per item; the median annotator takes {usual / 1000:.1f} s"
 
 
 def _out_of_step(name: str, pairs: Sequence[Mapping[str, Any]]) -> str | None:
-    """Agreement with the others no better than chance, by the upper ends of its intervals."""
+    """Report an annotator who never agrees beyond chance while the others do.
+
+    Beyond chance means an interval of kappa above 0.
+    """
     own = [pair for pair in pairs if name in pair["annotators"] and pair["ci"] is not None]
     rest = [pair for pair in pairs if name not in pair["annotators"] and pair["ci"] is not None]
     if len(own) < 2 or not rest:
@@ -308,14 +312,15 @@ def _out_of_step(name: str, pairs: Sequence[Mapping[str, Any]]) -> str | None:
     if max(pair["ci"]["low"] for pair in own) > 0 or max(p["ci"]["low"] for p in rest) <= 0:
         return None
     kappa = fmean(pair["kappa"] for pair in own)
-    return f"agrees with nobody beyond chance (mean kappa {kappa:.2f}), while others agree"
+    return f"agrees with nobody beyond chance (mean kappa {kappa:.2f}), while the others agree"
 
 
 def _follows_the_order(annotator: Mapping[str, Any]) -> str | None:
     first = annotator["first_shown"]
     if first["p"] is None or first["p"] >= 0.01:
         return None
-    return f"prefers the side shown first in {100 * first['share']:.0f} % (p {first['p']:.1g})"
+    share = f"{100 * first['share']:.0f} %"
+    return f"prefers the completion shown first {share} of the time (p {first['p']:.1g})"
 
 
 def _misses_gold(annotator: Mapping[str, Any]) -> str | None:
@@ -330,7 +335,7 @@ def _contradicts_itself(annotator: Mapping[str, Any]) -> str | None:
     share, n = repeats["consistency"], repeats["n"]
     if share is None or n < 4 or wilson(share, n)[1] >= 0.8:
         return None
-    return f"repeats only {100 * share:.0f} % of {n} votes when asked again"
+    return f"gives the same vote on only {100 * share:.0f} % of {n} repeats"
 
 
 def _ties_everything(annotator: Mapping[str, Any]) -> str | None:
@@ -347,7 +352,7 @@ _CHECKS = (_follows_the_order, _misses_gold, _contradicts_itself, _ties_everythi
 
 
 def agreement_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report on one screen."""
+    """Format the report for one screen."""
     lines = [f"{report['n_items']} items, {report['n_votes']} votes"]
     alpha = report["alpha"]
     lines.append(
@@ -365,12 +370,12 @@ def agreement_lines(report: Mapping[str, Any]) -> list[str]:
             f"kappa {_shown(pair['kappa'], pair['ci'])}{tau}"
         )
     lines += _shortened(report["replaced"])
-    return [*lines, *(f"look at {s['annotator']}: {s['reason']}" for s in report["suspicious"])]
+    return [*lines, *(f"check {s['annotator']}: {s['reason']}" for s in report["suspicious"])]
 
 
 def _shortened(lines: Sequence[str], most: int = 5) -> list[str]:
     rest = len(lines) - most
-    return [*lines[:most], *([f"and {rest:,} more votes that a later one replaces"] * (rest > 0))]
+    return [*lines[:most], *([f"and {rest:,} more votes replaced by a later one"] * (rest > 0))]
 
 
 def _shown(value: float | None, ci: Mapping[str, Any] | None) -> str:

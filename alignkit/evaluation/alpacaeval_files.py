@@ -1,4 +1,4 @@
-"""Read the two side files of AlpacaEval's length control: difficulties and rows that regularise."""
+"""Read the two extra files of AlpacaEval's length control: difficulties and regulariser rows."""
 
 from __future__ import annotations
 
@@ -21,41 +21,43 @@ def _value(row: Row, key: str, where: str) -> float:
 
 
 def read_difficulty(path: str | Path) -> dict[str, float]:
-    """Prompt text -> difficulty, from rows of instruction and instruction_difficulty.
+    """Map prompt text to difficulty, from rows of instruction and instruction_difficulty.
 
-    A text that stands there several times has their mean: nothing says which one was meant.
+    A text that occurs several times gets the mean: nothing tells which row is meant.
     """
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for line, row in RowFile(path):
         where = f"{path}:{line}"
         text = row.get("instruction")
         if not isinstance(text, str):
-            raise DataError(f"'instruction' must be a text, not {shown(text)}", where=where)
-        found.setdefault(text, []).append(_value(row, "instruction_difficulty", where))
-    return {text: sum(values) / len(values) for text, values in found.items()}
+            raise DataError(f"'instruction' must be text, not {shown(text)}", where=where)
+        values.setdefault(text, []).append(_value(row, "instruction_difficulty", where))
+    return {text: sum(given) / len(given) for text, given in values.items()}
 
 
-def difficulties(prompts: Sequence[str | None], known: Mapping[str, float], path: str) -> Floats:
-    """The difficulty of each prompt, joined by its exact text."""
+def difficulties(
+    prompts: Sequence[str | None], difficulty_of: Mapping[str, float], path: str
+) -> Floats:
+    """Look up the difficulty of each prompt by its exact text."""
     values = []
     for text in prompts:
-        if text is None or text not in known:
-            shown = "a prompt without its text" if text is None else repr(text[:80])
+        if text is None or text not in difficulty_of:
+            prompt = "a prompt without text" if text is None else repr(text[:80])
             raise DataError(
-                f"no difficulty for {shown}", where=path, hint="Each prompt needs a row here"
+                f"no difficulty for {prompt}", where=path, hint="Add a row for each prompt"
             )
-        values.append(known[text])
+        values.append(difficulty_of[text])
     return np.array(values)
 
 
 def read_regulariser(path: str | Path) -> Regulariser:
-    """Rows of model, std_delta_len, instruction_difficulty and preference; total weight 0.2."""
+    """Read rows of model, std_delta_len, instruction_difficulty, preference; total weight 0.2."""
     keys = ("std_delta_len", "instruction_difficulty", "preference")
     values, models = [], set()
     for line, row in RowFile(path):
         where = f"{path}:{line}"
         if not isinstance(row.get("model"), str):
-            raise DataError(f"'model' must be a text, not {shown(row.get('model'))}", where=where)
+            raise DataError(f"'model' must be text, not {shown(row.get('model'))}", where=where)
         models.add(row["model"])
         values.append([_value(row, key, where) for key in keys])
         if not 0 <= values[-1][2] <= 1:

@@ -1,8 +1,8 @@
-"""What moved between two periods: prompts, completions and scores of an old and a new file.
+"""Detect drift between an old and a new file of prompts, completions and scores.
 
-Each number is compared by Kolmogorov–Smirnov and by population stability, and all words together by
-whether a classifier can tell old from new on texts it has not seen (Lopez-Paz & Oquab,
-arXiv:1610.06545). p-values are Holm-corrected over everything compared.
+Numbers are compared by the Kolmogorov–Smirnov test and the population stability index. Texts are
+compared by a classifier two-sample test: whether a classifier tells old from new on held-out texts
+(Lopez-Paz & Oquab, arXiv:1610.06545). p-values are Holm-corrected over everything compared.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from alignkit.statistics.distributions import (
     kolmogorov_tail,
     normal_two_sided,
 )
-from alignkit.statistics.intervals import Floats, wilson
+from alignkit.statistics.intervals import Floats, wilson_interval
 
 SCHEMA_VERSION = 1
 PSI_BINS = 10
-# Population stability below 0.1 is usually called no change, above 0.25 a large one.
+# By convention an index below 0.1 is no change, one above 0.25 a large change.
 PSI_LARGE = 0.25
 ALPHA = 0.01
 _WORD = re.compile(r"\w+")
@@ -41,7 +41,7 @@ MOST_TEXTS = 20_000
 
 
 def ks_test(old: Floats, new: Floats) -> tuple[float, float]:
-    """Largest gap between the two distribution functions, and its asymptotic p-value."""
+    """Return the largest gap between the distribution functions and its asymptotic p-value."""
     pooled = np.concatenate([old, new])
     pooled.sort()
     gaps = np.searchsorted(np.sort(old), pooled, side="right") / len(old)
@@ -52,19 +52,19 @@ def ks_test(old: Floats, new: Floats) -> tuple[float, float]:
 
 
 def stability_index(old: Floats, new: Floats, bins: int = PSI_BINS) -> float:
-    """Population stability: sum of (q - p) ln(q / p) over the old file's deciles."""
+    """Return the population stability index: sum of (q - p) ln(q / p) over the old deciles."""
     edges = np.unique(np.quantile(old, np.linspace(0, 1, bins + 1)[1:-1]))
     shares = []
     for sample in (old, new):
         counts = np.bincount(np.searchsorted(edges, sample, side="right"), minlength=len(edges) + 1)
-        # Half a count in each bin: an empty one would make the index infinite.
+        # Add half a count per bin: an empty bin would make the index infinite.
         shares.append((counts + 0.5) / (len(sample) + 0.5 * len(counts)))
     p, q = shares
     return float(((q - p) * np.log(q / p)).sum())
 
 
 def category_test(old: Sequence[str], new: Sequence[str]) -> tuple[float, float, str]:
-    """Cramér's V and its chi-squared p-value, and the category whose share changed most."""
+    """Return Cramér's V, its chi-squared p-value, and the category whose share changed most."""
     counts = [Counter(old), Counter(new)]
     names = sorted(counts[0] | counts[1])
     table = np.array([[count[name] for name in names] for count in counts], dtype=float)
@@ -81,7 +81,7 @@ def category_test(old: Sequence[str], new: Sequence[str]) -> tuple[float, float,
 
 
 def _bag(texts: Sequence[str]) -> Floats:
-    """Hashed word presence, (texts, HASHED), rows of unit length; the same on every machine."""
+    """Return hashed word presence (texts, HASHED), rows of unit length, alike on all machines."""
     rows = np.zeros((len(texts), HASHED))
     for row, text in zip(rows, texts, strict=True):
         for word in set(_WORD.findall(text.lower())):
@@ -91,10 +91,10 @@ def _bag(texts: Sequence[str]) -> Floats:
 
 
 def classifier_test(old: Sequence[str], new: Sequence[str], seed: int) -> dict[str, Any] | None:
-    """Balanced accuracy of telling old from new on held-out halves, and its p-value.
+    """Return the balanced accuracy of telling old from new on held-out halves, and its p-value.
 
-    A ridge classifier fitted on one half is tried on the other, both ways round. None for fewer
-    than ten texts a side.
+    A ridge classifier is fitted on each half and tested on the other. None with fewer than ten
+    texts on either side.
     """
     if min(len(old), len(new)) < 10:
         return None
@@ -110,18 +110,17 @@ def classifier_test(old: Sequence[str], new: Sequence[str], seed: int) -> dict[s
         right[held] = np.sign(guess) == side[held]
     shares = [float(right[side == one].mean()) for one in (-1.0, 1.0)]
     accuracy = sum(shares) / 2
-    # Under no change each side's guesses are coins: the balanced accuracy has this spread.
+    # Without drift every guess is a coin toss: the balanced accuracy has this standard error.
     spread = math.sqrt((0.25 / len(old) + 0.25 / len(new)) / 4)
-    low, high = wilson(accuracy, 1 / (4 * spread**2))
     z = (accuracy - 0.5) / spread
-    # Guessing wrong more often than chance is no evidence of a change.
+    # Guessing wrong more often than chance is no evidence of drift.
     p = normal_two_sided(z) / 2 if z > 0 else 1.0
-    ci = {"level": 0.95, "method": "wilson", "low": low, "high": high}
+    ci = wilson_interval(accuracy, 1 / (4 * spread**2)).as_dict()
     return {"accuracy": accuracy, "ci": ci, "p_value": p, "words": _moved_words(old, new)}
 
 
 def _ridge(features: Floats, side: Floats, held: Floats) -> Floats:
-    """Weighted ridge regression on +-1, both sides weighing the same."""
+    """Predict +-1 by ridge regression, with equal total weight on both sides."""
     weight = np.where(side > 0, 0.5 / np.mean(side > 0), 0.5 / np.mean(side < 0))
     design = np.column_stack([features, np.ones(len(features))])
     gram = (design * weight[:, None]).T @ design + np.eye(design.shape[1])
@@ -130,7 +129,7 @@ def _ridge(features: Floats, side: Floats, held: Floats) -> Floats:
 
 
 def _moved_words(old: Sequence[str], new: Sequence[str], most: int = 8) -> dict[str, list[str]]:
-    """Words whose share of texts rose and fell most, by z of the log odds with a half count."""
+    """Return the words whose share of texts rose and fell most, by the z of smoothed log odds."""
     counts = [
         Counter(w for t in side for w in set(_WORD.findall(t.lower()))) for side in (old, new)
     ]
@@ -162,17 +161,17 @@ def _as_text(value: Any) -> str | None:
 
 
 def _texts(row: Row) -> dict[str, str]:
-    """The prompt and the completion of a row of any kind."""
-    found = {}
+    """Return the prompt and the completion of a row of any kind."""
+    texts = {}
     for name, keys in TEXT_KEYS.items():
         text = next((t for key in keys if (t := _as_text(row.get(key))) is not None), None)
         if text is not None:
-            found[name] = text
+            texts[name] = text
     turns = row.get("messages") or row.get("conversations")
-    if isinstance(turns, list) and len(turns) > 1 and "prompt" not in found:
+    if isinstance(turns, list) and len(turns) > 1 and "prompt" not in texts:
         prompt, completion = _as_text(turns[:-1]), _as_text(turns[-1:])
-        found |= {"prompt": prompt or "", "completion": completion or ""}
-    return found
+        texts |= {"prompt": prompt or "", "completion": completion or ""}
+    return texts
 
 
 FEATURES: dict[str, Callable[[str], float]] = {
@@ -184,8 +183,8 @@ FEATURES: dict[str, Callable[[str], float]] = {
 }
 
 
-class Sample:
-    """One period: numbers, categories and texts by name."""
+class Period:
+    """The numbers, categories and texts of one file, by name."""
 
     def __init__(self, path: str | Path) -> None:
         self.file = RowFile(path)
@@ -210,7 +209,7 @@ class Sample:
                 self.categories.setdefault(key, []).append(str(value).lower())
             elif isinstance(value, int | float):
                 if not abs(value) <= LARGEST:
-                    raise DataError(f"{key!r} is {shown(value)}, which no measure comes near")
+                    raise DataError(f"{key!r} is {shown(value)}, beyond any plausible measurement")
                 self.numbers.setdefault(key, []).append(float(value))
             elif isinstance(value, str) and key in CATEGORY_KEYS:
                 self.categories.setdefault(key, []).append(value)
@@ -222,8 +221,8 @@ CATEGORY_KEYS = frozenset(
 
 
 def drift_report(old: str | Path, new: str | Path, *, seed: int = 0) -> dict[str, Any]:
-    """Compare two files of rows; `moved` says in words what changed, the largest first."""
-    before, after = Sample(old), Sample(new)
+    """Compare two files of rows; `moved` describes each change, the largest first."""
+    before, after = Period(old), Period(new)
     rows = [*_numbers(before, after), *_categories(before, after), *_words(before, after, seed)]
     if not rows:
         raise DataError(f"{old} and {new} have nothing in common to compare")
@@ -246,7 +245,7 @@ def _common(old: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) 
     return [name for name in old if len(old[name]) > 1 and len(new.get(name, ())) > 1]
 
 
-def _numbers(before: Sample, after: Sample) -> list[dict[str, Any]]:
+def _numbers(before: Period, after: Period) -> list[dict[str, Any]]:
     rows = []
     for name in _common(before.numbers, after.numbers):
         old, new = np.array(before.numbers[name]), np.array(after.numbers[name])
@@ -260,7 +259,7 @@ def _numbers(before: Sample, after: Sample) -> list[dict[str, Any]]:
     return rows
 
 
-def _categories(before: Sample, after: Sample) -> list[dict[str, Any]]:
+def _categories(before: Period, after: Period) -> list[dict[str, Any]]:
     rows = []
     for name in _common(before.categories, after.categories):
         old, new = before.categories[name], after.categories[name]
@@ -273,14 +272,14 @@ def _categories(before: Sample, after: Sample) -> list[dict[str, Any]]:
     return rows
 
 
-def _words(before: Sample, after: Sample, seed: int) -> list[dict[str, Any]]:
+def _words(before: Period, after: Period, seed: int) -> list[dict[str, Any]]:
     rows = []
     for name in _common(before.texts, after.texts):
         old, new = before.texts[name][:MOST_TEXTS], after.texts[name][:MOST_TEXTS]
-        found = classifier_test(old, new, seed)
-        if found is not None:
-            size = max(0.0, 2 * found["accuracy"] - 1)
-            rows.append({"name": f"{name} words", "kind": "words", "size": size, **found})
+        result = classifier_test(old, new, seed)
+        if result is not None:
+            size = max(0.0, 2 * result["accuracy"] - 1)
+            rows.append({"name": f"{name} words", "kind": "words", "size": size, **result})
     return rows
 
 
@@ -295,12 +294,13 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if row["kind"] == "category":
         shares = f"{100 * row['old']:.0f} % -> {100 * row['new']:.0f} %"
         return f"{row['name']}: share of {row['value']!r} {shares} (V {row['size']:.2f}, {p})"
-    words = [f"{what} {', '.join(found)}" for what, found in row["words"].items() if found]
-    told = f"{row['name']}: a classifier tells old from new {100 * row['accuracy']:.0f} % of times"
-    return f"{told} ({p}){'; ' + '; '.join(words) if words else ''}"
+    changes = [f"{change} {', '.join(words)}" for change, words in row["words"].items() if words]
+    accuracy = f"{100 * row['accuracy']:.0f} %"
+    sentence = f"{row['name']}: a classifier tells old from new with {accuracy} accuracy ({p})"
+    return "; ".join([sentence, *changes])
 
 
 def drift_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
+    """Format the report for people."""
     head = f"{report['n_old']} old rows, {report['n_new']} new, {len(report['compared'])} compared"
     return [head, *(report["moved"] or ["nothing moved beyond chance"])]

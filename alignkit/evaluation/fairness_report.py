@@ -1,4 +1,4 @@
-"""Files to fairness: judgements by group, labels by group, and rewritten prompts."""
+"""Build the fairness report from files: judgements per group, labels per group, swapped prompts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from alignkit.evaluation.fairness import (
 )
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.judgements import Judgements, read_judgements
-from alignkit.evaluation.report_files import write_whole
 from alignkit.evaluation.winrate import Pair, check_verdicts, pair_of, sides
+from alignkit.files.write import write_bytes
 
 SCHEMA_VERSION = 1
 
@@ -35,7 +35,7 @@ def fairness_report(
     labels: str | Path | None = None,
     swapped_judgements: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Win rates by group, error rates by group, and the change under exchanged terms."""
+    """Return win rates per group, error rates per group, and the change under swapped terms."""
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "group": group}
     report |= dict.fromkeys(("a", "b", "win_rates", "scores", "labels", "counterfactual"))
     if group is None and swapped_judgements is None:
@@ -64,24 +64,24 @@ def _pair(judgements: Judgements, a: str | None, b: str | None) -> Pair:
 
 
 def _scores(pair: Pair) -> dict[str, Any] | None:
-    """What judges that score answers gave each side by group; None where no row has scores.
+    """Return the mean score per judge, side and group; None if no row has scores.
 
-    Scores of different judges are on different scales: each judge stands by itself.
+    Judges score on different scales, so their scores are never pooled.
     """
     own = pair.judgements
-    found: dict[str, Any] = {}
+    by_judge: dict[str, Any] = {}
     groups = own.clusters
     for number in np.unique(own.judge):
         for side, column in ((pair.a, own.left_worth), (pair.b, own.right_worth)):
-            known = (own.judge == number) & ~np.isnan(column)
-            if groups is None or not known.any():
+            scored = (own.judge == number) & ~np.isnan(column)
+            if groups is None or not scored.any():
                 continue
-            # A prompt judged several times has one score.
-            prompts, first = np.unique(own.prompt[known], return_index=True)
+            # A prompt that was judged several times has one score.
+            prompts, first = np.unique(own.prompt[scored], return_index=True)
             names = [own.cluster_names[g] for g in groups[prompts]]
-            rates = group_rates(column[known][first], names, bounded=False)
-            found.setdefault(own.judges[number] or "judge", {})[side] = rates
-    return found or None
+            rates = group_rates(column[scored][first], names, bounded=False)
+            by_judge.setdefault(own.judges[number] or "judge", {})[side] = rates
+    return by_judge or None
 
 
 def _counterfactual(pair: Pair, other: Pair) -> dict[str, Any]:
@@ -91,25 +91,27 @@ def _counterfactual(pair: Pair, other: Pair) -> dict[str, Any]:
     }
     common = sorted(before.keys() & after.keys())
     if not common:
-        raise DataError("no prompt_id is in both the judgements and the swapped ones")
+        raise DataError("the judgements and the swapped judgements share no prompt_id")
     values = (np.array([side[name] for name in common]) for side in (before, after))
     return counterfactual_report(*values)
 
 
 def write_swapped(prompts: str | Path, swaps: Sequence[str], target: Path) -> int:
-    """Prompts with the terms exchanged, only those that hold one; how many there are."""
+    """Write the prompts that contain a term, with terms swapped; return their number."""
     table = parse_swaps(swaps)
     rows = [
-        changed for _line, row in RowFile(prompts) if (changed := _exchanged(row, table)) != row
+        changed
+        for _line, row in RowFile(prompts)
+        if (changed := _with_terms_swapped(row, table)) != row
     ]
     if not rows:
-        raise DataError("no prompt holds one of the terms", where=str(prompts))
-    write_whole(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        raise DataError("no prompt contains any of the terms", where=str(prompts))
+    write_bytes(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
     return len(rows)
 
 
-def _exchanged(row: Row, table: Mapping[str, str]) -> Row:
-    """The row with terms exchanged in its prompt's texts; names and ids stay."""
+def _with_terms_swapped(row: Row, table: Mapping[str, str]) -> Row:
+    """Return the row with terms swapped in the texts of its prompt; names and ids stay."""
     changed = dict(row)
     for key in ("prompt", "instruction", "input", "messages"):
         value = row.get(key)
@@ -126,7 +128,7 @@ def _exchanged(row: Row, table: Mapping[str, str]) -> Row:
 
 
 def fairness_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
+    """Format the report for people."""
     lines = []
     rates = report["win_rates"]
     if rates is not None:
@@ -146,7 +148,7 @@ def fairness_lines(report: Mapping[str, Any]) -> list[str]:
     change = report["counterfactual"]
     if change is not None:
         lines.append(
-            f"terms exchanged in {change['n']} prompts: {100 * change['moved']:.0f} % of scores "
+            f"terms swapped in {change['n']} prompts: {100 * change['moved']:.0f} % of scores "
             f"move, by {100 * change['mean_change']:+.1f} points on average"
         )
     return lines
@@ -158,8 +160,8 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
         + ("" if row["ci"] is None else f" [{row['ci']['low']:.3g}, {row['ci']['high']:.3g}]")
         + f"  n {row['n']}"
         for judge, sides in scores.items()
-        for side, found in sides.items()
-        for row in found["groups"]
+        for side, rates in sides.items()
+        for row in rates["groups"]
     ]
 
 

@@ -1,4 +1,4 @@
-"""What several judges agree on, and how one judge holds against people."""
+"""Measure how far judges agree with each other and with people."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from alignkit.statistics.agreement_statistics import (
     item_bootstrap,
     krippendorff_alpha,
 )
-from alignkit.statistics.intervals import Floats, Ints, interval
+from alignkit.statistics.intervals import Floats, Ints, as_dict, interval
 from alignkit.statistics.ppi import corrected_mean
 
-# Resampling agreement is a by-product of a report: it may not take longer than the report.
+# Agreement is a by-product of a report: its bootstrap must not take longer than the report.
 MOST_DRAWS = 500
 ROUNDING = 1e-12
 
 
 def _verdicts(scores: Floats) -> Ints:
-    """0 for a win of the left, 1 for a tie, 2 for a loss."""
+    """Return 0 for a win of the left side, 1 for a tie, 2 for a loss."""
     return np.where(np.abs(scores - 0.5) <= ROUNDING, 1, np.where(scores > 0.5, 0, 2))
 
 
 def _by_judge(judgements: Judgements) -> tuple[Ints, Floats, Ints]:
-    """Judges present, each one's mean score by comparison, (judges, comparisons), nan unknown, and
-    each comparison's prompt or cluster.
+    """Return judges, mean scores (judges, comparisons), and the cluster of each comparison.
 
-    A comparison is a prompt and two models, whichever a row names first.
+    A comparison is a prompt and two models, in either order. A missing score is nan. Without
+    clusters every prompt is its own.
     """
-    known = ~np.isnan(judgements.score)
-    low = np.minimum(judgements.left, judgements.right)[known]
-    high = np.maximum(judgements.left, judgements.right)[known]
+    usable = ~np.isnan(judgements.score)
+    low = np.minimum(judgements.left, judgements.right)[usable]
+    high = np.maximum(judgements.left, judgements.right)[usable]
     score = np.where(
-        judgements.left[known] == low, judgements.score[known], 1 - judgements.score[known]
+        judgements.left[usable] == low, judgements.score[usable], 1 - judgements.score[usable]
     )
     models = len(judgements.models)
-    key = (judgements.prompt[known] * models + low) * models + high
+    key = (judgements.prompt[usable] * models + low) * models + high
     keys, comparison = np.unique(key, return_inverse=True)
     prompt = keys // models**2
     group = prompt if judgements.clusters is None else judgements.clusters[prompt]
-    judges, judge = np.unique(judgements.judge[known], return_inverse=True)
+    judges, judge = np.unique(judgements.judge[usable], return_inverse=True)
     n = int(comparison.max(initial=-1)) + 1
     cell = judge * n + comparison
     counts = np.bincount(cell, minlength=len(judges) * n)
@@ -53,7 +53,7 @@ def _by_judge(judgements: Judgements) -> tuple[Ints, Floats, Ints]:
 
 
 def judge_agreement(judgements: Judgements, draws: int, seed: int) -> dict[str, Any] | None:
-    """Pairs of judges on the comparisons both made, and alpha over all; None for one judge."""
+    """Compare pairs of judges on shared comparisons, with alpha over all; None for one judge."""
     judges, scores, group = _by_judge(judgements)
     if len(judges) < 2:
         return None
@@ -70,7 +70,7 @@ def judge_agreement(judgements: Judgements, draws: int, seed: int) -> dict[str, 
     value, ci = item_bootstrap(
         lambda w: krippendorff_alpha(votes, w), len(votes), draws, seed, groups=owner
     )
-    alpha = {"value": value, "ci": None if ci is None else ci.as_dict(), "n": len(votes)}
+    alpha = {"value": value, "ci": as_dict(ci), "n": len(votes)}
     return {"pairs": pairs, "alpha": alpha | {"metric": "nominal"}}
 
 
@@ -87,22 +87,24 @@ def _pair(x: Floats, y: Floats, draws: int, seed: int, group: Ints) -> dict[str,
         "n": n,
         "agreement": float(np.mean(one == other)),
         "kappa": kappa,
-        "ci": None if ci is None else ci.as_dict(),
+        "ci": as_dict(ci),
     }
 
 
-def held_against(judge: Floats, human: Floats, clusters: Ints | None = None) -> dict[str, Any]:
-    """A judge's scores against people's by prompt, nan where unknown; two or more in common.
+def compare_with_people(
+    judge: Floats, human: Floats, clusters: Ints | None = None
+) -> dict[str, Any]:
+    """Compare a judge's scores with people's per prompt, nan where unknown; needs two in common.
 
-    accuracy counts prompts on which neither side tied; the win rate is people's, sharpened by the
-    judge's verdicts where nobody looked.
+    `accuracy` covers prompts where neither called a tie. `win_rate` is that of people, sharpened by
+    the judge's verdicts on prompts without a human vote.
     """
     both = ~np.isnan(human) & ~np.isnan(judge)
     one, other = _verdicts(judge[both]), _verdicts(human[both])
     decided = (one != 1) & (other != 1)
     right = (one == other)[decided].astype(float)
     groups = None if clusters is None else clusters[both]
-    found = interval("wilson", right, None if groups is None else groups[decided])
+    accuracy_ci = interval("wilson", right, None if groups is None else groups[decided])
     tables = np.zeros((len(one), 3, 3))
     tables[np.arange(len(one)), one, other] = 1
     kappa, ci = item_bootstrap(
@@ -112,9 +114,9 @@ def held_against(judge: Floats, human: Floats, clusters: Ints | None = None) -> 
     return {
         "n": int(both.sum()),
         "accuracy": float(right.mean()) if len(right) else None,
-        "accuracy_ci": None if found is None else found.as_dict(),
+        "accuracy_ci": as_dict(accuracy_ci),
         "kappa": kappa,
-        "kappa_ci": None if ci is None else ci.as_dict(),
+        "kappa_ci": as_dict(ci),
         "win_rate": corrected.value,
         "se": corrected.se,
         "ci": corrected.ci.as_dict(),

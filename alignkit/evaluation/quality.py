@@ -1,4 +1,4 @@
-"""What a policy's completions are like: length, variety, endings, refusals, and labels it gives."""
+"""Describe a policy's completions: length, variety, endings, refusals, labels and perplexity."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from alignkit.evaluation.text_metrics import METRICS, distinct_n, normalised
 from alignkit.statistics.distributions import t_quantile
 from alignkit.statistics.intervals import (
-    Floats,
+    Interval,
     as_dict,
     interval,
     mean_estimate,
     mean_interval,
-    wilson,
+    share_of,
 )
 
-# How refusals begin in English; a share to watch between runs, not a measure of safety.
+# Openings of refusals in English: a share to compare between runs, not a measure of safety.
 _REFUSAL = re.compile(
     r"^\W*(?:I'?m sorry|sorry,|I apologi[sz]e|as an AI|"
     r"I (?:can(?:no|')t|can not|won't|will not|am (?:unable|not able)|'m (?:unable|not able))"
@@ -31,12 +31,12 @@ _REFUSAL = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a completion opens like a refusal."""
+    """Return whether a completion opens like a refusal."""
     return _REFUSAL.search(text[:300].replace("’", "'")) is not None
 
 
 def text_quality(texts: Sequence[str], stopped: Sequence[bool] | None = None) -> dict[str, Any]:
-    """Length, distinct n-grams, equal completions, endings and refusals of a set of completions."""
+    """Measure length, distinct n-grams, duplicates, endings and refusals of completions."""
     lengths = [len(text) for text in texts]
     refusals = np.array([float(is_refusal(text)) for text in texts])
     return {
@@ -47,53 +47,42 @@ def text_quality(texts: Sequence[str], stopped: Sequence[bool] | None = None) ->
         "distinct_2": distinct_n(texts, 2),
         "distinct_texts": len(set(texts)) / len(texts) if texts else None,
         "eos_rate": fmean(map(float, stopped)) if stopped else None,
-        "refusals": _share(refusals),
+        "refusals": share_of(refusals),
     }
-
-
-def _share(values: Floats) -> dict[str, Any] | None:
-    if not len(values):
-        return None
-    share = float(values.mean())
-    low, high = wilson(share, len(values))
-    ci = {"level": 0.95, "method": "wilson", "low": low, "high": high}
-    return {"value": share, "ci": ci}
 
 
 def reference_scores(
     texts: Sequence[str], references: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    """Mean of each metric with its interval over prompts."""
-    found = {}
+    """Return the mean of each metric with its interval over prompts."""
+    scores = {}
     for name in metrics:
         values = np.array([METRICS[name](t, r) for t, r in zip(texts, references, strict=True)])
-        limits = interval("t", values)
-        ci = None if limits is None else limits.as_dict()
-        found[name] = {"mean": float(values.mean()), "ci": ci}
-    return found
+        scores[name] = {"mean": float(values.mean()), "ci": as_dict(interval("t", values))}
+    return scores
 
 
 def label_scores(given: Sequence[str], expected: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, and precision, recall and F1 of each label and their means over labels.
+    """Return accuracy, and precision, recall and F1 per label and averaged over labels.
 
-    Labels are compared after lower-casing and removing punctuation. A label that was never given
-    has no precision (null) and counts as 0 in the mean.
+    Labels are compared after lower-casing and removing punctuation. A label that was never
+    predicted has no precision (null), which counts as 0 in the average.
     """
-    ours, truth = [normalised(g) for g in given], [normalised(e) for e in expected]
+    predicted, truth = [normalised(g) for g in given], [normalised(e) for e in expected]
     rows: list[dict[str, Any]] = []
     for label in sorted(set(truth)):
-        hits = list(zip(ours, truth, strict=True)).count((label, label))
-        called, there = ours.count(label), truth.count(label)
+        hits = list(zip(predicted, truth, strict=True)).count((label, label))
+        n_predicted, n_true = predicted.count(label), truth.count(label)
         rows.append({
             "label": label,
-            "n": there,
-            "precision": hits / called if called else None,
-            "recall": hits / there,
-            "f1": 2 * hits / (called + there),
+            "n": n_true,
+            "precision": hits / n_predicted if n_predicted else None,
+            "recall": hits / n_true,
+            "f1": 2 * hits / (n_predicted + n_true),
         })  # fmt: skip
-    right = np.array([float(o == t) for o, t in zip(ours, truth, strict=True)])
+    right = np.array([float(p == t) for p, t in zip(predicted, truth, strict=True)])
     return {
-        "accuracy": _share(right),
+        "accuracy": share_of(right),
         "labels": rows,
         "macro": {
             key: fmean(float(row[key] or 0.0) for row in rows)
@@ -103,10 +92,10 @@ def label_scores(given: Sequence[str], expected: Sequence[str]) -> dict[str, Any
 
 
 def perplexity_report(logps: Sequence[float], tokens: Sequence[int]) -> dict[str, Any]:
-    """exp of the mean negative log-probability a token, its interval from whole completions.
+    """Return exp of the mean negative log-probability per token, with an interval over completions.
 
-    `logps` are sums over each completion's tokens (nats). The mean is a ratio of two sums, so its
-    error is that of the residuals logp - mean * tokens (Cochran, Sampling Techniques, 6.2).
+    `logps` are sums over the tokens of each completion (nats). The mean is a ratio of two sums, so
+    its error is that of the residuals -logp - mean * tokens (Cochran, Sampling Techniques, 6.2).
     """
     sums, counts = np.asarray(logps, dtype=float), np.asarray(tokens, dtype=float)
     total = float(counts.sum())
@@ -123,18 +112,17 @@ def perplexity_report(logps: Sequence[float], tokens: Sequence[int]) -> dict[str
         residuals = -sums - mean * counts
         se = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / total
         half = t_quantile(0.975, n - 1) * se
-        low, high = math.exp(mean - half), math.exp(mean + half)
-        report["ci"] = {"level": 0.95, "method": "t", "low": low, "high": high}
+        report["ci"] = Interval(0.95, "t", math.exp(mean - half), math.exp(mean + half)).as_dict()
     return report
 
 
 def log_ratio_report(
     logps: Sequence[float], reference: Sequence[float], tokens: Sequence[int]
 ) -> dict[str, Any]:
-    """Mean of log p - log reference a completion, in nats, with its t interval; and a token.
+    """Return the mean of log p - log reference, per completion with a t interval and per token.
 
-    On completions that p itself sampled this is the k1 estimate of KL(p || reference); on other
-    text it only says which of the two expects the text more.
+    Units are nats. On completions sampled from p this is the k1 estimate of KL(p || reference); on
+    other text it only shows which of the two models finds the text more likely.
     """
     ratios = np.asarray(logps, dtype=float) - np.asarray(reference, dtype=float)
     estimate = mean_estimate(ratios)
@@ -148,7 +136,7 @@ def log_ratio_report(
 
 
 def perplexity_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
+    """Format the report for people."""
     ci, reference = report["ci"], report["reference"]
     bounds = "" if ci is None else f" [{ci['low']:.2f}, {ci['high']:.2f}] 95 %"
     line = f"perplexity {report['perplexity']:.2f}{bounds}   {report['n']} completions, "
@@ -157,14 +145,14 @@ def perplexity_lines(report: Mapping[str, Any]) -> list[str]:
         ci = reference["ci"]
         bounds = "" if ci is None else f" [{ci['low']:.3f}, {ci['high']:.3f}] 95 %"
         lines.append(
-            f"log ratio to {reference['model']} {reference['log_ratio']:+.3f}{bounds} nats a "
-            f"completion, whose perplexity is {reference['perplexity']:.2f}"
+            f"log ratio to {reference['model']} {reference['log_ratio']:+.3f}{bounds} nats per "
+            f"completion; its perplexity is {reference['perplexity']:.2f}"
         )
     return lines
 
 
 def quality_lines(name: str, report: Mapping[str, Any]) -> list[str]:
-    """One policy's completions for people."""
+    """Format one policy's completions for people."""
     parts = [f"{report['n']} completions"]
     if report["length"]:
         parts.append(f"{report['length']['mean']:.0f} characters")

@@ -1,4 +1,4 @@
-"""Votes with what they were cast on: texts and models behind the candidates of each item."""
+"""Join votes with the texts and models of the candidates they were cast on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SCORES = {1: 1.0, 0: 0.5, -1: 0.0}
 
 
 @dataclass(frozen=True)
-class Item:
-    """What was ranked: the prompt, and each candidate's text and model, None when unknown."""
+class RankedItem:
+    """A ranked prompt with the text and model of each candidate; None for an unknown model."""
 
-    prompt: str  # names the conversation: roles and contents
-    shown: str  # the conversation's contents, for people
+    prompt: str  # identifies the conversation: roles and contents
+    shown: str  # the contents of the conversation, for people
     texts: Mapping[str, str]
     models: Mapping[str, str | None]
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
     """One vote on two candidates of different models; `first` is the cid shown first, if known."""
 
     vote: Vote
-    item: Item
+    item: RankedItem
     x: str
     y: str
     score: float  # P(x wins)
@@ -41,32 +41,32 @@ class Decision(NamedTuple):
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The turns as one text that names a prompt."""
+    """Join the turns into one text that identifies a prompt."""
     return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
 
 
-def read_items(paths: Sequence[str | Path], ballots: Ballots) -> dict[str, Item]:
-    """The items of candidates, rankings and events, by the name that their votes share."""
-    items: dict[str, Item] = {}
+def read_items(paths: Sequence[str | Path], ballots: Ballots) -> dict[str, RankedItem]:
+    """Read the items of candidates, rankings and events, by the name that their votes share."""
+    items: dict[str, RankedItem] = {}
     for path in paths:
         for line, row in VoteFile(path):
-            told = _told(row)
-            if told is None:
+            record = _record_with_texts(row)
+            if record is None:
                 continue
             try:
-                shown = shown_of(told)
+                shown = shown_of(record)
                 place = ballots.place(_name(row), Asked.of(shown.prompt, shown.candidates))
-                name, found = place.item, _item(shown, place.cids, fields.extra_of(told))
+                item = _item(shown, place.cids, fields.extra_of(record))
             except DataError as error:
                 raise error.at(f"{path}:{line}") from None
-            # Only the candidates' own record knows a category; events repeat the texts alone.
-            if row.get("kind") == "candidates" or name not in items:
-                items[name] = found
+            # Only a candidates record has a category; events repeat nothing but the texts.
+            if row.get("kind") == "candidates" or place.item not in items:
+                items[place.item] = item
     return items
 
 
-def _told(row: Row) -> Row | None:
-    """What holds the texts: the record, or the `extra` of an event that carries them."""
+def _record_with_texts(row: Row) -> Row | None:
+    """Return the part of the row that holds the texts: the record, or the `extra` of an event."""
     if row.get("kind") in ("candidates", "ranking"):
         return row
     if row.get("kind") != "event":
@@ -76,71 +76,74 @@ def _told(row: Row) -> Row | None:
 
 
 def _name(row: Row) -> str:
-    found = fields.text(row, "item") or fields.text(row, "id")
-    if not found:
-        raise DataError("neither 'item' nor 'id' says what was ranked")
-    return found
+    name = fields.text(row, "item") or fields.text(row, "id")
+    if not name:
+        raise DataError("needs an 'item' or an 'id' to identify what was ranked")
+    return name
 
 
-def _item(shown: Shown, cids: Mapping[str, str], extra: Mapping[str, Any]) -> Item:
+def _item(shown: Shown, cids: Mapping[str, str], extra: Mapping[str, Any]) -> RankedItem:
     prompt = [message.model_dump() for message in shown.prompt]
     texts = {cids[c.cid]: contents([m.model_dump() for m in c.messages]) for c in shown.candidates}
     models = {cids[c.cid]: c.model for c in shown.candidates}
-    return Item(conversation(prompt), contents(prompt), texts, models, extra)
+    return RankedItem(conversation(prompt), contents(prompt), texts, models, extra)
 
 
-def item_of(items: Mapping[str, Item], vote: Vote) -> Item:
-    """The item a vote was cast on; DataError when no file holds it."""
+def item_of(items: Mapping[str, RankedItem], vote: Vote) -> RankedItem:
+    """Return the item a vote was cast on; DataError if no file contains it."""
     if vote.item not in items:
         raise DataError(
-            f"the candidates of item {vote.item!r} are in none of the files",
+            f"none of the files contains the candidates of item {vote.item!r}",
             hint="Give the candidates file too",
         )
     item = items[vote.item]
-    strangers = sorted(vote.ranks.keys() - item.texts.keys())
-    if strangers:
+    unknown = sorted(vote.ranks.keys() - item.texts.keys())
+    if unknown:
         raise DataError(
-            f"a vote on item {vote.item!r} ranks {strangers[0]!r}, which is none of its candidates",
+            f"a vote on item {vote.item!r} ranks {unknown[0]!r}, which is not a candidate of it",
             hint="Give the candidates file that was ranked",
         )
     return item
 
 
 def decisions(paths: Sequence[str | Path], ballots: Ballots) -> Iterator[Decision]:
-    """Every standing vote pair by pair; two answers of one model say nothing about models.
+    """Yield every standing vote pair by pair, skipping pairs of one and the same model.
 
-    Items whose order is known beforehand test the annotator and are left out.
+    Gold items test the annotator, not the models, and are skipped too.
     """
     items = read_items(paths, ballots)
     for vote in ballots.votes:
         if vote.gold or vote.item in ballots.expected:
             continue
         item = item_of(items, vote)
-        # Two models may give the same answers: each vote speaks of those its own row names.
+        # Two models may give the same completion: a vote counts for the models its own row names.
         item = replace(item, models={**item.models, **vote.models}) if vote.models else item
         place = {cid: number for number, cid in enumerate(vote.shown)}
         for (x, y), category in vote.categories().items():
             _check_models(item, vote.item, (x, y))
             if item.models[x] == item.models[y]:
                 continue
-            known = x in place and y in place
-            first = min(x, y, key=place.__getitem__) if known else None
+            both_shown = x in place and y in place
+            first = min(x, y, key=place.__getitem__) if both_shown else None
             yield Decision(vote, item, x, y, SCORES[category], first)
 
 
-def _check_models(item: Item, name: str, cids: Sequence[str]) -> None:
+def _check_models(item: RankedItem, name: str, cids: Sequence[str]) -> None:
     for cid in cids:
         if not item.models[cid]:
             raise DataError(
-                f"candidate {cid!r} of item {name!r} names no model",
-                hint="A win rate needs to know whose answer it is: give each candidate a 'model'",
+                f"candidate {cid!r} of item {name!r} has no model",
+                hint="A win rate compares models: give each candidate a 'model'",
             )
 
 
 def read_decisions(paths: Sequence[str | Path]) -> tuple[list[Decision], list[dict[str, Any]]]:
-    """Decisions of all files together, as an undo in one reaches a vote in another; the inputs."""
+    """Read the decisions of all files together with the inputs of the report.
+
+    The files are read as one because an undo in one may concern a vote in another.
+    """
     ballots = read_ballots(paths)
-    found = list(decisions(paths, ballots))
-    if not found:
-        raise DataError("holds no vote between two models", where=", ".join(map(str, paths)))
-    return found, ballots.inputs
+    cast = list(decisions(paths, ballots))
+    if not cast:
+        raise DataError("contains no vote between two models", where=", ".join(map(str, paths)))
+    return cast, ballots.inputs

@@ -1,6 +1,6 @@
-"""How well scores agree with rankings: pair accuracy with an interval, by margin, calibration.
+"""Measure how well scores agree with rankings: pair accuracy, by margin, and calibration.
 
-numpy only; a ranking is `ranks` (1 is best) beside `scores`, both of length k.
+A ranking is a pair of `ranks` (1 is best) and `scores`, both of length k.
 """
 
 from __future__ import annotations
@@ -10,30 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from alignkit.statistics.intervals import interval
+from alignkit.statistics.intervals import Floats, Ints, as_dict, interval
 
-Floats = NDArray[np.float64]
 Ranked = tuple[Sequence[float], Sequence[float]]
 BUCKETS = 4
 
 
 @dataclass(frozen=True)
 class PairDifferences:
-    """score(better) - score(worse) of every strict pair, (pairs,), and the ranking it is from."""
+    """score(better) - score(worse) of every strict pair, (pairs,), and the index of its ranking."""
 
     difference: Floats
-    ranking: NDArray[np.int64]
+    ranking: Ints
 
     @property
     def correct(self) -> Floats:
-        """1 where the better one scored higher, 1/2 where both score alike, (pairs,)."""
+        """Return 1 where the better one scored higher, 1/2 where scores tie, (pairs,)."""
         return (self.difference > 0) + 0.5 * (self.difference == 0)
 
 
 def pair_differences(ranked: Sequence[Ranked]) -> PairDifferences:
-    """All strict pairs of all rankings."""
+    """Return all strict pairs of all rankings."""
     differences: list[float] = []
     origin: list[int] = []
     for index, (ranks, scores) in enumerate(ranked):
@@ -46,15 +44,16 @@ def pair_differences(ranked: Sequence[Ranked]) -> PairDifferences:
 
 
 def reward_accuracy(ranked: Sequence[Ranked]) -> dict[str, Any]:
-    """Accuracy with a 95 % interval that treats the pairs of a ranking as one cluster, mean
-    log-loss, accuracy by size of the score difference, and expected calibration error."""
+    """Return pair accuracy, log loss, accuracy by margin and expected calibration error.
+
+    The 95 % interval treats the pairs of a ranking as one cluster.
+    """
     pairs = pair_differences(ranked)
     if not len(pairs.difference):
         return {"accuracy": None, "pairs": 0}
-    found = interval("t", pairs.correct, pairs.ranking)
     return {
         "accuracy": float(pairs.correct.mean()),
-        "accuracy_ci": found.as_dict() if found else None,
+        "accuracy_ci": as_dict(interval("t", pairs.correct, pairs.ranking)),
         "pairs": len(pairs.difference),
         "loss": float(np.logaddexp(0.0, -pairs.difference).mean()),
         "by_margin": by_margin(pairs),
@@ -63,7 +62,7 @@ def reward_accuracy(ranked: Sequence[Ranked]) -> dict[str, Any]:
 
 
 def by_margin(pairs: PairDifferences) -> list[dict[str, float]]:
-    """Accuracy in equally filled buckets of |score difference|, small ones first."""
+    """Return the accuracy in equally filled buckets of |score difference|, smallest first."""
     order = np.argsort(np.abs(pairs.difference), kind="stable")
     return [
         {
@@ -78,9 +77,9 @@ def by_margin(pairs: PairDifferences) -> list[dict[str, float]]:
 
 
 def calibration_error(difference: Floats, bins: int = 10) -> float:
-    """Expected calibration error of P(better wins) = sigmoid(difference), arXiv:1706.04599.
+    """Return the expected calibration error of P(better wins) = sigmoid(difference).
 
-    Confidence is that of the side the model prefers, so it lies in [1/2, 1].
+    arXiv:1706.04599. Confidence is in the side the model prefers, so it lies in [1/2, 1].
     """
     confidence = 1 / (1 + np.exp(-np.abs(difference)))
     correct = (difference > 0) + 0.5 * (difference == 0)

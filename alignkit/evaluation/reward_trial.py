@@ -1,6 +1,6 @@
-"""A reward model on trial: accuracy, calibration, length, and what optimising against it buys.
+"""Evaluate a reward model: accuracy, calibration, length bias, and best-of-n optimisation.
 
-Everything here works on scores that are already there; `scored_rankings` in the command makes them.
+Everything here works on existing scores; `scored_rankings` of the command computes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 MARGIN_EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, math.inf)
 LENGTH_EDGES = (-math.inf, -2.0, -0.2, 0.2, 2.0, math.inf)
 
-# RewardBench's sections by subset (arXiv:2403.13787, table 1).
+# The subsets of RewardBench's sections (arXiv:2403.13787, table 1).
 REWARDBENCH = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy",
              "mt-bench-med", "mt-bench-medium"),
@@ -44,7 +44,7 @@ REWARDBENCH = {
 
 @dataclass(frozen=True)
 class ScoredRanking:
-    """A ranking with the reward model's score of each completion; `gold` where truth is known."""
+    """A ranking with the reward model's score per completion; `gold` scores if truth is known."""
 
     id: str
     scores: Sequence[float]
@@ -56,21 +56,21 @@ class ScoredRanking:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Each strict comparison of the rankings once, the better completion first; (n,) each."""
+    """All strict comparisons of the rankings, the better completion first; (n,) each."""
 
     margin: Floats  # score of the better minus score of the worse
-    longer: Floats  # log2 of the better's length over the worse's
-    group: Ints  # the ranking it came from
+    longer: Floats  # log2 of the length ratio, better over worse
+    group: Ints  # index of the ranking
     category: list[str | None]
 
     @property
     def right(self) -> Floats:
-        """1 where the model agrees, 1/2 where its scores tie."""
+        """Return 1 where the model agrees, 1/2 where its scores tie."""
         return np.asarray(0.5 * (1.0 + np.sign(self.margin)))
 
 
 def comparisons_of(rankings: Sequence[ScoredRanking]) -> Comparisons:
-    """All strict pairs of each ranking; ties say nothing about accuracy."""
+    """Return all strict pairs of each ranking; ties do not measure accuracy."""
     rows = []
     for group, ranking in enumerate(rankings):
         for i, j in combinations(range(len(ranking.ranks)), 2):
@@ -85,44 +85,40 @@ def comparisons_of(rankings: Sequence[ScoredRanking]) -> Comparisons:
 
 
 def reward_report(rankings: Sequence[ScoredRanking], *, seed: int = 0) -> dict[str, Any]:
-    """Accuracy by margin, length and category, calibration, length correlation, best of n."""
-    found = comparisons_of(rankings)
-    n = len(found.margin)
-    right = found.right
-    whole = _accuracy(right, found.group) if n else {"n": 0, "accuracy": None, "ci": None}
+    """Return accuracy by margin, length and category, calibration, length bias and best of n."""
+    pairs = comparisons_of(rankings)
+    n = len(pairs.margin)
+    right = pairs.right
+    whole = _accuracy(right, pairs.group) if n else {"n": 0, "accuracy": None, "ci": None}
     return {
         "schema_version": SCHEMA_VERSION,
         "n_rankings": len(rankings),
         **whole,
-        "ties": int(np.sum(found.margin == 0)),
+        "ties": int(np.sum(pairs.margin == 0)),
         "whole_rankings": _whole_rankings(rankings),
-        "by_margin": _by_edges(np.abs(found.margin), MARGIN_EDGES, right, found.group),
-        "by_length": _by_edges(found.longer, LENGTH_EDGES, right, found.group),
-        "per_category": _per_category(found, right),
-        "rewardbench": _rewardbench(found, right),
-        "calibration": _calibration(found.margin) if n else None,
-        "length": _length(rankings, found),
+        "by_margin": _by_edges(np.abs(pairs.margin), MARGIN_EDGES, right, pairs.group),
+        "by_length": _by_edges(pairs.longer, LENGTH_EDGES, right, pairs.group),
+        "per_category": _per_category(pairs, right),
+        "rewardbench": _rewardbench(pairs, right),
+        "calibration": _calibration(pairs.margin) if n else None,
+        "length": _length(rankings, pairs),
         "best_of_n": best_of_n(rankings),
         "seed": seed,
     }
 
 
 def _accuracy(right: Floats, group: Ints) -> dict[str, Any]:
-    """Share of comparisons the model gets right; those of a ranking stand together."""
-    found = interval("t", right, group)
-    if found is None or mean_estimate(right, group).se is None:
-        found = interval("wilson", right)
-    return {
-        "n": len(right),
-        "accuracy": float(right.mean()),
-        "ci": None if found is None else found.as_dict(),
-    }
+    """Return the share of comparisons the model gets right; a ranking is one cluster."""
+    ci = interval("t", right, group)
+    if ci is None or mean_estimate(right, group).se is None:
+        ci = interval("wilson", right)
+    return {"n": len(right), "accuracy": float(right.mean()), "ci": as_dict(ci)}
 
 
 def _whole_rankings(rankings: Sequence[ScoredRanking]) -> dict[str, Any]:
-    """Share of rankings of three or more whose whole order the scores keep."""
+    """Return the share of rankings of three or more whose complete order the scores reproduce."""
     long = [r for r in rankings if len(r.ranks) > 2]
-    kept = [
+    correct = [
         float(all(
             (r.scores[i] - r.scores[j]) * (r.ranks[j] - r.ranks[i]) > 0
             for i, j in combinations(range(len(r.ranks)), 2)
@@ -130,11 +126,10 @@ def _whole_rankings(rankings: Sequence[ScoredRanking]) -> dict[str, Any]:
         ))
         for r in long
     ]  # fmt: skip
-    found = interval("wilson", np.array(kept))
     return {
         "n": len(long),
-        "accuracy": fmean(kept) if kept else None,
-        "ci": None if found is None else found.as_dict(),
+        "accuracy": fmean(correct) if correct else None,
+        "ci": as_dict(interval("wilson", np.array(correct))),
     }
 
 
@@ -150,38 +145,39 @@ def _by_edges(
     return rows
 
 
-def _per_category(found: Comparisons, right: Floats) -> list[dict[str, Any]]:
-    names = sorted({name for name in found.category if name is not None})
+def _per_category(pairs: Comparisons, right: Floats) -> list[dict[str, Any]]:
+    names = sorted({name for name in pairs.category if name is not None})
     rows, p_values = [], []
     for name in names:
-        mask = np.array([own == name for own in found.category])
-        rows.append({"name": name, **_accuracy(right[mask], found.group[mask])})
-        p_values.append(mean_estimate(right[mask], found.group[mask]).p_half)
+        mask = np.array([own == name for own in pairs.category])
+        rows.append({"name": name, **_accuracy(right[mask], pairs.group[mask])})
+        p_values.append(mean_estimate(right[mask], pairs.group[mask]).p_half)
     return [row | {"p_holm": p} for row, p in zip(rows, holm(p_values), strict=True)]
 
 
-def _rewardbench(found: Comparisons, right: Floats) -> dict[str, float] | None:
-    """Section scores, each the mean over its comparisons; math and code weigh the same."""
+def _rewardbench(pairs: Comparisons, right: Floats) -> dict[str, float] | None:
+    """Return section scores, each the mean over its comparisons; math and code weigh the same."""
     shares = {
-        name: float(right[[own == name for own in found.category]].mean())
-        for name in {name for name in found.category if name is not None}
+        name: float(right[[own == name for own in pairs.category]].mean())
+        for name in {name for name in pairs.category if name is not None}
     }
     sections = {}
     for section, subsets in REWARDBENCH.items():
-        known = [name for name in subsets if name in shares]
-        counts = [found.category.count(name) for name in known]
-        if section == "Reasoning" and "math-prm" in known and len(known) > 1:
-            code = [name for name in known if name != "math-prm"]
-            weights = [found.category.count(name) for name in code]
+        present = [name for name in subsets if name in shares]
+        counts = [pairs.category.count(name) for name in present]
+        if section == "Reasoning" and "math-prm" in present and len(present) > 1:
+            code = [name for name in present if name != "math-prm"]
+            weights = [pairs.category.count(name) for name in code]
             coded = float(np.average([shares[name] for name in code], weights=weights))
             sections[section] = (shares["math-prm"] + coded) / 2
-        elif known:
-            sections[section] = float(np.average([shares[name] for name in known], weights=counts))
+        elif present:
+            means = [shares[name] for name in present]
+            sections[section] = float(np.average(means, weights=counts))
     return sections or None
 
 
 def _calibration(margin: Floats) -> dict[str, Any]:
-    """Each comparison seen from both sides, so that the curve has no side of its own."""
+    """Return calibration over each comparison and its mirror image, so that it favours no side."""
     both = np.concatenate([margin, -margin])
     outcomes = np.concatenate([np.ones(len(margin)), np.zeros(len(margin))])
     plain = calibration.probability(both)
@@ -198,18 +194,18 @@ def _calibration(margin: Floats) -> dict[str, Any]:
     }
 
 
-def _length(rankings: Sequence[ScoredRanking], found: Comparisons) -> dict[str, Any]:
-    """Does the score follow length? Within prompts, and where people preferred the shorter."""
+def _length(rankings: Sequence[ScoredRanking], pairs: Comparisons) -> dict[str, Any]:
+    """Measure length bias: correlation within prompts, and accuracy where the better is shorter."""
     scores, lengths = [], []
     for ranking in rankings:
         scores += (np.asarray(ranking.scores) - np.mean(ranking.scores)).tolist()
         lengths += (np.asarray(ranking.lengths) - np.mean(ranking.lengths)).tolist()
-    shorter, longer = found.longer < 0, found.longer > 0
+    shorter, longer = pairs.longer < 0, pairs.longer > 0
     return {
         "correlation_within_prompts": _correlation(scores, lengths),
         "people_prefer_longer": float(np.mean(longer)) if len(longer) else None,
-        "accuracy_where_better_is_longer": _mean(found.right[longer]),
-        "accuracy_where_better_is_shorter": _mean(found.right[shorter]),
+        "accuracy_where_better_is_longer": _mean(pairs.right[longer]),
+        "accuracy_where_better_is_shorter": _mean(pairs.right[shorter]),
     }
 
 
@@ -227,10 +223,10 @@ def _mean(values: Floats) -> float | None:
 
 
 def expected_best(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
-    """Mean gold score of the proxy's favourite among n of these, over all subsets of n.
+    """Return the mean gold score of the proxy's best of n, over all subsets of size n.
 
-    Without simulation (Nakano et al., arXiv:2112.09332, appendix I): the k-th lowest of N is the
-    favourite of C(k-1, n-1) of the C(N, n) subsets.
+    No simulation is needed (Nakano et al., arXiv:2112.09332, appendix I): the k-th lowest of N
+    completions is the best of C(k-1, n-1) of the C(N, n) subsets.
     """
     order = np.argsort(proxy, kind="stable")
     total = math.comb(len(order), n)
@@ -239,23 +235,23 @@ def expected_best(proxy: Sequence[float], gold: Sequence[float], n: int) -> floa
 
 
 def best_of_n(rankings: Iterable[ScoredRanking]) -> list[dict[str, Any]]:
-    """The proxy's score as n grows and, over prompts whose gold is known, the gold score.
+    """Return the proxy score of best of n as n grows and, where gold is known, the gold score.
 
-    kl = ln n - (n-1)/n is how far best of n moves from the policy it samples (arXiv:2009.01325).
-    A gold score that falls while the proxy's rises is over-optimisation; without any gold it is
-    null, and the curve says only what there is to gain by the proxy's own lights.
+    kl = ln n - (n-1)/n is the KL of best of n from the policy it samples (arXiv:2009.01325). A gold
+    score that falls while the proxy score rises is over-optimisation. Without gold scores the
+    gold score is null and the curve shows only the gain by the proxy itself.
     """
     every = list(rankings)
-    known = [r for r in every if r.gold is not None] or [r for r in every if len(r.scores) > 2]
-    if not known:
+    usable = [r for r in every if r.gold is not None] or [r for r in every if len(r.scores) > 2]
+    if not usable:
         return []
     rows = []
-    for n in _powers_of_two(min(len(r.scores) for r in known)):
+    for n in _powers_of_two(min(len(r.scores) for r in usable)):
         rows.append({
             "n": n,
             "kl": math.log(n) - (n - 1) / n,
-            "proxy": fmean(expected_best(r.scores, r.scores, n) for r in known),
-            **_gold_of_best(known, n),
+            "proxy": fmean(expected_best(r.scores, r.scores, n) for r in usable),
+            **_gold_of_best(usable, n),
         })  # fmt: skip
     return rows
 
@@ -274,10 +270,10 @@ def _powers_of_two(most: int) -> list[int]:
 
 
 def rmbench_matrix(rows: Iterable[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
-    """RM-Bench (arXiv:2410.16184): accuracy by the style of both sides.
+    """Return RM-Bench's accuracy by the style of both sides (arXiv:2410.16184).
 
-    A row is the scores of the chosen and of the rejected completion, one a style, from plain to
-    fancy. easy: the chosen one is fancier; hard: the rejected one is.
+    A row holds the scores of the chosen and of the rejected completion, one per style, from plain
+    to fancy. `easy`: the chosen one is fancier; `hard`: the rejected one is.
     """
     wins = [np.greater.outer(np.asarray(chosen), np.asarray(rejected)) for chosen, rejected in rows]
     matrix = np.mean(wins, axis=0)
@@ -292,7 +288,7 @@ def rmbench_matrix(rows: Iterable[tuple[Sequence[float], Sequence[float]]]) -> d
 
 
 def reward_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
+    """Format the report for people."""
     ci = report["ci"]
     head = f"{report['n']} comparisons in {report['n_rankings']} rankings"
     if report["accuracy"] is None:

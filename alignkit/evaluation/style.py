@@ -1,8 +1,8 @@
-"""What a verdict may follow besides worth: the length and the markup of the two completions.
+"""Compute style covariates: differences in length and markup that may sway a verdict.
 
-The differences enter Bradley–Terry as covariates, as in Chatbot Arena's style control (Li et al.,
-"Does style matter?", 2024): (left - right) / (left + right), here in units of its root mean square.
-It is not centred: turning a row round must turn its differences round and change nothing else.
+They enter Bradley–Terry as in Chatbot Arena's style control (Li et al., "Does style matter?",
+2024): (left - right) / (left + right), here in units of its root mean square. They are not centred:
+swapping the sides of a row must flip the sign of its differences and change nothing else.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ COVARIATES: dict[str, Callable[[str], int]] = {
 
 
 def covariate_names(given: str) -> tuple[str, ...]:
-    """`length,bold` as names; `style` stands for all of them."""
+    """Parse `length,bold` into names; `style` means all of them."""
     names = tuple(COVARIATES) if given == "style" else tuple(given.split(","))
     for name in names:
         pick(COVARIATES, name, what="covariate")
     if len(set(names)) < len(names):
-        raise RecipeError(f"--covariates {given!r} names one twice")
+        raise RecipeError(f"--covariates {given!r} repeats a name")
     return names
 
 
 def needs_texts(names: Sequence[str]) -> bool:
-    """Whether more than the lengths has to be known."""
+    """Return whether the covariates need the texts, not only their lengths."""
     return any(name != "length" for name in names)
 
 
 def differences(judgements: Judgements, names: Sequence[str]) -> Floats:
-    """(n, k) relative differences left minus right, each column with root mean square 1."""
+    """Return relative differences left - right (n, k), each column with root mean square 1."""
     columns = [_column(judgements, name) for name in names]
-    found = np.stack(columns, axis=1)
-    spread = np.sqrt(np.mean(found**2, axis=0))
-    return np.asarray(found / np.where(spread > 0, spread, 1.0))
+    matrix = np.stack(columns, axis=1)
+    spread = np.sqrt(np.mean(matrix**2, axis=0))
+    return np.asarray(matrix / np.where(spread > 0, spread, 1.0))
 
 
 def _column(judgements: Judgements, name: str) -> Floats:
@@ -60,8 +60,8 @@ def _column(judgements: Judgements, name: str) -> Floats:
     if unknown.any():
         prompt = judgements.prompts[judgements.prompt[int(np.argmax(unknown))]]
         raise DataError(
-            f"prompt {prompt!r} has no outputs to take {name!r} of",
-            hint="Covariates need the texts of both sides; length takes len_a and len_b too",
+            f"prompt {prompt!r} has no outputs to measure {name!r} on",
+            hint="Covariates need the texts of both sides; length also accepts len_a and len_b",
         )
     total = left + right
     return np.asarray((left - right) / np.where(total > 0, total, 1.0))

@@ -1,7 +1,7 @@
-"""How close a completion is to a reference: exact match, token F1, ROUGE, and BLEU, chrF.
+"""Compare a completion with a reference: exact match, token F1, ROUGE, BLEU and chrF.
 
-BLEU and chrF are sacrebleu's (`pip install 'alignkit[metrics]'`), so that numbers compare with
-published ones; the others are a few lines each and their definition stands beside them.
+BLEU and chrF are sacrebleu's (`pip install 'alignkit[metrics]'`), so that scores are comparable
+with published ones; each of the others is defined in its docstring.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Lower case without punctuation, articles and extra spaces (SQuAD, arXiv:1606.05250)."""
+    """Lower-case and remove punctuation, articles and extra spaces (SQuAD, arXiv:1606.05250)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_match(text: str, reference: str) -> float:
-    """1 when both are the same after `normalised`, else 0."""
+    """Return 1 if both are the same after `normalised`, else 0."""
     return float(normalised(text) == normalised(reference))
 
 
 def token_f1(text: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the normalised words (SQuAD)."""
+    """Return the harmonic mean of precision and recall of the normalised words (SQuAD)."""
     return _f1(Counter(normalised(text).split()), Counter(normalised(reference).split()))
 
 
-def _f1(ours: Counter[Any], theirs: Counter[Any]) -> float:
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = (ours & theirs).total()
-    return 2 * common / (ours.total() + theirs.total())
+def _f1(counts: Counter[Any], reference: Counter[Any]) -> float:
+    if not counts or not reference:
+        return float(counts == reference)
+    common = (counts & reference).total()
+    return 2 * common / (counts.total() + reference.total())
 
 
 def rouge_n(text: str, reference: str, n: int = 1) -> float:
-    """ROUGE-n F1 of lower-case alphanumeric words, without stemming (Lin 2004)."""
-    ours, theirs = (_WORDS.findall(side.lower()) for side in (text, reference))
-    return _f1(_ngrams(ours, n), _ngrams(theirs, n))
+    """Return ROUGE-n F1 of lower-case alphanumeric words, without stemming (Lin 2004)."""
+    words, expected = (_WORDS.findall(side.lower()) for side in (text, reference))
+    return _f1(_ngrams(words, n), _ngrams(expected, n))
 
 
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -54,18 +54,18 @@ def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """ROUGE-L F1: the longest common subsequence of words, over both lengths (Lin 2004)."""
-    ours, theirs = (_WORDS.findall(side.lower()) for side in (text, reference))
-    if not ours or not theirs:
-        return float(ours == theirs)
-    row = [0] * (len(theirs) + 1)
-    for word in ours:
+    """Return ROUGE-L F1: the longest common subsequence of words over both lengths (Lin 2004)."""
+    words, expected = (_WORDS.findall(side.lower()) for side in (text, reference))
+    if not words or not expected:
+        return float(words == expected)
+    row = [0] * (len(expected) + 1)
+    for word in words:
         diagonal = 0
-        for i, other in enumerate(theirs, start=1):
+        for i, other in enumerate(expected, start=1):
             above = row[i]
             row[i] = diagonal + 1 if word == other else max(above, row[i - 1])
             diagonal = above
-    return 2 * row[-1] / (len(ours) + len(theirs))
+    return 2 * row[-1] / (len(words) + len(expected))
 
 
 @lru_cache(maxsize=2)
@@ -80,19 +80,19 @@ def _sacrebleu(metric: str, **settings: Any) -> Any:
 
 
 def bleu(text: str, reference: str) -> float:
-    """Sentence BLEU with effective order, 0 to 1."""
+    """Return sentence BLEU with effective order, 0 to 1."""
     return float(
         _sacrebleu("BLEU", effective_order=True).sentence_score(text, [reference]).score / 100
     )
 
 
 def chrf(text: str, reference: str) -> float:
-    """Sentence chrF, 0 to 1."""
+    """Return sentence chrF, 0 to 1."""
     return float(_sacrebleu("CHRF").sentence_score(text, [reference]).score / 100)
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
-    """Share of different word n-grams among all of them (Li et al., arXiv:1510.03055)."""
+    """Return the share of distinct word n-grams among all n-grams (Li et al., arXiv:1510.03055)."""
     grams: Counter[tuple[str, ...]] = Counter()
     for text in texts:
         grams.update(_ngrams(text.split(), n))

@@ -1,4 +1,4 @@
-"""Reports as a few lines for people; the numbers are those of the JSON."""
+"""Format a win-rate report as a few lines for people; the numbers are those of the JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_PAIRS = 10
 
 
 def visible(text: str) -> str:
-    """The text with control characters and direction overrides as their code points."""
+    """Spell out control characters and direction overrides as code points."""
     return "".join(
         f"[U+{ord(mark):04X}]"
         if unicodedata.category(mark) in ("Cc", "Cf", "Cs") and mark not in "\n\t"
@@ -20,14 +20,14 @@ def visible(text: str) -> str:
 
 
 def winrate_lines(report: Report) -> list[str]:
-    """The win rate of two models on one screen, or the ratings of many."""
+    """Format the win rate of two models for one screen, or the ratings of many."""
     if report["a"] is None or report["b"] is None:
         parts = _matrix_lines(report), _against(report), _people(report), _usage(report)
         return [*(line for part in parts for line in part), *_warnings(report)]
-    lines = [_who(report), _headline(report), *_length(report), _position(report)]
-    lines += [_failures(report), _distance(report["a"], report["b"], report["kl"])]
+    lines = [_title(report), _headline(report), *_length(report), _position(report)]
+    lines += [_failures(report), _kl(report["a"], report["b"], report["kl"])]
     lines += [*_categories(report), *_by_judge(report["per_judge"])]
-    lines += [*_people(report), *_looked_early(report), *_usage(report)]
+    lines += [*_people(report), *_sequential(report), *_usage(report)]
     return [line for line in [*lines, *_warnings(report)] if line]
 
 
@@ -42,7 +42,7 @@ def _bracket(ci: Report | None) -> str:
 
 
 def _p(value: float | None) -> str:
-    """Two digits: 0.25, 0.031, and 1.0e-4 below a thousandth."""
+    """Format with two digits: 0.25, 0.031, and 1.0e-4 below a thousandth."""
     if value is None:
         return "unknown"
     if value < 1e-300:
@@ -67,7 +67,7 @@ def _judges(report: Report) -> str:
     return f", judge{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
-def _who(report: Report) -> str:
+def _title(report: Report) -> str:
     return (
         f"{report['a']} vs {report['b']}   {report['n_prompts']} prompts, "
         f"{_orders(report)}{_judges(report)}"
@@ -87,7 +87,7 @@ def _headline(report: Report) -> str:
     if bounds is None or bounds["low"] == bounds["high"]:
         return line
     return (
-        f"{line}\nprompts without a usable judgement could move it from "
+        f"{line}\nwith the prompts that have no usable judgement it could be anywhere from "
         f"{percent(bounds['low'])} to {percent(bounds['high'])}"
     )
 
@@ -100,14 +100,13 @@ def _length(report: Report) -> list[str]:
         parts.append(f"length-controlled {percent(length['lc_win_rate'])}{interval}")
     if length["ratio_median"] is not None:
         ratio = length["ratio_median"]
-        than = "longer" if ratio >= 1.005 else "as long"
-        parts.append(f"{report['a']} answers are {ratio:.2f}x {than} (median)")
+        parts.append(f"{report['a']} completions are {ratio:.2f}x as long (median)")
     lines = ["   ".join(parts)] if parts else []
     return [*lines, f"warning: {length['warning']}"] if length["warning"] else lines
 
 
 def _controlled(length: Report) -> list[str]:
-    """A policy's length-controlled rate over the baseline, where it was asked for."""
+    """Format a policy's length-controlled rate over the baseline, if requested."""
     if length["lc_win_rate"] is None:
         return []
     interval = "" if length["lc_ci"] is None else f" {_bracket(length['lc_ci'])}"
@@ -123,24 +122,26 @@ def _position(report: Report) -> str:
         first = percent(position["first_rate"], 0)
         parts.append(f"first-shown wins {first} (p {_p(position['p']).removeprefix('0')})")
     effect = report["mde_80"]
-    seen = "" if effect is None else f"smallest effect this run can see: {100 * effect:.1f} points"
-    return "   ".join(part for part in (", ".join(parts), seen) if part)
+    detectable = (
+        "" if effect is None else f"smallest effect this run can detect: {100 * effect:.1f} points"
+    )
+    return "   ".join(part for part in (", ".join(parts), detectable) if part)
 
 
 def _failures(report: Report) -> str:
-    """Why judgements failed, where a reason is known."""
+    """Format why judgements failed, if a reason is known."""
     reasons = report["failures"]
     if not reasons.keys() - {"no verdict"}:
         return ""
     return "failed: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items())
 
 
-def _distance(a: str, b: str, kl: Report | None) -> str:
+def _kl(a: str, b: str, kl: Report | None) -> str:
     if kl is None:
         return ""
     ci = kl["ci"]
     bounds = "" if ci is None else f" [{ci['low']:.3g}, {ci['high']:.3g}]"
-    return f"KL of {a} from {b} {kl['value']:.3g}{bounds} nats a completion"
+    return f"KL of {a} from {b} {kl['value']:.3g}{bounds} nats per completion"
 
 
 def _categories(report: Report) -> list[str]:
@@ -156,7 +157,7 @@ def _categories(report: Report) -> list[str]:
 
 
 def _by_judge(rows: list[Report] | None, indent: str = "  ") -> list[str]:
-    """The win rate by each judge alone."""
+    """Format the win rate by each judge alone."""
     width = max((len(row["judge"]) for row in rows or []), default=0)
     return [
         f"{indent}by {row['judge'] or '(no name)':<{width}}  {percent(row['win_rate']):>8}  "
@@ -166,7 +167,7 @@ def _by_judge(rows: list[Report] | None, indent: str = "  ") -> list[str]:
 
 
 def _people(report: Report) -> list[str]:
-    """How the judges agree with each other and with people."""
+    """Format the agreement of judges with each other and with people."""
     lines = []
     for pair in (report["agreement"] or {}).get("pairs", []):
         kappa = "unknown" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
@@ -185,38 +186,38 @@ def _people(report: Report) -> list[str]:
 
 
 def _usage(report: Report) -> list[str]:
-    """What asking the judges took."""
-    found = report["usage"]
-    if found is None:
+    """Format the tokens that the judges used, and their cost."""
+    usage = report["usage"]
+    if usage is None:
         return []
-    cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
-    read, written = found["prompt_tokens"], found["completion_tokens"]
+    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
+    read, written = usage["prompt_tokens"], usage["completion_tokens"]
     return [f"judges read {read:,} tokens and wrote {written:,}{cost}"]
 
 
-def _looked_early(report: Report) -> list[str]:
-    found = report["sequential"]
-    if found is None:
+def _sequential(report: Report) -> list[str]:
+    sequence = report["sequential"]
+    if sequence is None:
         return []
-    after = found["decided_after"]
-    when = "not decided yet" if after is None else f"decided after {after} {found['units']}"
-    return [f"valid however often looked at: {_bracket(found['ci'])} 95 %, {when}"]
+    after = sequence["decided_after"]
+    when = "not decided yet" if after is None else f"decided after {after} {sequence['units']}"
+    return [f"anytime-valid interval: {_bracket(sequence['ci'])} 95 %, {when}"]
 
 
 def _against(report: Report) -> list[str]:
-    """Each model against the baseline, then the differences prompt by prompt."""
-    found = report["against_baseline"]
-    if found is None:
+    """Format each model against the baseline, then the paired differences."""
+    compared = report["against_baseline"]
+    if compared is None:
         return []
     lines = []
-    for row in found["models"]:
+    for row in compared["models"]:
         rate = f"{percent(row['win_rate'])} {_bracket(row['ci'])}"
         lines.append(f"  {row['model']} vs {report['b']}: {rate}   n {row['n']}")
         lines += [f"    {text}" for text in _controlled(row["length"])]
         lines += _by_judge(row["per_judge"], "    ")
-        distance = _distance(row["model"], report["b"], row["kl"])
-        lines += [f"    {distance}"] if distance else []
-    for row in found["differences"]:
+        kl = _kl(row["model"], report["b"], row["kl"])
+        lines += [f"    {kl}"] if kl else []
+    for row in compared["differences"]:
         x, y = row["models"]
         gap = f"{100 * row['difference']:+.1f} points"
         p = f"p {_p(row['p_holm'])} (Holm), McNemar {_p(row['mcnemar']['p'])}"
@@ -232,16 +233,16 @@ def _matrix_lines(report: Report) -> list[str]:
         return [head, "no usable judgement"]
     order = sorted(range(len(matrix["models"])), key=lambda i: -matrix["rating"][i])
     width = max(len(name) for name in matrix["models"])
-    held = [f"{row['name']} {row['coef']:+.2f}" for row in matrix["covariates"]]
+    controlled = [f"{row['name']} {row['coef']:+.2f}" for row in matrix["covariates"]]
     lines = [head, *(_rated(matrix, i, width) for i in order)]
     lines += [f"  {text}" for text in [_failures(report)] if text]
-    if held:
-        lines.append(f"  held equal (log odds per spread): {', '.join(held)}")
+    if controlled:
+        lines.append(f"  held equal (log odds per standard deviation): {', '.join(controlled)}")
     return [*lines, *_rating_gaps(report)]
 
 
 def _rating_gaps(report: Report) -> list[str]:
-    """Every two models, where they are few and no baseline gives the sharper paired differences."""
+    """Format the difference of every two models, if few and without paired differences."""
     pairs = report["matrix"]["pairs"]
     if report["against_baseline"] is not None or not 1 < len(pairs) <= MOST_PAIRS:
         return []

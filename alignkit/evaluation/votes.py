@@ -1,7 +1,7 @@
-"""The votes that stand in files of rankings and events: taken back, repeated and replaced ones out.
+"""Read the standing votes of files of rankings and events: without undone or replaced ones.
 
-Votes on the same prompt and answers are votes on one item (`data.voting`), whatever the files call
-it; of the texts only digests are kept, as who said what is all that agreement needs.
+Votes on the same prompt and completions are votes on one item (`data.voting`), whatever name the
+files give it. Only digests of the texts stay in memory; agreement needs no more.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Ranks = dict[str, int]
 class Vote:
     """One annotator's ranks of one item: 1 is best, equal is a tie, missing is unranked.
 
-    `models`: the model behind each candidate, as far as the vote's own row says. `asked`: what it
-    was about, null when only another file holds the texts. `place`: (file, line).
+    `models`: the model of each candidate, where the vote's own row names it. `asked`: the item's
+    digests, None if only another file holds the texts. `place`: (file, line).
     """
 
     id: str
@@ -57,7 +57,7 @@ class Vote:
     place: tuple[str, int | None] = ("", None)
 
     def categories(self) -> dict[tuple[str, str], int]:
-        """1, 0 or -1 for each pair of ranked candidates in the order of their names."""
+        """Return 1, 0 or -1 for each pair of ranked candidates, in the order of their names."""
         cids = sorted(self.ranks)
         return {
             (x, y): (self.ranks[x] < self.ranks[y]) - (self.ranks[x] > self.ranks[y])
@@ -68,25 +68,25 @@ class Vote:
 
 @dataclass
 class Ballots:
-    """What a set of files holds: votes that stand, repeats of them, and what was not voted."""
+    """The contents of a set of files: standing votes, their repeats, skips and flags."""
 
     votes: list[Vote] = field(default_factory=list)
     repeats: list[tuple[Vote, Vote]] = field(default_factory=list)  # the first vote, its repeat
-    replaced: list[Problem] = field(default_factory=list)  # votes that a later one of a file undid
+    replaced: list[Problem] = field(default_factory=list)  # votes replaced by a later one
     skipped: Counter[str] = field(default_factory=Counter)
     flagged: Counter[str] = field(default_factory=Counter)
     expected: dict[str, Ranks] = field(default_factory=dict)  # gold ranks by item
     inputs: list[dict[str, Any]] = field(default_factory=list)
     items: Items = field(default_factory=Items)
-    asked: dict[str, Asked] = field(default_factory=dict)  # by the name that files give an item
+    asked: dict[str, Asked] = field(default_factory=dict)  # by the name that a file gives an item
 
     def place(self, name: str, asked: Asked | None) -> Place:
-        """The item that files call `name`; by its name alone where no file holds its texts."""
+        """Return the item that files call `name`; by name alone if no file holds its texts."""
         asked = asked or self.asked.get(name)
         return Place(name, {}) if asked is None else self.items.place(name, asked)
 
     def placed(self, vote: Vote) -> Vote:
-        """The vote under the names that all votes on its item share."""
+        """Return the vote under the names that all votes on its item share."""
         place = self.place(vote.item, vote.asked)
         return replace(
             vote,
@@ -99,9 +99,9 @@ class Ballots:
 
 
 def read_ballots(paths: Sequence[str | Path]) -> Ballots:
-    """Read rankings, events and (for the expected order of gold items) candidates, mixed.
+    """Read rankings, events and (for the expected order of gold items) candidates, in any mix.
 
-    Files of other formats that hold rankings or preferences are read as `alignkit data` does.
+    Rankings and preferences in other formats are read as `alignkit data` reads them.
     """
     if not paths:
         raise DataError("no file of rankings or events given")
@@ -110,21 +110,21 @@ def read_ballots(paths: Sequence[str | Path]) -> Ballots:
         file = VoteFile(path)
         for line, row in file:
             try:
-                taken = _READERS[_kind(row)](row, ballots)
+                vote = _READERS[_kind(row)](row, ballots)
                 replaced = fields.text(row, "supersedes")
             except DataError as error:
                 raise error.at(f"{path}:{line}") from None
             if replaced:
                 void.add(replaced)
-            if taken is not None:
-                cast.append(replace(taken, place=(str(path), line)))
+            if vote is not None:
+                cast.append(replace(vote, place=(str(path), line)))
         ballots.inputs.append(file.as_dict())
     _settle(ballots, [vote for vote in cast if vote.id not in void or not vote.id])
     return ballots
 
 
 class VoteFile:
-    """One input: iterate it once for (line, row), each row our own record as JSON."""
+    """One input file: iterate it once for (line, row), each row one of our records as JSON."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -140,12 +140,12 @@ class VoteFile:
             return
         self._read = 0
         for record in read_records(self.path, kinds=frozenset(_READERS) | {"preference"}):
-            known = ranking_of(record) if isinstance(record, Preference) else record
+            ranking = ranking_of(record) if isinstance(record, Preference) else record
             self._read += 1
-            yield line_of(record) or self._read, known.model_dump()
+            yield line_of(record) or self._read, ranking.model_dump()
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, digest and rows, for a report's list of inputs."""
+        """Return path, digest and rows, for a report's list of inputs."""
         if self._read is None:
             return self._own.as_dict()
         with open(self.path, "rb") as stream:
@@ -154,14 +154,13 @@ class VoteFile:
 
 
 def _settle(ballots: Ballots, standing: Sequence[Vote]) -> None:
-    """Votes on one item get one name; the last of each annotator counts; repeats go beside what
-    they repeat."""
+    """Keep the last vote per annotator and item, and pair repeats with their first vote."""
     placed = [ballots.placed(vote) for vote in standing]
     by_id = {vote.id: vote for vote in placed if vote.id}
     first = [vote for vote in placed if vote.repeat_of is None]
     counted = last_votes(first, lambda vote: (vote.annotator, vote.item))
     ballots.votes = counted.votes
-    # Whoever votes again on the page means to; in a file of rankings it may be a slip.
+    # Voting again on the page is intended; in a file of rankings it may be a mistake.
     ballots.replaced = [
         replaced_problem(one.annotator, (*one.place, one.ranks), (*other.place, other.ranks))
         for one, other in counted.replaced
@@ -181,13 +180,15 @@ def _kind(row: Row) -> str:
 def _read_ranking(row: Row, ballots: Ballots) -> Vote:
     item = fields.text(row, "item") or fields.text(row, "id")
     if not item:
-        raise DataError("a ranking needs an 'item' or an 'id' that says what was ranked")
+        raise DataError("a ranking needs an 'item' or an 'id' to identify what was ranked")
     annotator = fields.text(row, "annotator") or annotator_in(fields.extra_of(row)) or ""
-    return Vote("", annotator, item, fields.ranks(row.get("ranks")), **_told(item, row, ballots))
+    return Vote(
+        "", annotator, item, fields.ranks(row.get("ranks")), **_note_texts(item, row, ballots)
+    )
 
 
 def _read_event(row: Row, ballots: Ballots) -> Vote | None:
-    action = fields.one_of(row, "action", _ACTIONS, f"Known: {', '.join(_ACTIONS)}")
+    action = fields.one_of(row, "action", _ACTIONS, f"Use one of {', '.join(_ACTIONS)}")
     annotator = fields.word(row, "annotator")
     if action in ("skip", "flag"):
         (ballots.skipped if action == "skip" else ballots.flagged)[annotator] += 1
@@ -203,18 +204,18 @@ def _read_event(row: Row, ballots: Ballots) -> Vote | None:
         active_ms=fields.count(row, "active_ms"),
         gold=fields.flag(row, "gold") or False,
         repeat_of=fields.text(row, "repeat_of"),
-        **_told(item, fields.extra_of(row), ballots),
+        **_note_texts(item, fields.extra_of(row), ballots),
     )
 
 
 def _read_candidates(row: Row, ballots: Ballots) -> None:
-    _told(str(row.get("id")), row, ballots)
+    _note_texts(str(row.get("id")), row, ballots)
     if row.get("gold") is not None:
         ballots.expected[fields.word(row, "id")] = fields.ranks(row["gold"], "gold")
 
 
-def _told(name: str, row: Row, ballots: Ballots) -> dict[str, Any]:
-    """What a row with texts says of its item: `asked` and `models` of a vote."""
+def _note_texts(name: str, row: Row, ballots: Ballots) -> dict[str, Any]:
+    """Note the texts of a row under its item; return the vote's `asked` and `models`."""
     if row.get("prompt") is None or row.get("candidates") is None:
         return {}
     shown = fields.shown_of(row)

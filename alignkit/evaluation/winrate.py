@@ -1,8 +1,8 @@
-"""A win rate with everything needed to believe it: interval, test, bounds, position, length.
+"""Compute a win rate with everything needed to trust it: interval, test, bounds, position, length.
 
 `winrate_report` reads files of judgements and returns the dictionary that `alignkit eval winrate`
-writes. Rates are fractions; what cannot be known is None. `a` is the policy under test, `b` what
-it is compared with, and the win rate is P(a beats b).
+writes. Rates are fractions; an undefined value is None. `a` is the policy under test, `b` its
+opponent, and the win rate is P(a beats b).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alignkit import __version__
 from alignkit.errors import AlignkitError, DataError, RecipeError, pick
 from alignkit.evaluation import alpacaeval_files
-from alignkit.evaluation.judge_agreement import held_against, judge_agreement
+from alignkit.evaluation.judge_agreement import compare_with_people, judge_agreement
 from alignkit.evaluation.judgements import SIDED, Judgements, known_models, read_judgements
 from alignkit.evaluation.style import covariate_names, differences, needs_texts
 from alignkit.statistics import length_control as lc
@@ -27,10 +27,10 @@ from alignkit.statistics.bradley_terry import INTERVAL_METHODS, TIE_MODELS, Outc
 from alignkit.statistics.distributions import holm, normal_quantile, sign_test
 from alignkit.statistics.intervals import (
     INTERVALS,
-    Estimate,
     Floats,
     Interval,
     Ints,
+    MeanEstimate,
     as_dict,
     interval,
     mean_estimate,
@@ -42,36 +42,36 @@ from alignkit.statistics.sequential import confidence_sequence
 SCHEMA_VERSION = 1
 POWER = 0.8
 LEVEL = 0.95
-# Scores are means of a few judgements: this far from 1/2 is rounding, not a verdict.
+# Scores are means of a few judgements: a smaller distance from 1/2 is rounding, not a verdict.
 ROUNDING = 1e-12
 
 
 class NoVerdict(AlignkitError):
-    """Every judge that was asked failed: there is nothing to report."""
+    """Every judge failed on every judgement: there is nothing to report."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The judgements of a against b, all turned to a's side, and the score of each prompt."""
+    """The judgements of a against b, all with a on the left, and one score per prompt."""
 
     a: str
     b: str
-    judgements: Judgements  # left is a throughout
+    judgements: Judgements  # a is always on the left
     prompts: Ints  # (n,) numbers of the prompts with a usable judgement
-    scores: Floats  # (n,) mean of each one's usable judgements
-    n_unusable: int  # prompts of which every judgement failed
+    scores: Floats  # (n,) mean of the usable judgements per prompt
+    n_unusable: int  # prompts whose every judgement failed
     clusters: Ints | None  # (n,)
 
 
 def decided(scores: Floats) -> tuple[int, int, int]:
-    """Prompts won, tied and lost."""
+    """Count prompts won, tied and lost."""
     wins = int(np.sum(scores > 0.5 + ROUNDING))
     losses = int(np.sum(scores < 0.5 - ROUNDING))
     return wins, len(scores) - wins - losses, losses
 
 
 def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
-    """The pair's judgements, whichever of the two each row named first."""
+    """Select the judgements of a and b, in either order, and put a on the left."""
     number = {model: index for index, model in enumerate(judgements.models)}
     i, j = number[a], number[b]
     straight = (judgements.left == i) & (judgements.right == j)
@@ -91,12 +91,12 @@ def pair_of(judgements: Judgements, a: str, b: str) -> Pair:
 
 
 def _prompt_means(prompt: Ints, score: Floats, n_prompts: int) -> tuple[Ints, Floats]:
-    """Prompts with a known score, and the mean of each one's known scores."""
+    """Return the prompts with a score, and the mean of the scores of each."""
     usable = ~np.isnan(score)
     counts = np.bincount(prompt[usable], minlength=n_prompts)
     sums = np.bincount(prompt[usable], weights=score[usable], minlength=n_prompts)
-    known = np.flatnonzero(counts)
-    return known, sums[known] / counts[known]
+    scored = np.flatnonzero(counts)
+    return scored, sums[scored] / counts[scored]
 
 
 # --- ties ----------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _count(scores: Floats) -> tuple[Floats, Any]:
     return np.where(_is_tie(scores), 0.0, scores), np.ones(len(scores), dtype=bool)
 
 
-# Each gives the scores as they enter the win rate, and which prompts stay in it.
+# Each returns the scores as they enter the win rate, and a mask of the prompts that count.
 TIES = {"half": _half, "drop": _drop, "count": _count}
 
 
@@ -126,15 +126,15 @@ TIES = {"half": _half, "drop": _drop, "count": _count}
 
 
 def failed_bounds(scores: Floats, n_unusable: int) -> dict[str, float]:
-    """The win rate if every prompt without a usable judgement were lost, or won."""
+    """Return the win rate if every prompt without a usable judgement were lost, or won."""
     total, n = float(scores.sum()), len(scores) + n_unusable
     return {"low": total / n, "high": (total + n_unusable) / n}
 
 
 def p_against_half(
-    scores: Floats, clusters: Ints | None, ties: str, estimate: Estimate | None
+    scores: Floats, clusters: Ints | None, ties: str, estimate: MeanEstimate | None
 ) -> dict[str, Any] | None:
-    """Exact sign test on decided prompts; with clusters, which it cannot take, the t test."""
+    """Test against 1/2: the exact sign test on decided prompts or, with clusters, the t test."""
     if estimate is None:
         return None
     if clusters is not None:
@@ -144,22 +144,22 @@ def p_against_half(
 
 
 def position_of(judgements: Judgements) -> dict[str, float | None]:
-    """How much the verdict follows the place shown.
+    """Measure position bias.
 
-    consistency: share of prompts judged in both orders whose verdicts agree. first_rate: mean score
-    of the side shown first. p: sign test over prompts between those that favoured the side shown
-    first and those that did not, which both orders and repeated judges leave exact.
+    `consistency`: share of prompts judged in both orders whose verdicts agree. `first_rate`: mean
+    score of the side shown first. `p`: sign test over prompts, between those that favoured the side
+    shown first and those that did not; it stays exact with both orders and several judges.
     """
-    known = (judgements.first >= 0) & ~np.isnan(judgements.score)
-    if not known.any():
+    usable = (judgements.first >= 0) & ~np.isnan(judgements.score)
+    if not usable.any():
         return {"consistency": None, "first_rate": None, "p": None}
-    first, score = judgements.first[known], judgements.score[known]
-    # A prompt is judged once for each pair of models: several pairs are several comparisons.
+    first, score = judgements.first[usable], judgements.score[usable]
+    # A comparison is a prompt and a pair of models.
     models = len(judgements.models)
-    low = np.minimum(judgements.left, judgements.right)[known]
-    high = np.maximum(judgements.left, judgements.right)[known]
-    flip = judgements.left[known] != low
-    key = (judgements.prompt[known] * models + low) * models + high
+    low = np.minimum(judgements.left, judgements.right)[usable]
+    high = np.maximum(judgements.left, judgements.right)[usable]
+    flip = judgements.left[usable] != low
+    key = (judgements.prompt[usable] * models + low) * models + high
     _, comparison = np.unique(key, return_inverse=True)
     n = int(comparison.max()) + 1
     of_first = np.where(first == 1, score, 1.0 - score)
@@ -178,7 +178,7 @@ def position_of(judgements: Judgements) -> dict[str, float | None]:
 
 
 def _verdicts_by(index: Ints, score: Floats, n: int) -> Floats:
-    """-1, 0 or 1 for each of `n` comparisons by its mean score; nan where there is none."""
+    """Return -1, 0 or 1 for each of `n` comparisons by its mean score; nan without a score."""
     counts = np.bincount(index, minlength=n)
     sums = np.bincount(index, weights=score - 0.5, minlength=n)
     verdict = np.where(np.abs(sums) <= ROUNDING, 0.0, np.sign(sums))
@@ -186,7 +186,7 @@ def _verdicts_by(index: Ints, score: Floats, n: int) -> Floats:
 
 
 def lengths_of(pair: Pair) -> tuple[Floats, Floats]:
-    """Mean length of a's and of b's completion for each prompt of the pair, nan when unknown."""
+    """Return the mean lengths of a's and of b's completions per prompt, nan if unknown."""
     own, n = pair.judgements, len(pair.judgements.prompts)
     means = []
     for column in (own.left_length, own.right_length):
@@ -198,7 +198,7 @@ def lengths_of(pair: Pair) -> tuple[Floats, Floats]:
 
 
 def length_of(pair: Pair) -> dict[str, Any]:
-    """Mean lengths and their median ratio; the length-controlled keys are filled by the caller."""
+    """Return mean lengths and their median ratio, with empty length-controlled keys."""
     a, b = lengths_of(pair)
     both = ~np.isnan(a) & ~np.isnan(b)
     comparable = both & (b > 0)
@@ -219,34 +219,34 @@ def length_of(pair: Pair) -> dict[str, Any]:
 
 
 def anomalies_of(pair: Pair) -> dict[str, float | None]:
-    """Shares that make a win rate suspect: prompts with equal completions, one text everywhere."""
+    """Return shares that make a win rate suspect: equal completions, one text for many prompts."""
     own = pair.judgements
-    known = (own.left_hash != 0) & (own.right_hash != 0)
-    if not known.any():
+    hashed = (own.left_hash != 0) & (own.right_hash != 0)
+    if not hashed.any():
         return dict.fromkeys(("identical", "most_common_a", "most_common_b"))
     shares = []
-    for column in (own.left_hash[known], own.right_hash[known]):
+    for column in (own.left_hash[hashed], own.right_hash[hashed]):
         _, times = np.unique(column, return_counts=True)
         shares.append(float(times.max() / len(column)))
-    identical = float(np.mean(own.left_hash[known] == own.right_hash[known]))
+    identical = float(np.mean(own.left_hash[hashed] == own.right_hash[hashed]))
     return {"identical": identical, "most_common_a": shares[0], "most_common_b": shares[1]}
 
 
 def injections_of(pair: Pair) -> dict[str, float] | None:
-    """Share of each side's judged completions that talk to the judge; None when nobody looked."""
+    """Return the share of each side's completions that address the judge; None if not checked."""
     shares = []
     for column in (pair.judgements.left_injects, pair.judgements.right_injects):
-        known = column[~np.isnan(column)]
-        if not len(known):
+        checked = column[~np.isnan(column)]
+        if not len(checked):
             return None
-        shares.append(float(known.mean()))
+        shares.append(float(checked.mean()))
     return {"a": shares[0], "b": shares[1]}
 
 
-def distance_of(pair: Pair) -> dict[str, Any] | None:
-    """KL(a || b) in nats a completion: the mean of log a - log b over what a itself sampled (k1).
+def kl_of(pair: Pair) -> dict[str, Any] | None:
+    """Return KL(a || b) in nats per completion: the mean of log a - log b over a's samples (k1).
 
-    Judges repeat a prompt's number, so it is taken once a prompt. None when no row has it.
+    Every judge repeats a prompt's log ratio, so it counts once per prompt. None if no row has it.
     """
     own = pair.judgements
     prompts, ratios = _prompt_means(own.prompt, own.left_log_ratio, len(own.prompts))
@@ -259,41 +259,44 @@ def distance_of(pair: Pair) -> dict[str, Any] | None:
 
 
 def failures_of(judgements: Judgements) -> dict[str, int]:
-    """How many judgements failed for each reason, the most frequent first."""
+    """Count failed judgements per reason, the most frequent first."""
     counts = np.bincount(judgements.failure[judgements.failure >= 0])
     named = {judgements.failures[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
     return {reason: count for reason, count in named.items() if count}
 
 
 def _asked(judgements: Judgements) -> NDArray[np.bool_]:
-    """Which judgements somebody was asked for: equal completions are a tie of themselves."""
-    known = judgements.left_hash != 0
-    return ~(known & (judgements.left_hash == judgements.right_hash))
+    """Mask the judgements that needed a judge: equal completions are a tie without one."""
+    hashed = judgements.left_hash != 0
+    return ~(hashed & (judgements.left_hash == judgements.right_hash))
 
 
 def failing_judges(judgements: Judgements) -> list[str]:
-    """A sentence for each judge that failed: how often, and what it said first."""
+    """Describe each judge that failed: how often, and with which first error."""
     asked, failed = _asked(judgements), np.isnan(judgements.score)
-    found = []
+    sentences = []
     for number in np.unique(judgements.judge[failed]):
         own = judgements.judge == number
         name = judgements.judges[number]
         counts = f"{int(np.sum(own & failed))} of {int(np.sum(own & (asked | failed)))}"
         who = f"judge {name}" if name else "the judge"
-        found.append(f"{who} failed on {counts} judgements; first: {judgements.errors[name]}")
-    return found
+        error = judgements.errors[name]
+        sentences.append(f"{who} failed on {counts} judgements; first error: {error}")
+    return sentences
 
 
 def check_verdicts(judgements: Judgements, a: str | None, b: str | None) -> None:
-    """Raises NoVerdict where every judge failed on everything that was to be reported.
+    """Raise NoVerdict if every judgement to be reported failed.
 
-    Two models that never met are a mistake of who named them: a DataError.
+    Raises DataError if the two named models never met.
     """
     own = judgements
     if a is not None and b is not None:
         own = pair_of(judgements, a, b).judgements
         if not len(own):
-            raise DataError(f"no judgement compares {a!r} with {b!r}", hint=_met(judgements, a, b))
+            raise DataError(
+                f"no judgement compares {a!r} with {b!r}", hint=_opponents(judgements, a, b)
+            )
     elif b is not None:
         number = judgements.models.index(b)
         own = judgements.where((judgements.left == number) | (judgements.right == number))
@@ -305,55 +308,55 @@ def check_verdicts(judgements: Judgements, a: str | None, b: str | None) -> None
         )
 
 
-def _met(judgements: Judgements, *names: str) -> str:
-    """Whom each of these models was compared with."""
+def _opponents(judgements: Judgements, *names: str) -> str:
+    """List the models that each of these was compared with."""
     lines = []
     for name in names:
         number = judgements.models.index(name)
         others = {*judgements.right[judgements.left == number]}
         others |= {*judgements.left[judgements.right == number]}
-        met = ", ".join(sorted(judgements.models[other] for other in others))
-        lines.append(f"{name} met {met}")
+        opponents = ", ".join(sorted(judgements.models[other] for other in others))
+        lines.append(f"{name} met {opponents}")
     return "; ".join(lines)
 
 
 def usage_of(judgements: Judgements) -> dict[str, Any] | None:
-    """Tokens that asking the judges took, and their cost where prices were given; else None."""
+    """Return the tokens that the judges used, and their cost if prices are set; None if unknown."""
     if np.isnan(judgements.prompt_tokens).all():
         return None
     read, written = np.nansum(judgements.prompt_tokens), np.nansum(judgements.completion_tokens)
-    known = not np.isnan(judgements.cost).all()
-    cost = {"cost": float(np.nansum(judgements.cost)) if known else None}
+    priced = not np.isnan(judgements.cost).all()
+    cost = {"cost": float(np.nansum(judgements.cost)) if priced else None}
     return {"prompt_tokens": int(read), "completion_tokens": int(written)} | cost
 
 
 def _suspicions(pair: Pair, part: dict[str, Any]) -> list[str]:
-    """What a reader of the win rate must be told."""
-    found, anomalies = [], part["anomalies"]
+    """Return warnings about the completions behind a win rate."""
+    warnings, anomalies = [], part["anomalies"]
     for side, name in (("a", pair.a), ("b", pair.b)):
         share = anomalies[f"most_common_{side}"]
         if share is not None and share >= 0.2 and len(pair.judgements) >= 10:
-            found.append(f"{name} gives the same completion to {100 * share:.0f} % of prompts")
+            warnings.append(f"{name} gives the same completion to {100 * share:.0f} % of prompts")
         if part["injections"] and part["injections"][side] > 0:
             share = part["injections"][side]
-            found.append(f"{100 * share:.1f} % of {name}'s completions talk to the judge")
+            warnings.append(f"{100 * share:.1f} % of {name}'s completions address the judge")
     if anomalies["identical"] is not None and anomalies["identical"] >= 0.2:
         share = anomalies["identical"]
-        found.append(f"the two completions are equal in {100 * share:.0f} % of judgements")
-    return found
+        warnings.append(f"the two completions are equal in {100 * share:.0f} % of judgements")
+    return warnings
 
 
 def smallest_effect(
     se: float | None, *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
-    """The distance from 1/2 that a run with this standard error finds with this power."""
+    """Return the distance from 1/2 that a run with this standard error detects with this power."""
     if not se:
         return None
     return (normal_quantile(0.5 + level / 2) + normal_quantile(power)) * se
 
 
 def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> list[dict[str, Any]]:
-    """The win rate of each category, its p-values corrected for their number by Holm's method."""
+    """Return the win rate per category, with Holm-corrected p-values."""
     names = [pair.judgements.categories[prompt] for prompt in pair.prompts]
     rows, p_values = [], []
     for name in sorted({name for name in names if name is not None}):
@@ -363,14 +366,8 @@ def per_category(pair: Pair, ties: str, method: str, draws: int, seed: int) -> l
         headline = score_policy_pair(pair.scores[mask], clusters=clusters, **settings)
         test = headline["p_value"]
         p_values.append(1.0 if test is None or test["value"] is None else test["value"])
-        rows.append(
-            {
-                "name": name,
-                "n": int(mask.sum()),
-                "win_rate": headline["win_rate"],
-                "ci": headline["ci"],
-            }
-        )
+        shown = {"win_rate": headline["win_rate"], "ci": headline["ci"]}
+        rows.append({"name": name, "n": int(mask.sum()), **shown})
     return [row | {"p_holm": p} for row, p in zip(rows, holm(p_values), strict=True)]
 
 
@@ -384,18 +381,18 @@ def score_policy_pair(
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Counts, win rate, error, interval, test, bounds and smallest effect from scores by prompt.
+    """Return counts, win rate, error, interval, test, bounds and smallest effect from scores.
 
-    `scores` are P(a wins), one a prompt; `n_unusable` counts prompts that no judge could decide.
+    `scores` are P(a wins), one per prompt; `n_unusable` counts prompts without a usable judgement.
     """
     _check_options(ties, ci, bootstrap)
-    known = np.asarray(scores, dtype=float)
-    counted, stays = TIES[ties](known)
+    given = np.asarray(scores, dtype=float)
+    counted, stays = TIES[ties](given)
     counted = counted[stays]
     groups = None if clusters is None else clusters[stays]
     estimate = mean_estimate(counted, groups) if len(counted) else None
-    wins, tied, losses = decided(known)
-    found = interval(ci, counted, groups, level=LEVEL, draws=bootstrap, seed=seed)
+    wins, tied, losses = decided(given)
+    limits = interval(ci, counted, groups, level=LEVEL, draws=bootstrap, seed=seed)
     bounded = len(counted) + n_unusable > 0
     return {
         "wins": wins,
@@ -403,15 +400,15 @@ def score_policy_pair(
         "losses": losses,
         "win_rate": None if estimate is None else estimate.value,
         "se": None if estimate is None else estimate.se,
-        "ci": as_dict(found),
-        "p_value": p_against_half(known, groups, ties, estimate),
+        "ci": as_dict(limits),
+        "p_value": p_against_half(given, groups, ties, estimate),
         "failed_bounds": failed_bounds(counted, n_unusable) if bounded else None,
         "mde_80": None if estimate is None else smallest_effect(estimate.se),
     }
 
 
-def headline_of(pair: Pair, options: Options) -> dict[str, Any]:
-    """`score_policy_pair` of a pair that was read."""
+def headline_of(pair: Pair, options: WinrateOptions) -> dict[str, Any]:
+    """Return `score_policy_pair` of a pair under these options."""
     return score_policy_pair(
         pair.scores,
         clusters=pair.clusters,
@@ -423,8 +420,8 @@ def headline_of(pair: Pair, options: Options) -> dict[str, Any]:
     )
 
 
-def per_judge(pair: Pair, options: Options) -> list[dict[str, Any]] | None:
-    """What each judge alone would report; None for one judge, whose numbers are the headline."""
+def per_judge(pair: Pair, options: WinrateOptions) -> list[dict[str, Any]] | None:
+    """Return the headline of each judge alone; None for a single judge."""
     own = pair.judgements
     numbers = np.unique(own.judge)
     if len(numbers) < 2:
@@ -456,31 +453,33 @@ TWO_MODEL_KEYS = (
 )
 
 
-def matrix_of(judgements: Judgements, options: Options) -> tuple[dict[str, Any] | None, list[str]]:
-    """Bradley–Terry ratings of all models with their warnings; None without a usable judgement."""
+def matrix_of(
+    judgements: Judgements, options: WinrateOptions
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return Bradley–Terry ratings of all models and warnings; None without a usable judgement."""
     usable = judgements.where(~np.isnan(judgements.score))
     if not len(usable):
         return None, []
     group = usable.prompt if usable.clusters is None else usable.clusters[usable.prompt]
     names = options.style
-    given = differences(usable, names) if names else None
-    outcomes = Outcomes(usable.models, usable.left, usable.right, usable.score, group, given)
+    covariates = differences(usable, names) if names else None
+    outcomes = Outcomes(usable.models, usable.left, usable.right, usable.score, group, covariates)
     draws = options.bootstrap if options.bt_ci == "bootstrap" else 0
-    found = ratings(outcomes, ties=options.bt_ties, draws=draws, seed=options.seed)
-    slopes = [{"name": n, "coef": c} for n, c in zip(names, found.covariates, strict=True)]
-    return found.as_dict() | {"ties": options.bt_ties, "covariates": slopes}, found.warnings
+    fitted = ratings(outcomes, ties=options.bt_ties, draws=draws, seed=options.seed)
+    slopes = [{"name": n, "coef": c} for n, c in zip(names, fitted.covariates, strict=True)]
+    return fitted.as_dict() | {"ties": options.bt_ties, "covariates": slopes}, fitted.warnings
 
 
 # --- several judges, people, several models -----------------------------------------------------
 
 
 def is_human(judge: str) -> bool:
-    """Whether a judge's name says that people judged."""
+    """Return whether a judge's name stands for people."""
     return judge == "human" or judge.startswith("human:")
 
 
 def human_part(pair: Pair) -> dict[str, Any] | None:
-    """The judge held against people, and the win rate corrected by them; None without both."""
+    """Compare judges with people and correct the win rate by people; None without both."""
     own = pair.judgements
     people = np.array([is_human(name) for name in own.judges], dtype=bool)[own.judge]
     columns, n = [], len(own.prompts)
@@ -493,11 +492,11 @@ def human_part(pair: Pair) -> dict[str, Any] | None:
     both = ~np.isnan(human) & ~np.isnan(judge)
     if both.sum() < 2:
         return None
-    return held_against(judge, human, own.clusters)
+    return compare_with_people(judge, human, own.clusters)
 
 
 def _sequential_part(pair: Pair | None, ties: str) -> dict[str, Any] | None:
-    """The confidence sequence over prompts in the file's order, or over clusters in theirs."""
+    """Return the confidence sequence over prompts, or clusters, in the order of the file."""
     if pair is None:
         return None
     counted, stays = TIES[ties](pair.scores)
@@ -515,9 +514,9 @@ def _sequential_part(pair: Pair | None, ties: str) -> dict[str, Any] | None:
 
 
 def against_baseline(
-    judgements: Judgements, baseline: str, options: Options
+    judgements: Judgements, baseline: str, options: WinrateOptions
 ) -> dict[str, Any] | None:
-    """Each model's win rate over one baseline, and their differences prompt by prompt."""
+    """Return each model's win rate over one baseline, and the paired differences of models."""
     names = [name for name in judgements.models if name != baseline]
     pairs = {name: pair_of(judgements, name, baseline) for name in names}
     pairs = {name: pair for name, pair in pairs.items() if len(pair.scores)}
@@ -526,7 +525,7 @@ def against_baseline(
         headline = headline_of(pair, options)
         by_judge = per_judge(pair, options)
         more = {"length": _length_part(pair, options), "per_judge": by_judge}
-        more["kl"] = distance_of(pair)
+        more["kl"] = kl_of(pair)
         rows.append({"model": name, "n": len(pair.scores)} | headline | more)
     scored = {
         name: ScoredPrompts(pair.prompts, pair.scores, judgements.clusters)
@@ -535,19 +534,22 @@ def against_baseline(
     return {"models": rows, "differences": paired_differences(scored, LEVEL)}
 
 
-# --- who meets whom ------------------------------------------------------------------------------
+# --- the models to compare -----------------------------------------------------------------------
 
 
 def sides(
     judgements: Judgements, a: str | None, b: str | None, baseline: str | None
 ) -> tuple[str | None, str | None]:
-    """The pair to report; a None means that there are several and only the matrix is."""
+    """Return the pair to report; a None side stands for several models.
+
+    Raises RecipeError for names that contradict each other.
+    """
     if baseline is not None and b is not None and baseline != b:
         raise RecipeError("--baseline and --b name different models", hint="Give one of them")
     b = b or baseline
     known_models(judgements, [name for name in (a, b) if name is not None])
     if a is not None and a == b:
-        raise RecipeError(f"--a and --b are both {a!r}", hint="A model cannot meet itself")
+        raise RecipeError(f"--a and --b are both {a!r}", hint="Name two different models")
     if a is None and b is None:
         if len(judgements.models) > 2:
             return None, None
@@ -565,7 +567,7 @@ def _check_options(ties: str, ci: str, bootstrap: int) -> None:
     pick(TIES, ties, what="treatment of ties")
     pick(INTERVALS, ci, what="interval")
     if bootstrap < 0:
-        raise RecipeError(f"--bootstrap is {bootstrap}", hint="Give a number from 0")
+        raise RecipeError(f"--bootstrap is {bootstrap}", hint="Give 0 or more")
     _check_draws("--ci", ci, bootstrap)
 
 
@@ -581,8 +583,8 @@ def _check_draws(option: str, method: str, bootstrap: int) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
-    """The settings of a report, as the command line and the function take them."""
+class WinrateOptions:
+    """The settings of a win-rate report."""
 
     a: str | None = None
     b: str | None = None
@@ -616,11 +618,11 @@ class Options:
 
     @property
     def style(self) -> tuple[str, ...]:
-        """What the ratings are held equal in."""
+        """Return the covariates that the ratings control for."""
         return covariate_names(self.covariates) if self.covariates else ()
 
     def command(self, paths: Sequence[str | Path]) -> str:
-        """The command line that makes the same report."""
+        """Return the command line that makes the same report."""
         words = ["alignkit", "eval", "winrate", *map(str, paths)]
         for setting in fields(self):
             value = getattr(self, setting.name)
@@ -631,8 +633,8 @@ class Options:
         return shlex.join(words)
 
 
-def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
-    """The pair's length-controlled win rate; DataError when a length is unknown."""
+def length_controlled(pair: Pair, options: WinrateOptions) -> lc.LengthControlled:
+    """Return the pair's length-controlled win rate; DataError if a length is unknown."""
     scores, stays = TIES[options.ties](pair.scores)
     a, b = lengths_of(pair)
     unknown = np.isnan(a) | np.isnan(b)
@@ -640,41 +642,41 @@ def length_controlled(pair: Pair, options: Options) -> lc.LengthControlled:
         name = pair.judgements.prompts[pair.prompts[int(np.argmax(unknown))]]
         raise DataError(
             f"prompt {name!r} has neither outputs nor len_a and len_b",
-            hint="Length control needs the length of both sides",
+            hint="Length control needs the lengths of both sides",
         )
     if not stays.any():
-        raise DataError("no prompt is left to control length on")
+        raise DataError("no prompt remains for length control")
     clusters = None if pair.clusters is None else pair.clusters[stays]
     resampling = lc.Resampling(options.bootstrap, options.seed, clusters, LEVEL)
     given = scores[stays], a[stays], b[stays]
     if options.length_control != "alpacaeval":
         mode = options.length_control or "prior"
         return lc.control_length(*given, resampling, mode=mode, slope=options.lc_slope)
-    known = alpacaeval_files.read_difficulty(options.difficulty or "")
+    difficulty_of = alpacaeval_files.read_difficulty(options.difficulty or "")
     texts = [pair.judgements.texts[prompt].prompt for prompt in pair.prompts[stays]]
-    difficulty = alpacaeval_files.difficulties(texts, known, str(options.difficulty))
+    difficulty = alpacaeval_files.difficulties(texts, difficulty_of, str(options.difficulty))
     rows = alpacaeval_files.read_regulariser(options.reg_rows or "")
     return lc.control_length_alpacaeval(*given, difficulty, rows, resampling)
 
 
-def _length_part(pair: Pair, options: Options) -> dict[str, Any]:
+def _length_part(pair: Pair, options: WinrateOptions) -> dict[str, Any]:
     length = length_of(pair)
     if not options.controls_length:
         return length
-    found = length_controlled(pair, options)
+    controlled = length_controlled(pair, options)
     return length | {
-        "lc_win_rate": found.win_rate,
-        "lc_ci": as_dict(found.ci),
-        "coef": found.coef,
-        "intercept": found.intercept,
-        "share_a_longer": found.share_a_longer,
-        "identified": found.identified,
-        "warning": found.warning,
+        "lc_win_rate": controlled.win_rate,
+        "lc_ci": as_dict(controlled.ci),
+        "coef": controlled.coef,
+        "intercept": controlled.intercept,
+        "share_a_longer": controlled.share_a_longer,
+        "identified": controlled.identified,
+        "warning": controlled.warning,
     }
 
 
-def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
-    """The keys of a report that need two models."""
+def _pair_part(pair: Pair, options: WinrateOptions) -> dict[str, Any]:
+    """Return the keys of a report that need two models."""
     settings = options.ties, options.ci, options.bootstrap, options.seed
     part = headline_of(pair, options) | {
         "length": _length_part(pair, options),
@@ -682,15 +684,15 @@ def _pair_part(pair: Pair, options: Options) -> dict[str, Any]:
         "per_judge": per_judge(pair, options),
         "anomalies": anomalies_of(pair),
         "injections": injections_of(pair),
-        "kl": distance_of(pair),
+        "kl": kl_of(pair),
     }
     return part | {"warnings": _suspicions(pair, part)}
 
 
 def read_for(
-    paths: Sequence[str | Path], options: Options, *, keep_texts: bool = False
+    paths: Sequence[str | Path], options: WinrateOptions, *, keep_texts: bool = False
 ) -> Judgements:
-    """The judgements a report with these options needs, with texts only where they are used."""
+    """Read the judgements for a report with these options, with texts only if they are used."""
     return read_judgements(
         paths,
         format=options.format,
@@ -702,9 +704,9 @@ def read_for(
 
 
 def report_of(
-    judgements: Judgements, options: Options, paths: Sequence[str | Path]
+    judgements: Judgements, options: WinrateOptions, paths: Sequence[str | Path]
 ) -> dict[str, Any]:
-    """The report on judgements that are already read."""
+    """Return the report on judgements already read."""
     a, b = sides(judgements, options.a, options.b, options.baseline)
     pair = None if a is None or b is None else pair_of(judgements, a, b)
     own = judgements if pair is None else pair.judgements
@@ -713,7 +715,7 @@ def report_of(
     matrix, warnings = matrix_of(judgements, options)
     if options.controls_length and pair is None and b is None:
         warnings.append(
-            "length control takes two models or a baseline: name them, or hold ratings equal with "
+            "length control needs two models or a baseline: name them, or control ratings with "
             "--covariates length"
         )
     return {
@@ -766,9 +768,9 @@ def winrate_report(
     bt_ci: str = "sandwich",
     covariates: str | None = None,
 ) -> dict[str, Any]:
-    """Read files of judgements and report the win rate of `a` against `b`, as JSON takes it."""
+    """Read files of judgements and return the report on `a` against `b`, ready for JSON."""
     files = [paths] if isinstance(paths, str | Path) else list(paths)
-    options = Options(
+    options = WinrateOptions(
         a=a,
         b=b,
         baseline=baseline,

@@ -57,6 +57,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         raise _explain(error, target) from error
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace `path` with `content`; on any failure the old file stays as it was."""
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
 @contextmanager
 def _beside(target: Path, mode: int | None) -> Iterator[BinaryIO]:
     """A file in the same folder, renamed over the target at the end; its permissions stay."""

@@ -56,7 +56,7 @@ from alignkit.ppo.rollout import (
     practice_order,
     sampling_seed,
 )
-from alignkit.ppo.validation import Look, Validation, write_samples
+from alignkit.ppo.validation import EvaluationResult, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe.settings import OnlineConfig
 from alignkit.training.checkpoints import (
@@ -456,7 +456,7 @@ class OnlineTrainer:
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
         return self._record(look)
 
-    def _record(self, look: Look) -> str | None:
+    def _record(self, look: EvaluationResult) -> str | None:
         """Keep the policy if it is the best so far, or say that it exploits its reward."""
         if rank() == 0:
             write_samples(self.samples_file, self.state.iteration, look)

@@ -32,7 +32,7 @@ SHOWN_SAMPLES = 12
 
 
 @dataclass(frozen=True)
-class Look:
+class EvaluationResult:
     """Numbers of one evaluation, and the scores (prompts,) behind them, the judge's too."""
 
     metrics: dict[str, float]
@@ -65,7 +65,7 @@ class Validation:
         self.start_scores: Tensor | None = None
         self.start_judged: Tensor | None = None
 
-    def look(self, kl_coef: float) -> Look:
+    def look(self, kl_coef: float) -> EvaluationResult:
         """Sample once per prompt and measure; the first look is what later ones must beat."""
         seed = sampling_seed(self.seed, 2**31)
         samples, completions = self.sampler.sample(
@@ -95,7 +95,7 @@ class Validation:
         if self.gold is not None:
             metrics["eval/gold"] = _mean(self.gold.scores(samples))
             metrics["eval/greedy_gold"] = _mean(self.gold.scores(greedy))
-        return Look(metrics, scores, samples, self._judge(samples, metrics))
+        return EvaluationResult(metrics, scores, samples, self._judge(samples, metrics))
 
     def _judge(self, samples: Sequence[Sample], metrics: dict[str, float]) -> Tensor | None:
         """The judge's scores (prompts,); nothing but logs and the alarm may depend on them."""
@@ -120,7 +120,7 @@ def win_rate(scores: Tensor, start_scores: Tensor) -> float:
     return float(wins.mean())
 
 
-def write_samples(path: Path, iteration: int, look: Look) -> None:
+def write_samples(path: Path, iteration: int, look: EvaluationResult) -> None:
     """Append some completions of this look, for people to read."""
     with path.open("a", encoding="utf-8") as stream:
         for number, sample in enumerate(look.samples[:SHOWN_SAMPLES]):

@@ -1,1 +1,1 @@
-"""Intervals, tests and models of votes: pure functions of numbers."""
+"""Compute intervals, tests and rating models: pure functions of numbers."""

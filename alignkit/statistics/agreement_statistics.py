@@ -1,8 +1,8 @@
-"""Chance-corrected agreement of categories, orders and ranks, from counts, for many resamples.
+"""Compute chance-corrected agreement of categories, orders and ranks, for many resamples at once.
 
-Everything takes counts per item and weights (b, items), how often each item was drawn, and returns
-one value per row of weights: weights of ones are the estimate, drawn ones its bootstrap. A value
-that does not exist (answers without any variety) is nan.
+Every function takes counts per item and weights (b, items), the number of times each item was
+drawn. It returns one value per row of weights: a row of ones gives the estimate, resampled rows its
+bootstrap. A value that is undefined (all votes are the same) is nan.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from alignkit.statistics.intervals import (
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Elementwise quotient, nan where the denominator is nothing but rounding."""
+    """Divide elementwise; nan where the denominator is only rounding error."""
     safe = np.where(denominator > 1e-12, denominator, np.nan)
     return np.asarray(numerator / safe)
 
 
 def cohen_kappa(tables: Floats, weights: Floats) -> Floats:
-    """Cohen's kappa (1960), unweighted. `tables` (items, c, c): x's category by y's."""
+    """Return Cohen's kappa (1960), unweighted. `tables` (items, c, c): x's category by y's."""
     pooled = np.tensordot(weights, tables, axes=1)
     total = pooled.sum(axis=(1, 2))
     observed = np.trace(pooled, axis1=1, axis2=2)
@@ -38,7 +38,7 @@ def cohen_kappa(tables: Floats, weights: Floats) -> Floats:
 
 
 def fleiss_kappa(counts: Floats, weights: Floats) -> Floats:
-    """Fleiss' kappa (1971). `counts` (units, c): votes a category; units need two or more votes."""
+    """Return Fleiss' kappa (1971). Counts (units, c), two or more votes per unit."""
     votes = counts.sum(axis=1)
     agreeing = ((counts**2).sum(axis=1) - votes) / (votes * (votes - 1))
     total = weights.sum(axis=1)
@@ -50,9 +50,10 @@ def fleiss_kappa(counts: Floats, weights: Floats) -> Floats:
 
 
 def krippendorff_alpha(counts: Floats, weights: Floats, *, ordinal: bool = False) -> Floats:
-    """Krippendorff's alpha (Content Analysis, ch. 12). `counts` (units, c), categories in order.
+    """Return Krippendorff's alpha (Content Analysis, ch. 12).
 
-    Units need two or more votes; c x c coincidences weigh each unit's pairs by 1/(votes - 1).
+    `counts` (units, c): votes per category, categories in order, at least two votes per unit. The
+    c x c coincidence matrix weighs the pairs of a unit by 1/(votes - 1).
     """
     votes = counts.sum(axis=1)
     pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(counts.shape[1])
@@ -71,13 +72,13 @@ def _nominal_distance(marginal: Floats) -> Floats:
 
 
 def _ordinal_distance(marginal: Floats) -> Floats:
-    """Squared number of answers between two ranks, half of each end's own included."""
+    """Return the squared number of votes between two ranks, counting half of each end's own."""
     before = np.cumsum(marginal, axis=1) - marginal / 2
     return np.asarray((before[:, :, None] - before[:, None, :]) ** 2)
 
 
 def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float:
-    """Kendall's tau-b (Biometrika 33, 1945) of two orders; nan if one is flat."""
+    """Return Kendall's tau-b (Biometrika 33, 1945) of two orders; nan if one is all ties."""
     a = np.sign(np.subtract.outer(x, x))
     b = np.sign(np.subtract.outer(y, y))
     spread = math.sqrt(float((a != 0).sum()) * float((b != 0).sum()))
@@ -85,7 +86,10 @@ def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def kendall_w(ranks: Floats) -> float:
-    """Kendall's W (1939) with ties. `ranks` (raters, things), mid-ranks; nan if all are flat."""
+    """Return Kendall's W (1939) with ties.
+
+    `ranks` (raters, things) are mid-ranks; nan if every rater ties everything.
+    """
     raters, things = ranks.shape
     sums = ranks.sum(axis=0)
     spread = 12 * float(((sums - sums.mean()) ** 2).sum())
@@ -98,7 +102,7 @@ def kendall_w(ranks: Floats) -> float:
 
 
 def mid_ranks(ranks: Sequence[int]) -> Floats:
-    """Ranks 1..n in which equals share the mean of their places."""
+    """Return ranks 1..n in which ties share the mean of their places."""
     values = np.asarray(ranks, dtype=float)
     below = (values[:, None] > values[None, :]).sum(axis=1)
     equal = (values[:, None] == values[None, :]).sum(axis=1)
@@ -113,9 +117,10 @@ def item_bootstrap(
     level: float = 0.95,
     groups: Ints | None = None,
 ) -> tuple[float | None, Interval | None]:
-    """The statistic of all items and its percentile interval over resampled items or groups.
+    """Return the statistic of all items and its percentile interval over resampled items or groups.
 
-    None for a value that does not exist; no interval when most resamples have none.
+    The value is None when it is undefined; the interval is None when it is undefined in most
+    resamples.
     """
     if not n_items:
         return None, None
@@ -129,7 +134,7 @@ def item_bootstrap(
         units = int(owner.max()) + 1
         if units < 2:
             return value, None
-        # As many draws at a time as keep the items' weights small.
+        # Draw in chunks that keep the matrix of weights small.
         size = max(units, 400_000 * units // n_items)
         chunks = resampled_counts(np.ones(units, dtype=np.int64), draws, seed, chunk=size)
         drawn = np.concatenate([statistic(counts[:, owner].astype(float)) for counts in chunks])

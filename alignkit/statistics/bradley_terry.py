@@ -1,7 +1,7 @@
-"""Ratings of many models from judgements of pairs: Bradley–Terry, with ties and covariates.
+"""Rate many models from pairwise judgements: Bradley–Terry, with ties and covariates.
 
-Ratings are 1000 + 400 log10 of the odds, mean 1000 within a connected component. Intervals cluster
-by prompt, because judgements of one prompt agree more than judgements of different ones.
+A rating is 1000 + 400 log10(odds); ratings average 1000 within a connected component. Intervals
+cluster by prompt, because judgements of the same prompt agree more than those of different prompts.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from alignkit.errors import TrainingFailed, pick
-from alignkit.statistics.distributions import holm, t_quantile, t_two_sided
-from alignkit.statistics.intervals import Floats, Interval, Ints, percentile_limits
+from alignkit.statistics.distributions import holm, logistic, t_quantile, t_two_sided
+from alignkit.statistics.intervals import Floats, Interval, Ints, as_dict, percentile_limits
 
 POINTS = 400 / math.log(10)
-# Keeps a model that only ever won finite; a connected model's rating moves by well under a point.
+# Keeps the rating of a model that won everything finite; moves other ratings by well under a point.
 PRIOR = 1e-4
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Judgements of pairs: `score` (n,) is P(left wins), `group` (n,) what varies together.
+    """Pairwise judgements: `score` (n,) is P(left wins), `group` (n,) numbers the clusters.
 
-    `covariates` (n, k) are differences left minus right that a rating should not be credited for.
+    `covariates` (n, k) are differences, left minus right, to be held equal between models.
     """
 
     models: Sequence[str]
@@ -42,8 +42,8 @@ class Outcomes:
 class Ratings:
     """Fitted ratings in the order of `models`; `covariates` are log odds per unit.
 
-    `pairs` are the differences of any two models that can be compared, with p-values that Holm's
-    method corrects for their number.
+    `pairs` holds the difference of every two models that can be compared, with Holm-corrected
+    p-values.
     """
 
     models: list[str]
@@ -55,11 +55,11 @@ class Ratings:
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """The `matrix` of a report."""
+        """Return the `matrix` of a report."""
         return {
             "models": self.models,
             "rating": self.rating,
-            "ci": [None if ci is None else ci.as_dict() for ci in self.ci],
+            "ci": [as_dict(ci) for ci in self.ci],
             "components": self.components,
             "pairs": self.pairs,
         }
@@ -73,7 +73,7 @@ def ratings(
     draws: int = 0,
     seed: int = 0,
 ) -> Ratings:
-    """Fit the ratings; intervals from the sandwich, or from `draws` resamples of the groups."""
+    """Fit the ratings, with sandwich intervals or, given `draws`, a bootstrap of the groups."""
     label = components_of(len(outcomes.models), outcomes.left, outcomes.right)
     cells = _Cells.of(outcomes, ties)
     theta, hessian = _fit(cells, cells.counts, ties)
@@ -98,15 +98,15 @@ def ratings(
 def _intervals(
     spread: _Spread, strength: Floats, label: Ints, groups: int, level: float
 ) -> list[Interval | None]:
-    """One a model; None where a single group, or no opponent, says nothing about its spread."""
-    found: list[Interval | None] = []
+    """Return one interval per model; None without an opponent or with a single group."""
+    intervals: list[Interval | None] = []
     for model, own in enumerate(label):
         if groups < 2 or np.sum(label == own) < 2:
-            found.append(None)
+            intervals.append(None)
             continue
         low, high = spread.limits(np.eye(len(label))[model], strength, level)
-        found.append(Interval(level, spread.method, 1000 + POINTS * low, 1000 + POINTS * high))
-    return found
+        intervals.append(Interval(level, spread.method, 1000 + POINTS * low, 1000 + POINTS * high))
+    return intervals
 
 
 def _all_pairs(
@@ -116,9 +116,9 @@ def _all_pairs(
     label: Ints,
     plan: tuple[int, float],
 ) -> list[dict[str, Any]]:
-    """Differences of ratings between any two models of one component, in points."""
+    """Return the rating difference, in points, of every two models of one component."""
     groups, level = plan
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for i, j in combinations(range(len(models)), 2):
         if label[i] != label[j] or groups < 2:
             continue
@@ -126,21 +126,21 @@ def _all_pairs(
         contrast[[i, j]] = 1.0, -1.0
         gap, se = float(contrast @ strength), spread.error(contrast)
         low, high = spread.limits(contrast, strength, level)
-        found.append({
+        rows.append({
             "models": [models[i], models[j]],
             "difference": POINTS * gap,
             "ci": Interval(level, spread.method, POINTS * low, POINTS * high).as_dict(),
             "p_value": t_two_sided(gap / se, groups - 1) if se else float(gap == 0.0),
         })  # fmt: skip
-    adjusted = holm([row["p_value"] for row in found])
-    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
+    adjusted = holm([row["p_value"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 # --- connectivity --------------------------------------------------------------------------------
 
 
 def components_of(n_models: int, left: Ints, right: Ints) -> Ints:
-    """For each model the smallest number of a model it was compared with, however indirectly."""
+    """Label the connected component of each model by the smallest model number in it."""
     label = np.arange(n_models)
     edges = np.unique(np.stack([left, right], axis=1), axis=0)
     while True:
@@ -152,10 +152,10 @@ def components_of(n_models: int, left: Ints, right: Ints) -> Ints:
 
 
 def unbounded(outcomes: Outcomes, label: Ints) -> list[str]:
-    """Models that some others of their component never beat, or never lost to, even indirectly.
+    """Return the models that part of their component never beat, or never lost to, even indirectly.
 
-    Their likelihood has no maximum (Ford, Amer. Math. Monthly 64, 1957): the prior alone keeps
-    them finite.
+    Their likelihood has no maximum (Ford, Amer. Math. Monthly 64, 1957): only the prior keeps
+    their ratings finite.
     """
     left, right, score = outcomes.left, outcomes.right, outcomes.score
     reaches = np.eye(len(label), dtype=np.int64)
@@ -176,47 +176,46 @@ def _named_components(models: Sequence[str], label: Ints) -> list[list[str]]:
 
 
 def _warnings(outcomes: Outcomes, label: Ints) -> list[str]:
-    found = []
+    warnings = []
     parts = len(set(label.tolist()))
     if parts > 1:
-        found.append(
+        warnings.append(
             f"the models fall into {parts} groups that never met: ratings of different groups "
             "cannot be compared"
         )
     loose = unbounded(outcomes, label)
     if loose:
-        found.append(
-            f"won or lost throughout against others, so only a weak prior keeps the rating finite: "
-            f"{', '.join(loose)}"
+        warnings.append(
+            "won or lost every comparison with some others, so only a weak prior keeps the rating "
+            f"finite: {', '.join(loose)}"
         )
-    return found
+    return warnings
 
 
 def _centring(label: Ints) -> Floats:
-    """The matrix that takes each component's mean off its members."""
+    """Return the matrix that subtracts each component's mean from its members."""
     same = (label[:, None] == label[None, :]).astype(float)
     return np.asarray(np.eye(len(label)) - same / same.sum(axis=1, keepdims=True))
 
 
 # --- tie models ----------------------------------------------------------------------------------
-# Each returns the gradient of -log L a row, (n, k), and its Hessian weighted by `weight`, (k, k).
-# Where a model has a tie parameter, it is the last one.
-
-
-def _logistic(z: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(z / 2.0)))
+# Each returns the gradient of -log L per row, (n, k), and its Hessian weighted by `weight`, (k, k).
+# A model's tie parameter, if it has one, comes last.
 
 
 def _half(theta: Floats, design: Floats, score: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Bradley–Terry (Biometrika 39, 1952) with a tie as half a win."""
-    p = _logistic(design @ theta)
+    """Count a tie as half a win (Bradley & Terry, Biometrika 39, 1952)."""
+    p = logistic(design @ theta)
     return (p - score)[:, None] * design, (design * (weight * p * (1 - p))[:, None]).T @ design
 
 
 def _davidson(
     theta: Floats, design: Floats, score: Floats, weight: Floats
 ) -> tuple[Floats, Floats]:
-    """Davidson (JASA 65, 1970): a tie has odds nu sqrt(pi_i pi_j); the last parameter is log nu."""
+    """Give a tie odds of nu sqrt(pi_i pi_j) (Davidson, JASA 65, 1970).
+
+    The last parameter is log nu.
+    """
     d, log_nu = design[:, :-1] @ theta[:-1], theta[-1]
     logits = np.stack([d / 2, np.full_like(d, log_nu), -d / 2], axis=1)
     share = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -232,7 +231,7 @@ def _davidson(
 def _rao_kupper(
     theta: Floats, design: Floats, score: Floats, weight: Floats
 ) -> tuple[Floats, Floats]:
-    """Rao & Kupper (JASA 62, 1967): a win needs a lead of c; the last parameter is log c.
+    """Require a lead of c for a win (Rao & Kupper, JASA 62, 1967); the last parameter is log c.
 
     log L = (win + tie) log s(d - c) + (loss + tie) log s(-d - c) + tie log(e^2c - 1), with s the
     logistic function.
@@ -240,7 +239,7 @@ def _rao_kupper(
     d, c = design[:, :-1] @ theta[:-1], math.exp(theta[-1])
     win, tie, loss = _verdicts(score).T
     ahead, behind = win + tie, loss + tie
-    p, q = _logistic(d - c), _logistic(-d - c)
+    p, q = logistic(d - c), logistic(-d - c)
     by_d = behind * (1 - q) - ahead * (1 - p)
     by_c = behind * (1 - q) + ahead * (1 - p) + 2 * tie / math.expm1(-2 * c)
     gradient = np.column_stack([by_d[:, None] * design[:, :-1], by_c * c])
@@ -252,12 +251,12 @@ def _rao_kupper(
 
 
 def _verdicts(score: Floats) -> Floats:
-    """Columns win, tie, loss; a soft score counts as the verdict it leans to."""
+    """Return the columns win, tie, loss; a soft score counts as the verdict it leans to."""
     return np.stack([score > 0.5, score == 0.5, score < 0.5], axis=1).astype(float)
 
 
 def _bordered(design: Floats, weight: Floats, own: Floats, cross: Floats, corner: Floats) -> Floats:
-    """Weighted Hessian of one linear predictor bordered by one more parameter."""
+    """Return the weighted Hessian of one linear predictor, bordered by one more parameter."""
     top = (design * (weight * own)[:, None]).T @ design
     side = (design.T @ (weight * cross))[:, None]
     return np.block([[top, side], [side.T, np.array([[weight @ corner]])]])
@@ -276,7 +275,7 @@ TIE_MODELS: dict[str, TieModel] = {
 
 @dataclass(frozen=True)
 class _Cells:
-    """Distinct judgements: design (cells, k), score (cells,), how many, and whose they are."""
+    """Distinct judgements: design (cells, k), score (cells,), counts and groups."""
 
     design: Floats
     score: Floats
@@ -322,7 +321,7 @@ class _Cells:
 def _fit(
     cells: _Cells, counts: Floats, ties: str, start: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Maximum a posteriori parameters and the Hessian there, by Newton steps of bounded length."""
+    """Return the maximum a posteriori parameters and the Hessian there, by bounded Newton steps."""
     model = TIE_MODELS[ties]
     theta = np.zeros(cells.design.shape[1]) if start is None else start
     prior = PRIOR * np.eye(len(theta))
@@ -332,8 +331,8 @@ def _fit(
         step = np.linalg.solve(hessian + prior, counts @ gradient + PRIOR * theta)
         longest = float(np.abs(step).max(initial=0.0))
         theta = theta - step * min(1.0, 1.0 / max(longest, 1e-300))
-        # Rounding of the gradient moves what only the prior holds, the more the longer the file:
-        # a step that is tiny and no longer shrinks has arrived too.
+        # Rounding of the gradient shakes parameters that only the prior holds, more so in longer
+        # files: a tiny step that no longer shrinks has converged too.
         if longest < 1e-9 or (longest < 1e-6 and longest >= before):
             return theta, hessian + prior
         before = longest
@@ -341,17 +340,17 @@ def _fit(
 
 
 class _Spread(Protocol):
-    """How far a fit of other prompts could have led."""
+    """Sampling spread of a fit: how far other prompts could have moved it."""
 
     @property
     def method(self) -> str: ...
 
     def error(self, contrast: Floats) -> float:
-        """Standard error of contrast @ strength."""
+        """Return the standard error of contrast @ strength."""
         ...
 
     def limits(self, contrast: Floats, strength: Floats, level: float) -> tuple[float, float]:
-        """Confidence limits of contrast @ strength."""
+        """Return the confidence limits of contrast @ strength."""
         ...
 
 
@@ -359,7 +358,7 @@ class _Spread(Protocol):
 class _Sandwich:
     """H^-1 (sum of outer products of group gradients) H^-1, with t quantiles (White 1982)."""
 
-    pulls: Floats  # (models, groups): what each group adds to each strength
+    pulls: Floats  # (models, groups): contribution of each group to each strength
     method: str = "sandwich"
 
     @classmethod
@@ -388,7 +387,7 @@ class _Sandwich:
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Refits on resampled groups."""
+    """Spread of refits on resampled groups."""
 
     strengths: Floats  # (draws, models)
     groups: int
@@ -418,5 +417,5 @@ class _Resampled:
         return float(low), float(high)
 
 
-# How intervals are made; the bootstrap refits and takes longer.
+# The bootstrap refits the model on every resample, so it takes longer.
 INTERVAL_METHODS = ("sandwich", "bootstrap")

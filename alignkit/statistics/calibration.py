@@ -1,4 +1,4 @@
-"""Whether a reward model's margins mean what they say: P(chosen is better) = s(margin / T)."""
+"""Measure the calibration of a reward model: whether P(chosen is better) = sigmoid(margin / T)."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from typing import Any
 
 import numpy as np
 
-from alignkit.statistics.intervals import Floats, wilson
+from alignkit.statistics.distributions import logistic
+from alignkit.statistics.intervals import Floats, wilson_interval
 
 
 def probability(margins: Floats, temperature: float = 1.0) -> Floats:
-    """Bradley–Terry's probability that the first of two is better, from the score difference."""
-    return np.asarray(0.5 * (1.0 + np.tanh(margins / (2.0 * temperature))))
+    """Return Bradley–Terry's probability that the first of two is better, from score margins."""
+    return logistic(margins / temperature)
 
 
 def calibration_curve(probabilities: Floats, outcomes: Floats, bins: int = 10) -> list[Any]:
-    """Mean probability and observed share in bins of equal width, with Wilson's interval.
+    """Return mean probability and observed share, with Wilson's interval, in bins of equal width.
 
     `outcomes` (n,) are 0, 1/2 or 1; empty bins are left out.
     """
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    bin_of = np.minimum((probabilities * bins).astype(int), bins - 1)
     rows = []
-    for number in np.unique(place):
-        mask = place == number
+    for number in np.unique(bin_of):
+        mask = bin_of == number
         n, share = int(mask.sum()), float(outcomes[mask].mean())
-        low, high = wilson(share, n)
-        ci = {"level": 0.95, "method": "wilson", "low": low, "high": high}
         mean = float(probabilities[mask].mean())
+        ci = wilson_interval(share, n).as_dict()
         rows.append({"n": n, "probability": mean, "observed": share, "ci": ci})
     return rows
 
 
 def expected_calibration_error(probabilities: Floats, outcomes: Floats, bins: int = 10) -> float:
-    """Mean distance of probability and share over the curve's bins (Naeini et al., AAAI 2015)."""
+    """Return the mean gap of probability and share over the bins (Naeini et al., AAAI 2015)."""
     rows = calibration_curve(probabilities, outcomes, bins)
     total = sum(row["n"] for row in rows)
     return float(sum(row["n"] * abs(row["probability"] - row["observed"]) for row in rows) / total)
 
 
 def brier_score(probabilities: Floats, outcomes: Floats) -> float:
-    """Mean squared distance of probability and outcome."""
+    """Return the mean squared difference of probability and outcome."""
     return float(((probabilities - outcomes) ** 2).mean())
 
 
 def log_loss(margins: Floats, outcomes: Floats, temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood of outcomes in [0, 1]."""
+    """Return the mean negative log-likelihood of outcomes in [0, 1]."""
     z = margins / temperature
     return float((np.logaddexp(0.0, z) - outcomes * z).mean())
 
 
 def fit_temperature(margins: Floats, outcomes: Floats) -> float | None:
-    """The temperature with the smallest log loss (Guo et al., arXiv:1706.04599).
+    """Fit the temperature with the smallest log loss (Guo et al., arXiv:1706.04599).
 
-    The loss is convex in 1/T, so its slope there is brought to zero by bisection. None when no
-    temperature is best: every margin right, or margins that say no more than chance.
+    The loss is convex in 1/T, so bisection finds the zero of its slope. None when no temperature
+    is best: every margin is right, or the margins are no better than chance.
     """
 
     def slope(inverse: float) -> float:

@@ -1,7 +1,7 @@
-"""Estimates of a mean score with intervals that cover, clustered or not.
+"""Estimate a mean score with an interval of honest coverage, clustered or not.
 
-A score is a number in [0, 1] for each prompt; a cluster is a set of prompts that belong together
-(the turns of one conversation, the prompts of one person) and vary together.
+There is one score in [0, 1] per prompt. A cluster is a set of prompts whose scores vary together
+(the turns of one conversation, the prompts of one person).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from alignkit.statistics.distributions import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# One chunk of resampled indices is held at a time: about 64 MB.
+# Cells of one chunk of resamples: about 64 MB.
 CHUNK = 8_000_000
-# Up to this many distinct clusters, resampling their multiplicities is cheaper than indices.
+# Up to this many distinct clusters, drawing multiplicities is cheaper than drawing indices.
 FEW_CELLS = 500
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval and how it was made."""
+    """A confidence interval and the method that made it."""
 
     level: float
     method: str
@@ -46,8 +46,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error and degrees of freedom; se is None when unknowable."""
+class MeanEstimate:
+    """A mean with its standard error and degrees of freedom; se is None for a single cluster."""
 
     value: float
     se: float | None
@@ -56,17 +56,17 @@ class Estimate:
 
     @property
     def p_half(self) -> float:
-        """Two-sided t-test p-value against a mean of 1/2."""
+        """Return the two-sided t-test p-value against a mean of 1/2."""
         if not self.se:
             return 1.0 if self.value == 0.5 or self.se is None else 0.0
         return t_two_sided((self.value - 0.5) / self.se, self.df)
 
 
-def mean_estimate(scores: Floats, clusters: Ints | None = None) -> Estimate:
-    """Mean and standard error: sd/sqrt(n), or from cluster sums (CR1, Cameron & Miller 2015).
+def mean_estimate(scores: Floats, clusters: Ints | None = None) -> MeanEstimate:
+    """Estimate the mean; se is sd/sqrt(n), or from cluster sums (CR1, Cameron & Miller 2015).
 
-    `scores` (n,), `clusters` (n,) integers from 0. One score has a standard error of 0, like any
-    constant; one cluster has none that could be known.
+    `scores` (n,), `clusters` (n,) integers from 0. The standard error of constant scores, and of a
+    single score, is 0; that of a single cluster is None.
     """
     n = len(scores)
     value = float(scores.mean())
@@ -74,32 +74,32 @@ def mean_estimate(scores: Floats, clusters: Ints | None = None) -> Estimate:
     constant = bool(np.all(scores == scores[0]))
     if clusters is None:
         se = 0.0 if constant else float(math.sqrt(deviations @ deviations / (n - 1) / n))
-        return Estimate(value, se, n, max(n - 1, 1))
+        return MeanEstimate(value, se, n, max(n - 1, 1))
     sums = np.bincount(clusters, weights=deviations)
     groups = len(np.unique(clusters))
     if constant:
-        return Estimate(value, 0.0, n, max(groups - 1, 1))
+        return MeanEstimate(value, 0.0, n, max(groups - 1, 1))
     if groups == 1:
-        return Estimate(value, None, n, 1)
+        return MeanEstimate(value, None, n, 1)
     se = math.sqrt(groups / (groups - 1) * float(sums @ sums)) / n
-    return Estimate(value, se, n, groups - 1)
+    return MeanEstimate(value, se, n, groups - 1)
 
 
-def mean_interval(estimate: Estimate, level: float = 0.95) -> Interval | None:
-    """Student's interval of a mean on any scale; None when its spread is unknown or nothing."""
+def mean_interval(estimate: MeanEstimate, level: float = 0.95) -> Interval | None:
+    """Return Student's interval of a mean on any scale; None when the error is zero or unknown."""
     if not estimate.se:
         return None
     half = t_quantile(0.5 + level / 2, estimate.df) * estimate.se
     return Interval(level, "t", estimate.value - half, estimate.value + half)
 
 
-def as_dict(found: Interval | None) -> dict[str, Any] | None:
-    """The interval as a report has it; None stays None."""
-    return None if found is None else found.as_dict()
+def as_dict(ci: Interval | None) -> dict[str, Any] | None:
+    """Return the interval as a report holds it; None stays None."""
+    return None if ci is None else ci.as_dict()
 
 
 def wilson(mean: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share of `n` (JASA 22, 1927)."""
+    """Return Wilson's score interval for a share of `n` (JASA 22, 1927)."""
     z = normal_quantile(0.5 + level / 2)
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
@@ -108,8 +108,21 @@ def wilson(mean: float, n: float, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def wilson_interval(mean: float, n: float, level: float = 0.95) -> Interval:
+    """Return `wilson` as an Interval."""
+    return Interval(level, "wilson", *wilson(mean, n, level))
+
+
+def share_of(values: Any) -> dict[str, Any] | None:
+    """Return the share of true values with Wilson's interval, as a report holds it."""
+    if not len(values):
+        return None
+    share = float(values.mean())
+    return {"value": share, "ci": wilson_interval(share, len(values)).as_dict()}
+
+
 def clopper_pearson(mean: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The exact binomial interval (Biometrika 26, 1934); a fractional count interpolates."""
+    """Return the exact binomial interval (Biometrika 26, 1934); a fractional count interpolates."""
     tail, count = (1 - level) / 2, mean * n
     low = 0.0 if count <= 0 else beta_quantile(tail, count, n - count + 1)
     high = 1.0 if count >= n else beta_quantile(1 - tail, count + 1, n - count)
@@ -117,7 +130,7 @@ def clopper_pearson(mean: float, n: float, level: float = 0.95) -> tuple[float, 
 
 
 def effective_n(scores: Floats, clusters: Ints | None) -> float:
-    """How many independent scores carry the same information: n over the design effect."""
+    """Return the number of independent scores with the same information: n / design effect."""
     n = float(len(scores))
     if clusters is None:
         return n
@@ -126,17 +139,17 @@ def effective_n(scores: Floats, clusters: Ints | None) -> float:
         return n
     if together.se == 0.0:
         return float(len(np.unique(clusters)))
-    # Never more than n: a negative design effect is luck, not information.
+    # Never more than n: a design effect below 1 is luck, not information.
     return min(n, n * (alone.se / together.se) ** 2)
 
 
 def resampled_counts(
     multiplicity: Ints, draws: int, seed: int, *, chunk: int = CHUNK
 ) -> Iterator[NDArray[np.int64]]:
-    """Multinomial resamples, chunk by chunk (b, cells): how often each cell is drawn.
+    """Yield multinomial resamples in chunks (b, cells): the number of times each cell is drawn.
 
-    `multiplicity` (cells,) says how many clusters each cell stands for; the total drawn is the
-    number of clusters, so equal clusters may share a cell without changing the distribution.
+    `multiplicity` (cells,) is the number of clusters per cell. Each resample draws as many clusters
+    as there are, so equal clusters may share a cell without changing the distribution.
     """
     generator = np.random.default_rng(seed)
     total, cells = int(multiplicity.sum()), len(multiplicity)
@@ -156,7 +169,7 @@ def resampled_counts(
 
 
 def bootstrap_means(sums: Floats, counts: Floats, draws: int, seed: int) -> Floats:
-    """Means of `draws` resamples of clusters with these sums and counts; (draws,)."""
+    """Return the means of `draws` resamples of clusters with these sums and counts; (draws,)."""
     cells, multiplicity = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
     if len(multiplicity) <= FEW_CELLS:
         totals = [
@@ -169,7 +182,7 @@ def bootstrap_means(sums: Floats, counts: Floats, draws: int, seed: int) -> Floa
 
 
 def _bootstrap_by_index(sums: Floats, counts: Floats, draws: int, seed: int) -> Floats:
-    """The same by drawing cluster indices: for scores that are nearly all distinct."""
+    """Draw cluster indices instead: cheaper when nearly all clusters are distinct."""
     generator = np.random.default_rng(seed)
     clusters = len(sums)
     equal = bool(np.all(counts == counts[0]))
@@ -184,10 +197,10 @@ def _bootstrap_by_index(sums: Floats, counts: Floats, draws: int, seed: int) -> 
 
 
 def bca_limits(value: float, resampled: Floats, jackknife: Floats, z: float) -> tuple[float, float]:
-    """Bias-corrected and accelerated percentile limits (Efron, JASA 82, 1987).
+    """Return bias-corrected and accelerated percentile limits (Efron, JASA 82, 1987).
 
-    `resampled` (draws,), `jackknife` (clusters,) the estimate without each cluster, `z` how many
-    standard errors an interval of a normal estimate would reach to either side.
+    `resampled` (draws,) are estimates of resamples, `jackknife` (clusters,) the estimate without
+    each cluster, `z` the half-width, in standard errors, of the interval of a normal estimate.
     """
     below = np.mean(resampled < value) + 0.5 * np.mean(resampled == value)
     share = min(max(float(below), 1 / (2 * len(resampled))), 1 - 1 / (2 * len(resampled)))
@@ -203,11 +216,11 @@ def bca_limits(value: float, resampled: Floats, jackknife: Floats, z: float) -> 
 
 
 def percentile_limits(resampled: Floats, units: int, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Percentile limits over the first axis of `resampled`, widened for few resampled units.
+    """Return percentile limits over the first axis of `resampled`, widened for few units.
 
-    Plain percentiles reach z standard errors of a spread that is divided by n; those of
-    z' = t_(n-1) sqrt(n / (n - 1)) reach as far as Student's interval (Hesterberg, The American
-    Statistician 69, 2015, section 5.1).
+    Plain percentiles are too narrow: the bootstrap's variance divides by n and its tails are
+    normal. Percentiles at z' = t_(n-1) sqrt(n / (n - 1)) reach as far as Student's interval
+    (Hesterberg, The American Statistician 69, 2015, section 5.1).
     """
     reach = t_quantile(0.5 + level / 2, units - 1) * math.sqrt(units / (units - 1))
     tail = NORMAL.cdf(-reach)
@@ -216,7 +229,7 @@ def percentile_limits(resampled: Floats, units: int, level: float = 0.95) -> tup
 
 
 def _cluster_totals(scores: Floats, clusters: Ints | None) -> tuple[Floats, Floats]:
-    """Sum and count of scores of each cluster; every score is its own without clusters."""
+    """Return the sum and count of scores per cluster; without clusters, per score."""
     if clusters is None:
         return scores, np.ones(len(scores))
     _, index = np.unique(clusters, return_inverse=True)
@@ -250,8 +263,8 @@ def _bootstrap(
         return None
     resampled = bootstrap_means(sums, counts, draws, seed)
     jackknife = (sums.sum() - sums) / (counts.sum() - counts)
-    # Student's reach rather than the normal one: the spread is estimated from these clusters, and
-    # normal tails would hold the truth in 93 to 94 % for thirty of them.
+    # A t quantile, not a normal one: the spread is estimated from these clusters, and with thirty
+    # of them normal tails would cover the truth only 93 to 94 % of the time.
     reach = t_quantile(0.5 + level / 2, len(sums) - 1)
     return bca_limits(float(scores.mean()), resampled, jackknife, reach)
 
@@ -265,10 +278,10 @@ def interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of the mean score; None when nothing can be known (no score, one cluster).
+    """Return the interval of the mean score; None without scores or with a single cluster.
 
-    Scores without any variance get Wilson's interval, whatever the method: an interval of no
-    width would claim what the data cannot show.
+    Constant scores get Wilson's interval, whatever the method: an interval of zero width would
+    claim more than the data show.
     """
     make = pick(INTERVALS, method, what="interval")
     if not len(scores):
@@ -277,7 +290,7 @@ def interval(
     if estimate.se == 0.0 and method in ("t", "bootstrap"):
         constant = bool(np.all(scores == scores[0]))
         n = len(scores) if constant or clusters is None else effective_n(scores, clusters)
-        return Interval(level, "wilson", *wilson(estimate.value, n, level))
+        return wilson_interval(estimate.value, n, level)
     limits = make(scores, clusters, level, draws, seed)
     return None if limits is None else Interval(level, method, *limits)
 

@@ -1,10 +1,10 @@
-"""The win rate that would be seen if completions were equally long.
+"""Estimate the win rate at equal completion length.
 
-P(a wins) = s(intercept + slope * tanh(delta)), delta the difference len_b - len_a in standard
-deviations, s the logistic function; the length-controlled rate is s(intercept). One judge's
-verdicts on two policies rarely tell the slope (one side is longer almost everywhere), so by default
-it is held near the value that judges are known to have. `alpacaeval` is the three-term model of
-AlpacaEval 2 (arXiv:2404.04475), with each prompt's difficulty and its regulariser rows.
+P(a wins) = sigmoid(intercept + slope * tanh(delta)), where delta is len_b - len_a in standard
+deviations; the length-controlled rate is sigmoid(intercept). One judge's verdicts on two policies
+rarely identify the slope (one side is longer almost everywhere), so by default a prior holds it
+near the value measured for judges. `alpacaeval` is the three-term model of AlpacaEval 2
+(arXiv:2404.04475), with the difficulty of each prompt and its regulariser rows.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignkit.errors import DataError, RecipeError
+from alignkit.statistics.distributions import logistic
 from alignkit.statistics.intervals import (
     Floats,
     Interval,
     Ints,
     percentile_limits,
     resampled_counts,
-    wilson,
+    wilson_interval,
 )
 
-# The slope judges have where it can be measured, and its spread. Calibrated in sample, on the
+# The slope of judges where it can be measured, and its spread. Calibrated in sample, on the
 # verdicts of a GPT-4-turbo judge over AlpacaEval's prompts: another judge may differ.
 SLOPE, SLOPE_SD = -1.0, 0.1
-# Only keeps separated data finite; moves no rate by 1e-6.
+# A ridge that only keeps separated data finite; it moves no rate by 1e-6.
 LIGHT = 1e-6
-# As good as infinite: the slope stays where it was put.
+# A precision that is as good as infinite: it fixes the slope.
 FIXED = 1e12
-# Below this share of prompts on either side the data cannot tell length from quality.
+# If either side is longer in fewer prompts than this, length and quality cannot be separated.
 FEWEST_ON_A_SIDE = 0.25
 LARGEST_DISAGREEMENT = 0.02
 REGULARISER_WEIGHT = 0.2
@@ -54,7 +55,7 @@ class LengthControlled:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """Rows of other models that hold the slope and the difficulty term; (m,) each."""
+    """Rows of other models that regularise the slope and the difficulty term; (m,) each."""
 
     delta: Floats
     difficulty: Floats
@@ -64,7 +65,7 @@ class Regulariser:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made: how often, from which seed, and what is drawn together."""
+    """Settings of the bootstrap: number of draws, seed, clusters and level."""
 
     draws: int
     seed: int
@@ -72,12 +73,11 @@ class Resampling:
     level: float = 0.95
 
 
-def logistic(z: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(z / 2.0)))
-
-
 def standardised_difference(len_a: Floats, len_b: Floats) -> Floats:
-    """(len_b - len_a) / sd, not centred; zero where no prompt differs."""
+    """Return (len_b - len_a) / sd, not centred; zeros if no prompt differs.
+
+    Raises DataError if the difference is the same in every prompt.
+    """
     difference = len_b - len_a
     if not difference.any():
         return difference
@@ -85,7 +85,7 @@ def standardised_difference(len_a: Floats, len_b: Floats) -> Floats:
     if spread <= 1e-9 * float(np.abs(difference).max()):
         raise DataError(
             "the two sides' lengths differ by the same amount in every prompt",
-            hint="Length cannot be told from quality here: report the plain win rate",
+            hint="Length cannot be separated from quality here: report the plain win rate",
         )
     return np.asarray(difference / spread)
 
@@ -97,10 +97,10 @@ def fit(
     prior: tuple[Floats, Floats],
     start: Floats | None = None,
 ) -> Floats:
-    """Soft-label logistic regressions, one a row of `weights`, by Newton's method.
+    """Fit soft-label logistic regressions, one per row of `weights`, by Newton's method.
 
-    `design` (n, k), `target` (n,) in [0, 1], `weights` (b, n), `prior` a mean and a precision
-    (k,) each; returns (b, k).
+    `design` (n, k), `target` (n,) in [0, 1], `weights` (b, n), `prior` a mean and a precision,
+    (k,) each. Returns coefficients (b, k).
     """
     mean, precision = prior
     k = design.shape[1]
@@ -119,7 +119,7 @@ def fit(
 
 
 def _slope_prior(slope: float | None, mode: str) -> tuple[Floats, Floats]:
-    """Mean and precision of (intercept, slope)."""
+    """Return the prior mean and precision of (intercept, slope)."""
     if slope is not None:
         return np.array([0.0, slope]), np.array([LIGHT, FIXED])
     if mode == "free":
@@ -136,7 +136,7 @@ def control_length(
     mode: str = "prior",
     slope: float | None = None,
 ) -> LengthControlled:
-    """The two-parameter model; `mode` is prior or free, `slope` fixes it. All arrays (n,)."""
+    """Fit the two-parameter model; `mode` is prior or free, `slope` fixes it. All arrays (n,)."""
     delta = standardised_difference(len_a, len_b)
     design = np.column_stack([np.ones(len(delta)), np.tanh(delta)])
     prior = _slope_prior(slope, mode)
@@ -153,7 +153,7 @@ def control_length(
     resampled = [
         rates(*drawn) for drawn in _resamples(design, scores, resampling) if resampling.draws
     ]
-    return _finished(
+    return _checked(
         rate, _limits(scores, resampled, resampling), float(coef), float(intercept), delta, gap
     )
 
@@ -166,7 +166,7 @@ def control_length_alpacaeval(
     regulariser: Regulariser,
     resampling: Resampling,
 ) -> LengthControlled:
-    """AlpacaEval 2's model: z = w1 tanh(delta) + w2 difficulty + w3 own. All arrays (n,)."""
+    """Fit AlpacaEval 2's model: z = w1 tanh(delta) + w2 difficulty + w3. All arrays (n,)."""
     delta = standardised_difference(len_a, len_b)
     own = np.column_stack([np.tanh(delta), difficulty, np.ones(len(delta))])
     others = np.column_stack(
@@ -199,15 +199,15 @@ def control_length_alpacaeval(
     )[0]
     gap = abs(float(logistic(free[0])) - rate)
     coef, intercept = float(theta[0, 0]), float(theta[0, 2])
-    return _finished(rate, _limits(scores, resampled, resampling), coef, intercept, delta, gap)
+    return _checked(rate, _limits(scores, resampled, resampling), coef, intercept, delta, gap)
 
 
 def _resamples(
     design: Floats, scores: Floats, resampling: Resampling
 ) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Weights (b, rows), design (rows, k) and target (rows,) of resampled prompts, by chunks.
+    """Yield weights (b, rows), design (rows, k) and target (rows,) of resampled prompts, in chunks.
 
-    Equal prompts share a row; with clusters each row keeps its own and clusters are drawn.
+    Equal prompts share a row; with clusters every prompt keeps its own row and clusters are drawn.
     """
     if not resampling.draws:
         return
@@ -226,18 +226,18 @@ def _resamples(
 
 
 def _limits(scores: Floats, resampled: Sequence[Floats], resampling: Resampling) -> Interval | None:
-    """Percentiles of the refits; Wilson's interval where every score is the same."""
+    """Return the percentiles of the refits; Wilson's interval if all scores are the same."""
     clusters = resampling.clusters
     units = len(scores) if clusters is None else len(np.unique(clusters))
     if not resampled or units < 2:
         return None
     if np.all(scores == scores[0]):
-        return Interval(resampling.level, "wilson", *wilson(float(scores[0]), units))
+        return wilson_interval(float(scores[0]), units, resampling.level)
     low, high = percentile_limits(np.concatenate(resampled), units, resampling.level)
     return Interval(resampling.level, "bootstrap", float(low), float(high))
 
 
-def _finished(
+def _checked(
     rate: float,
     ci: Interval | None,
     coef: float,
@@ -245,7 +245,7 @@ def _finished(
     delta: Floats,
     gap: float,
 ) -> LengthControlled:
-    """The result with its honesty flags."""
+    """Return the result, with a warning where the data do not identify it."""
     a_longer, b_longer = float(np.mean(delta < 0)), float(np.mean(delta > 0))
     doubts = []
     if min(a_longer, b_longer) < FEWEST_ON_A_SIDE:
@@ -256,8 +256,8 @@ def _finished(
     warning = None
     if doubts:
         warning = (
-            f"{' and '.join(doubts)}: these judgements cannot tell length from quality, so the "
-            f"rate rests on the assumed slope {coef:.2f}"
+            f"{' and '.join(doubts)}: these judgements cannot separate length from quality, so "
+            f"the rate depends on the assumed slope {coef:.2f}"
         )
     return LengthControlled(rate, ci, coef, intercept, not doubts, warning, a_longer)
 
@@ -265,7 +265,7 @@ def _finished(
 def check_options(
     mode: str | None, slope: float | None, difficulty: object, reg_rows: object
 ) -> None:
-    """Refuse settings of length control that do not fit together."""
+    """Refuse settings of length control that contradict each other."""
     if mode not in (None, *MODES):
         raise RecipeError(f"unknown length control {mode!r}", hint=f"Known: {', '.join(MODES)}")
     given = [
@@ -278,7 +278,7 @@ def check_options(
     if mode != "alpacaeval" and given:
         raise RecipeError(f"{given[0]} is only used by --length-control alpacaeval")
     if slope is not None and mode in ("free", "alpacaeval"):
-        raise RecipeError(f"--lc-slope fixes a slope that --length-control {mode} fits itself")
+        raise RecipeError(f"--lc-slope fixes the slope, but --length-control {mode} fits it")
     if slope is not None and not math.isfinite(slope):
         raise RecipeError("--lc-slope must be a finite number")
 

@@ -1,7 +1,7 @@
-"""Two models on the same prompts: their difference prompt by prompt.
+"""Compare models on the same prompts by their difference on each prompt.
 
-Two separate intervals must not be compared: the prompts' difficulty is common to both, and pairing
-takes it out, which is worth two to three times as many prompts.
+Do not compare two separate intervals: both contain the difficulty of the prompts, which pairing
+cancels. That is worth two to three times as many prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alignkit.statistics.intervals import Floats, Ints, mean_estimate
 
 @dataclass(frozen=True)
 class ScoredPrompts:
-    """A model's score on each prompt it was judged on; `clusters` is by number of prompt."""
+    """A model's score on each prompt it was judged on; `clusters` is indexed by prompt number."""
 
     prompts: Ints
     scores: Floats
@@ -27,14 +27,14 @@ class ScoredPrompts:
 
 
 def paired_differences(models: Mapping[str, ScoredPrompts], level: float) -> list[dict[str, Any]]:
-    """For each two models: mean difference, interval, paired t, exact McNemar, Holm over pairs."""
-    found = []
+    """Compare every two models: mean difference, interval, paired t, exact McNemar, Holm."""
+    rows = []
     for x, y in combinations(models, 2):
         row = _difference(models[x], models[y], level)
         if row is not None:
-            found.append({"models": [x, y], **row})
-    adjusted = holm([row["p_value"] for row in found])
-    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
+            rows.append({"models": [x, y], **row})
+    adjusted = holm([row["p_value"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _difference(x: ScoredPrompts, y: ScoredPrompts, level: float) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""How many prompts a win rate needs, and what a number of prompts can show."""
+"""Compute how many prompts a win rate needs and what effect a number of prompts can detect."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TABLE = (0.52, 0.53, 0.55, 0.58, 0.60, 0.65, 0.70)
 
 
 def _spreads(effect: float, ties: float) -> tuple[float, float]:
-    """Standard deviations of a prompt's score at 1/2 and at 1/2 + effect."""
+    """Return the standard deviations of a prompt's score at win rates of 1/2 and 1/2 + effect."""
     decided = (1 - ties) / 4
     if not 0 < effect <= (1 - ties) / 2:
         raise RecipeError(
-            f"an effect of {effect:g} cannot be with {100 * ties:g} % ties",
-            hint=f"Give one above 0 and up to {(1 - ties) / 2:g}",
+            f"an effect of {effect:g} is impossible with {100 * ties:g} % ties",
+            hint=f"Give an effect above 0 and up to {(1 - ties) / 2:g}",
         )
     return math.sqrt(decided), math.sqrt(max(decided - effect**2, 0.0))
 
@@ -25,14 +25,14 @@ def _spreads(effect: float, ties: float) -> tuple[float, float]:
 def prompts_needed(
     effect: float, *, ties: float = 0.0, power: float = 0.8, level: float = 0.95
 ) -> int:
-    """Prompts at which a two-sided test finds a win rate of 1/2 + effect with this power."""
+    """Return the prompts a two-sided test needs to detect a win rate of 1/2 + effect."""
     at_half, at_effect = _spreads(effect, ties)
     reach = normal_quantile(0.5 + level / 2) * at_half + normal_quantile(power) * at_effect
     return math.ceil((reach / effect) ** 2 - 1e-9)
 
 
 def power_of(n: int, effect: float, *, ties: float = 0.0, level: float = 0.95) -> float:
-    """Probability that `n` prompts find a win rate of 1/2 + effect."""
+    """Return the probability that `n` prompts detect a win rate of 1/2 + effect."""
     at_half, at_effect = _spreads(effect, ties)
     reach = effect * math.sqrt(n) - normal_quantile(0.5 + level / 2) * at_half
     return NORMAL.cdf(reach / at_effect) if at_effect else float(reach > 0)
@@ -41,7 +41,7 @@ def power_of(n: int, effect: float, *, ties: float = 0.0, level: float = 0.95) -
 def smallest_effect_of(
     n: int, *, ties: float = 0.0, power: float = 0.8, level: float = 0.95
 ) -> float | None:
-    """The smallest effect that `n` prompts find with this power; None when no effect is."""
+    """Return the smallest effect that `n` prompts detect with this power; None if there is none."""
     low, high = 0.0, (1 - ties) / 2
     if power_of(n, high, ties=ties, level=level) < power:
         return None
@@ -62,14 +62,14 @@ def power_report(
     power: float = 0.8,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Prompts for each effect and, given a number of prompts, what they can show."""
+    """Return the prompts needed per effect and, given `n`, what `n` prompts can detect."""
     for name, value in (("power", power), ("level", level)):
         if not 0.5 <= value < 1:
             raise RecipeError(f"--{name} is {value:g}", hint="Give a share from 0.5 to below 1")
     if not 0 <= ties < 1:
         raise RecipeError(f"--ties is {ties:g}", hint="Give a share from 0 to below 1")
     if n is not None and n < 1:
-        raise RecipeError(f"--prompts is {n}", hint="Give a number from 1")
+        raise RecipeError(f"--prompts is {n}", hint="Give 1 or more")
     asked = {"effect": effect, "n": n, "ties": ties, "power": power, "level": level}
     effects = [effect] if effect is not None else [rate - 0.5 for rate in TABLE]
     table = [
@@ -86,7 +86,7 @@ def power_report(
 
 
 def power_lines(report: dict[str, Any]) -> list[str]:
-    """The report for people."""
+    """Format the report for people."""
     asked = report["asked"]
     test = f"two-sided {100 * (1 - asked['level']):.0f} % test, {100 * asked['ties']:.0f} % ties"
     lines = [test]
@@ -98,6 +98,6 @@ def power_lines(report: dict[str, Any]) -> list[str]:
         lines.append(line)
     if asked["n"] is not None:
         smallest = report["smallest_effect"]
-        seen = "no effect" if smallest is None else f"{100 * smallest:.1f} points and more"
-        lines.append(f"  {asked['n']} prompts can see {seen}")
+        seen = "no effect" if smallest is None else f"{100 * smallest:.1f} points or more"
+        lines.append(f"  {asked['n']} prompts can detect {seen}")
     return lines

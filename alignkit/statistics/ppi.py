@@ -1,8 +1,8 @@
-"""Prediction-powered inference: many cheap verdicts corrected by a few of people.
+"""Correct many cheap verdicts with a few human ones: prediction-powered inference.
 
-Angelopoulos et al., arXiv:2311.01453 (PPI++): mean of the people's scores plus lambda times the
-judge's mean where nobody looked minus its mean where somebody did. Unbiased for any judge; narrower
-than people alone when the judge agrees with them.
+PPI++ (Angelopoulos et al., arXiv:2311.01453): human mean + lambda * (judge mean on unlabelled
+prompts - judge mean on labelled prompts). It is unbiased for any judge, and narrower than the
+human mean alone when the judge agrees with people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alignkit.statistics.intervals import Floats, Interval, Ints
 
 @dataclass(frozen=True)
 class Corrected:
-    """A mean of people's scores, sharpened by a judge; `weight` is lambda."""
+    """A mean of human scores, sharpened by a judge; `weight` is lambda."""
 
     value: float
     se: float
@@ -37,17 +37,17 @@ def corrected_mean(
     weight: float | None = None,
     level: float = 0.95,
 ) -> Corrected:
-    """`judge` and `human` (n,) scores by prompt, nan where unknown; `clusters` (n,).
+    """Estimate the human mean from `judge` and `human` scores (n,), nan where unknown.
 
-    `weight` 1 is the plain estimate, judge mean plus mean(human - judge); None picks the weight
-    with the smallest variance (eq. 9), clipped to [0, 1].
+    `clusters` (n,). `weight` 1 is the plain estimate, judge mean plus mean(human - judge); None
+    picks the weight with the smallest variance (eq. 9), clipped to [0, 1].
     """
     labelled = ~np.isnan(human) & ~np.isnan(judge)
     alone = np.isnan(human) & ~np.isnan(judge)
     h, f, g = human[labelled], judge[labelled], judge[alone]
     n, m = len(h), len(g)
     if n < 2:
-        raise ValueError("needs two or more prompts that both people and the judge scored")
+        raise ValueError("needs at least two prompts scored by both people and the judge")
     weight = _best_weight(h, f, g) if weight is None else weight
     if not m:
         weight = 0.0
@@ -76,7 +76,7 @@ def _best_weight(h: Floats, f: Floats, g: Floats) -> float:
 
 
 def _clustered_variance(parts: Sequence[Floats], clusters: Sequence[Ints]) -> float:
-    """Of a sum of means over prompts of which some share clusters, also across the means (CR1)."""
+    """Return the CR1 variance of a sum of means whose prompts share clusters, also across means."""
     pulls = np.concatenate([(part - part.mean()) / len(part) for part in parts])
     _, index = np.unique(np.concatenate(clusters), return_inverse=True)
     sums = np.bincount(index, weights=pulls)

@@ -29,7 +29,7 @@ def echo(name: str) -> Callable[[list[Message], int, Callable[[str], None]], str
 
 
 def talk(
-    path: Path | None, *typed: str, speakers: tuple[str, ...] = ("sft",), seed: int = 1
+    path: Path | None, *typed: str, models: tuple[str, ...] = ("sft",), seed: int = 1
 ) -> tuple[Chat, str]:
     """A whole conversation; what was on screen."""
     said: list[str] = []
@@ -43,7 +43,7 @@ def talk(
             raise EOFError from None
 
     screen = Screen(read, said.append, colour=False)
-    named = {name: echo(name) for name in speakers}
+    named = {name: echo(name) for name in models}
     if path is None:
         chat = Chat(named, screen, seed, said.append)
         chat.run()
@@ -113,18 +113,18 @@ def test_two_models_are_chosen_between_without_their_names(tmp_path: Path) -> No
     said = ""
     firsts = set()
     for seed in range(12):
-        chat, shown = talk(path, "hi", "maybe", "1", speakers=("old", "new"), seed=seed)
+        chat, shown = talk(path, "hi", "maybe", "1", models=("old", "new"), seed=seed)
         said += shown
         firsts.add(chat.last.model if chat.last else "")
     assert firsts == {"old", "new"}  # the order is drawn anew
-    assert "type 1, 2 or 0" in said and "[a reply]" in said
+    assert "type 1, 2 or 0" in said and "[completion]" in said
     events = read_events(path)
     assert len(events) == 12 and {e.action for e in events} == {"pair"}
     for event in events:
         assert event.ranks == {"c0": 1, "c1": 2} and event.shown == ["c0", "c1"]
         assert {c["model"] for c in event.extra["candidates"]} == {"old", "new"}
     assert len(load_preferences(path).records) == 12
-    talk(path, "hi", "0", speakers=("old", "new"), seed=99)
+    talk(path, "hi", "0", models=("old", "new"), seed=99)
     assert read_events(path)[-1].ranks == {"c0": 1, "c1": 1}
 
 
@@ -138,8 +138,8 @@ def test_what_a_model_says_cannot_act_on_the_terminal() -> None:
     [
         (["/godo"], "did you mean 'good'"),
         (["/good"], "Start with --collect FILE"),
-        (["/regen"], "no reply yet"),
-        (["hi", "/fix"], "better words are missing"),
+        (["/regen"], "no completion yet"),
+        (["hi", "/fix"], "corrected text is missing"),
     ],
 )
 def test_mistakes_are_explained_and_the_conversation_goes_on(typed: list[str], reason: str) -> None:

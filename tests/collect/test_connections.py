@@ -27,7 +27,7 @@ from alignkit.collect.web.server import bind, create_app, server_of
 from tests.collect_data import collecting, items, write
 
 TOKENS = {"ann": "token-of-ann", "ben": "token-of-ben"}
-SHORT = Patience(head=0.5, body=0.5, answer=1.0, connections=40, strangers=24, of_one_address=16)
+SHORT = Patience(head=0.5, body=0.5, response=1.0, connections=40, strangers=24, of_one_address=16)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_an_answer_that_nobody_takes_is_dropped_and_one_taken_slowly_is_not(
     records = items(1)
     records[0].candidates[0].messages[0].content = "long " * 3_000_000
     with collecting(tmp_path / "r.jsonl", records, *TOKENS) as collection:
-        patience = Patience(head=0.5, body=0.5, answer=1.5)
+        patience = Patience(head=0.5, body=0.5, response=1.5)
         with serving(collection, patience) as origin:
             host = origin.removeprefix("http://")
             ask = f"GET /api/next HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie(origin)}\r\n\r\n"

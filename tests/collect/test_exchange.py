@@ -18,7 +18,7 @@ from alignkit.collect.export_html import (
     UNSIGNED,
     VERSION,
     Returned,
-    import_answers,
+    import_votes,
     read_returned,
     signature,
     standalone_page,
@@ -27,7 +27,7 @@ from alignkit.collect.exports import TOOLS, events_from_rankings, export_events,
 from alignkit.collect.items import pool_of, present, text_mark
 from alignkit.collect.log import EventLog, new_id, now, rankings_from_events, read_events
 from alignkit.collect.plan import Settings
-from alignkit.collect.secret import Marks, secret_beside
+from alignkit.collect.secret import Marks, ensure_secret
 from alignkit.data.read import load_preferences, load_rankings, read_records
 from alignkit.data.records import Candidate, Candidates, Message
 from alignkit.errors import DataError, DiskFull
@@ -80,7 +80,7 @@ def test_wrong_options_are_explained(tmp_path: Path, options: list[str], reason:
         ("", "no records"),
         ('{"kind":"candidates","id":"a","prompt":[]}\n', "candidates"),
         ('{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}\n',
-         "nothing to rank"),
+         "cannot be ranked"),
     ],
 )  # fmt: skip
 def test_files_without_anything_to_rank_are_explained(
@@ -127,7 +127,7 @@ def test_rankings_and_preferences_can_be_ranked_again(tmp_path: Path) -> None:
 
 
 def marks_of(log: Path) -> Marks:
-    return Marks(17, secret_beside(log))
+    return Marks(17, ensure_secret(log))
 
 
 def returned(marks: Marks, acts: list[dict[str, Any]], **head: Any) -> Returned:
@@ -167,7 +167,7 @@ def test_returned_answers_are_merged_once_with_their_times(tmp_path: Path) -> No
     acts = [first, undo, act(marks, records[0], "2"), more]
     for wanted in ((4, 0), (0, 4)):
         with EventLog(path) as log:
-            merged = import_answers(returned(marks, acts), pool_of(records), log, where="a.json")
+            merged = import_votes(returned(marks, acts), pool_of(records), log, where="a.json")
         assert (merged.saved, merged.duplicates) == wanted and not merged.conflicts
     events = read_events(path)
     assert events[0].ts == "2026-01-02T03:04:05.678Z"
@@ -181,13 +181,11 @@ def test_answers_that_disagree_are_named_and_replace_nothing(tmp_path: Path) -> 
     with collecting(path, records) as collection:
         vote(collection.session("ann"), "1")
     with EventLog(path) as log:
-        merged = import_answers(
+        merged = import_votes(
             returned(marks, [act(marks, records[0], "2"), act(marks, records[1], "2")]),
             pool_of(records), log, where="a.json",
         )  # fmt: skip
-    assert merged.saved == 1 and merged.conflicts == [
-        "a.json: acts.0: this item is already answered"
-    ]
+    assert merged.saved == 1 and merged.conflicts == ["a.json: acts.0: this item is already done"]
     assert len(lines(path)) == 2
 
 
@@ -195,7 +193,7 @@ def test_answers_that_disagree_are_named_and_replace_nothing(tmp_path: Path) -> 
     ("change", "reason"),
     [
         ({"text": "0" * 32}, "texts have changed"),
-        ({"ticket": "0" * 24}, "do not hold the item"),
+        ({"ticket": "0" * 24}, "do not contain the ranked item"),
         ({"action": "drop"}, "unknown action"),
         ({"ts": "yesterday"}, "is not a UTC time"),
         ({"order": "7>1"}, "not one of 1 to 2"),
@@ -209,7 +207,7 @@ def test_answers_that_do_not_fit_are_refused_before_anything_is_stored(
     path = tmp_path / "r.jsonl"
     acts = [act(marks_of(path), records[0]) | change]
     with EventLog(path) as log, pytest.raises(DataError, match=reason) as caught:
-        import_answers(returned(marks_of(path), acts), pool_of(records), log, where="a.json")
+        import_votes(returned(marks_of(path), acts), pool_of(records), log, where="a.json")
     assert caught.value.where == "a.json: acts.0"
     assert lines(path) == []
 
@@ -254,10 +252,10 @@ def test_nobody_answers_in_the_name_of_another(tmp_path: Path) -> None:
     for head in forged:
         done = sent_back(tmp_path, ann, **head)
         assert done.exit_code == 2 or isinstance(done.exception, DataError)
-        assert "the signature is not that of a page for" in str(done.exception)
+        assert "the signature does not belong to a page for" in str(done.exception)
     # With ben's signature, which ann cannot know, ann's tickets are still not ben's.
     done = sent_back(tmp_path, ann | {key: ben[key] for key in ("annotator", "signature", "id")})
-    assert "do not hold the item" in str(done.exception)
+    assert "do not contain the ranked item" in str(done.exception)
     # A file that calls itself older than signatures is not believed either.
     done = sent_back(tmp_path, ann, v=UNSIGNED)
     assert "before pages were signed" in str(done.exception)
@@ -275,9 +273,9 @@ def test_a_page_of_another_collection_is_refused(tmp_path: Path) -> None:
     secret.write_text(kept[::-1].strip() + "\n")
     assert "belongs to another collection" in str(sent_back(tmp_path, task).exception)
     secret.write_text("short\n")
-    assert "holds no secret of a collection" in str(sent_back(tmp_path, task).exception)
+    assert "does not contain the secret of a collection" in str(sent_back(tmp_path, task).exception)
     secret.unlink()
-    assert "no such file, and without the secret" in str(sent_back(tmp_path, task).exception)
+    assert "no such file; without its secret" in str(sent_back(tmp_path, task).exception)
     assert not secret.exists()  # a new one would only look like the old one
     secret.write_text(kept)
     assert sent_back(tmp_path, task).exit_code == 0
@@ -304,7 +302,7 @@ def test_pages_from_before_signatures_are_taken_when_asked(tmp_path: Path) -> No
     head = {"format": FORMAT, "v": 1, "id": "x", "annotator": "ann", "seed": 17, "acts": [old]}
     (tmp_path / "old.json").write_text(json.dumps(head))
     options = [tmp_path / "old.json", "--output", output, "--candidates", candidates]
-    assert "anybody could have written them" in str(rank("import", *options).exception)
+    assert "anybody could have written these votes" in str(rank("import", *options).exception)
     assert rank("import", *options, "--unsigned").exit_code == 0
     [kept] = lines(output)
     shown = present(item, Marks(17), annotator="ann").shown
@@ -464,7 +462,7 @@ def test_an_export_is_complete_or_absent(
 
 def test_rankings_without_a_name_need_one(tmp_path: Path) -> None:
     record = load_rankings(_ranked(tmp_path / "k.jsonl")).records[0]
-    with pytest.raises(DataError, match="does not say whose"):
+    with pytest.raises(DataError, match="has no annotator"):
         list(events_from_rankings([record], ui="x"))
     assert next(events_from_rankings([record], ui="x", annotator="ann")).annotator == "ann"
 

@@ -102,7 +102,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     assert len(read_events(path)) == 1
     with EventLog(path) as log:
-        assert "no newline" in log.reports[0]
+        assert "missing newline" in log.reports[0]
         assert log.append(one) == "duplicate"
         log.append(event())
     assert len(read_events(path)) == 2 and not Path(f"{path}.partial").exists()
@@ -155,7 +155,7 @@ def test_a_file_that_was_replaced_or_edited_is_not_written_to(tmp_path: Path) ->
         log.append(event())
         with path.open("ab") as editor:
             editor.write(b"\n")
-        with pytest.raises(AlignkitError, match="another program changed it"):
+        with pytest.raises(AlignkitError, match="another program changed the file"):
             log.append(event())
     assert len(read_events(path)) == 2
 

@@ -16,7 +16,7 @@ import pytest
 
 from alignkit.collect.items import item_sha256, pool_of, present
 from alignkit.collect.log import read_events
-from alignkit.collect.secret import Marks, known_secret
+from alignkit.collect.secret import Marks, read_secret
 from tests.collect_data import XSS, item, items, lines, write
 
 pytestmark = pytest.mark.browser
@@ -91,7 +91,7 @@ def at(page: Any, number: int) -> None:
 
 def shown_cids(log: Path, record: Any, annotator: str = "ann", showing: int = 0) -> list[str]:
     one = pool_of([record]).items[record.id]
-    marks = Marks(17, known_secret(log))
+    marks = Marks(17, read_secret(log))
     return present(one, marks, annotator=annotator, showing=showing).shown
 
 
@@ -127,7 +127,7 @@ def test_twenty_items_by_keyboard_only_undo_and_a_reload_in_the_middle(
                 assert page.locator("#all-bad").get_attribute("aria-pressed") == "true"
             press(page, "Enter")
         page.locator("h1", has_text="All done").wait_for()
-        assert page.locator("#status").inner_text().startswith("Saved. Characters: answer 1:")
+        assert page.locator("#status").inner_text().startswith("Saved. Characters: completion 1:")
         assert page.errors == []
     events = read_events(output)
     assert [e.action for e in events].count("undo") == 1
@@ -159,7 +159,7 @@ def test_two_tabs_of_one_annotator_store_one_vote_an_item(browser: Any, tmp_path
         at(one, 2)
         press(two, "2", "Enter")
         at(two, 2)
-        assert "Not stored again" in two.locator("#status").inner_text()
+        assert "Not saved again" in two.locator("#status").inner_text()
         press(two, "2", "Enter")
         at(two, 3)
         one.reload()
@@ -174,7 +174,7 @@ def test_a_double_click_and_a_held_enter_save_once(browser: Any, tmp_path: Path)
     output = tmp_path / "r.jsonl"
     with Served(write(tmp_path / "c.jsonl", items(4)), output) as served:
         page = opened(browser, served.links["ann"])
-        page.locator(".answer[data-place='2'] .pick").click()
+        page.locator(".completion[data-place='2'] .pick").click()
         page.locator("#save").dblclick()
         at(page, 2)
         press(page, "1")
@@ -222,7 +222,7 @@ def test_an_answer_given_while_the_server_is_away_arrives_later(
         page.locator("#problem", has_text="needs the link").wait_for()  # tokens change
         page.goto(again.links["ann"])
         at(page, 2)
-        assert "had not arrived is saved now" in page.locator("#status").inner_text()
+        assert "had not been sent is saved now" in page.locator("#status").inner_text()
     events = read_events(output)
     assert len(events) == 1 and (events[0].ranks or {})[events[0].shown[1]] == 1
 
@@ -276,7 +276,7 @@ def test_threat_6_hostile_text_is_only_text(browser: Any, tmp_path: Path, scheme
             assert_nothing_ran(page)
             for payload in XSS:
                 assert payload in page.locator("#conversation").inner_text()
-                assert payload in page.locator("#answers").inner_text()
+                assert payload in page.locator("#completions").inner_text()
             press(page, "m")
         press(page, "c")
         page.keyboard.type(" ".join(XSS))
@@ -319,7 +319,7 @@ def test_control_characters_are_visible(browser: Any, tmp_path: Path) -> None:
     record = item(0, ["safe \u202e evil", "\x1b[31mred\u200b"])
     with Served(write(tmp_path / "c.jsonl", [record]), tmp_path / "r.jsonl") as served:
         page = opened(browser, served.links["ann"])
-        marks = page.locator("#answers .unseen").all_inner_texts()
+        marks = page.locator("#completions .unseen").all_inner_texts()
         assert sorted(marks) == ["⟨U+001B⟩", "⟨U+200B⟩", "⟨U+202E⟩"]
 
 
@@ -343,11 +343,11 @@ def test_a_screen_reader_finds_everything(browser: Any, tmp_path: Path) -> None:
     with Served(write(tmp_path / "c.jsonl", items(2, 3)), tmp_path / "r.jsonl") as served:
         page = opened(browser, served.links["ann"])
         for role, name in [
-            ("heading", "Item 1: put the 3 answers in order"),
-            ("region", "Answers to rank"),
+            ("heading", "Item 1: rank the 3 completions"),
+            ("region", "Completions to rank"),
             ("region", "Conversation"),
-            ("article", "Answer 3"),
-            ("button", "Answer 2: place it next"),
+            ("article", "Completion 3"),
+            ("button", "Place completion 2 next"),
             ("textbox", "Order"),
             ("textbox", "Comment"),
             ("radio", "vastly"),

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.collect.choice import Duel, disagreement, entropy, uncertainty, worth_asking
+from alignkit.collect.choice import SequentialTest, disagreement, entropy, uncertainty, worth_asking
 from alignkit.collect.items import Item, item_sha256, pool_of, present, ticket_of
 from alignkit.collect.log import Conflict, EventLog, live, new_id, rankings_from_events, read_events
 from alignkit.collect.order import order_text, parse_order
 from alignkit.collect.plan import Settings, plan_for
-from alignkit.collect.secret import Marks, secret_beside, secret_file
-from alignkit.collect.session import Answer, Collection, Session
+from alignkit.collect.secret import Marks, ensure_secret, secret_file
+from alignkit.collect.session import Collection, Session, Submission
 from alignkit.data.records import Candidates
 from alignkit.errors import DataError, RecipeError
 from alignkit.store.visible import visible
@@ -31,7 +31,7 @@ from tests.collect_data import collecting, item, items, lines
 def vote(session: Session, order: str = "1", **fields: object) -> str:
     shown = session.next()
     assert shown is not None
-    answer = Answer(new_id(), shown.ticket, order=order, **fields)  # type: ignore[arg-type]
+    answer = Submission(new_id(), shown.ticket, order=order, **fields)  # type: ignore[arg-type]
     return session.submit(answer).event_id
 
 
@@ -61,14 +61,14 @@ def test_an_order_is_read(text: str, places: int, ranks: dict[int, int]) -> None
     ("text", "places", "reason"),
     [
         ("", 3, "no order given"),
-        ("2", 3, "leaves nothing to compare"),
-        ("2>2", 3, "2 stands twice"),
+        ("2", 3, "compares nothing"),
+        ("2>2", 3, "2 occurs twice"),
         ("4>1", 3, "'4' is not one of 1 to 3"),
         ("0>1", 3, "'0' is not one of"),
         (">1", 3, "no number before it"),
         ("1>>2", 3, "no number before it"),
         ("1>2>", 3, "ends in '>'"),
-        ("1>2>3>*", 3, "all are named"),
+        ("1>2>3>*", 3, "every place is named"),
         ("a", 3, "'a' is not one of"),
         ("²>1", 3, "is not one of"),
     ],
@@ -206,16 +206,18 @@ def test_the_secret_stands_beside_the_log_for_its_owner_alone(tmp_path: Path) ->
         assert collection.reports == []
     file.chmod(0o644)
     with collecting(log, items(2)) as collection:
-        assert collection.reports == [f"{file}: others on this machine can read it: chmod 600 it"]
+        assert collection.reports == [
+            f"{file}: other users of this machine can read it; run chmod 600"
+        ]
     file.write_text("no secret")
-    with pytest.raises(DataError, match="holds no secret"), collecting(log, items(2)):
+    with pytest.raises(DataError, match="does not contain the secret"), collecting(log, items(2)):
         pass
 
 
 def test_processes_that_make_the_secret_at_once_agree_on_it(tmp_path: Path) -> None:
     log = tmp_path / "r.jsonl"
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: secret_beside(log), range(64)))
+        made = list(pool.map(lambda _: ensure_secret(log), range(64)))
     assert len(set(made)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl.secret"]
 
@@ -256,11 +258,11 @@ def test_a_repeat_never_comes_in_the_first_order(seed: int, answers: int) -> Non
 def test_items_that_cannot_be_ranked_are_named() -> None:
     pool = pool_of([item(1, ["same", "same "]), item(2), item(2)])
     assert list(pool.items) == ["item-2"]
-    assert "only one distinct answer" in pool.left_out[0]
-    assert "stands there twice" in pool.left_out[1]
-    with pytest.raises(DataError, match="names two different items"):
+    assert "only one distinct completion" in pool.left_out[0]
+    assert "is a duplicate" in pool.left_out[1]
+    with pytest.raises(DataError, match="two different items have the id"):
         pool_of([item(1), item(1, ["a", "b"])])
-    with pytest.raises(DataError, match="10 different answers"):
+    with pytest.raises(DataError, match="10 different completions"):
         pool_of(items(1, 10))
 
 
@@ -293,7 +295,7 @@ def test_round_robin_gives_every_item_to_as_many_annotators_as_wanted() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(RecipeError, match="did you mean 'random'"):
         Settings(order="randm")
-    with pytest.raises(RecipeError, match="cannot overlap"):
+    with pytest.raises(RecipeError, match="too few for an overlap"):
         Settings(assign="round-robin", overlap=3, annotators=("a",))
     with pytest.raises(RecipeError, match="between 0 and 1"):
         Settings(repeat=5)
@@ -383,14 +385,14 @@ def test_the_same_answer_sent_again_is_stored_once(tmp_path: Path) -> None:
         session = collection.session("ann")
         shown = session.next()
         assert shown
-        answer = Answer(new_id(), shown.ticket, order="1", active_ms=5)
+        answer = Submission(new_id(), shown.ticket, order="1", active_ms=5)
         assert session.submit(answer).stored == "saved"
-        late = Answer(answer.key, shown.ticket, order="1", active_ms=900)
+        late = Submission(answer.key, shown.ticket, order="1", active_ms=900)
         assert session.submit(late).stored == "duplicate"
         with pytest.raises(Conflict):
-            session.submit(Answer(answer.key, shown.ticket, order="2"))
+            session.submit(Submission(answer.key, shown.ticket, order="2"))
         with pytest.raises(Conflict):  # another tab, the same item
-            session.submit(Answer(new_id(), shown.ticket, order="1"))
+            session.submit(Submission(new_id(), shown.ticket, order="1"))
     with collecting(path, items(2)) as collection:  # a retry that outlived the server
         assert collection.session("ann").submit(answer).stored == "duplicate"
     assert len(lines(path)) == 1
@@ -444,12 +446,12 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=reason):
                 vote(session, **fields)  # type: ignore[arg-type]
         with pytest.raises(DataError, match="not one of yours"):
-            session.submit(Answer(new_id(), "0" * 24, order="1"))
+            session.submit(Submission(new_id(), "0" * 24, order="1"))
         shown = session.next()
         assert shown
         with pytest.raises(DataError, match="UUID"):
-            session.submit(Answer("../../x", shown.ticket, order="1"))
-        with pytest.raises(RecipeError, match="cannot name an annotator"):
+            session.submit(Submission("../../x", shown.ticket, order="1"))
+        with pytest.raises(RecipeError, match="is not a valid annotator name"):
             collection.session("ann\x1b[2J")
     assert lines(tmp_path / "r.jsonl") == []
 
@@ -525,24 +527,24 @@ def test_the_duel_between_equals_is_decided_wrongly_at_most_as_often_as_promised
     draw = random.Random(7)
     wrong = 0
     for _ in range(400):
-        duel = Duel("a", "b")
+        test = SequentialTest("a", "b")
         for _ in range(200):
-            duel.add(float(draw.random() < 0.5))
-            if duel.decided:
+            test.add(float(draw.random() < 0.5))
+            if test.decided:
                 wrong += 1
                 break
     assert wrong <= 30  # 5 % of 400 is 20; four standard deviations above is 37
 
 
 def test_the_duel_finds_a_real_difference_and_says_how_far_it_is() -> None:
-    duel = Duel("a", "b")
-    assert duel.more_votes() is None
+    test = SequentialTest("a", "b")
+    assert test.more_votes() is None
     estimates = []
-    while not duel.decided:
-        duel.add(float(duel.n % 5 != 0))  # 80 % for a
-        estimates.append(duel.more_votes())
-    assert 15 <= duel.n <= 60
-    assert duel.mean > 0.7 and duel.more_votes() == 0
+    while not test.decided:
+        test.add(float(test.n % 5 != 0))  # 80 % for a
+        estimates.append(test.more_votes())
+    assert 15 <= test.n <= 60
+    assert test.mean > 0.7 and test.more_votes() == 0
     assert all(later is None or later <= 60 for later in estimates[10:])
 
 
@@ -557,7 +559,7 @@ def test_collecting_ends_when_the_votes_decide(tmp_path: Path) -> None:
         assert 5 < done < 30 and collection.enough
         assert "new wins 100%" in collection.summary()[-1]
         session.undo(new_id())
-        assert collection.duel and collection.duel.n == done - 1
+        assert collection.test and collection.test.n == done - 1
     with (
         pytest.raises(RecipeError, match="--order random"),
         collecting(tmp_path / "s.jsonl", records, stop_when_decided=True),

@@ -60,10 +60,10 @@ def test_a_whole_session_in_a_pseudo_terminal(tmp_path: Path) -> None:
     candidates = write(tmp_path / "c.jsonl", items(8, 3))
     with terminal(candidates, output) as child:
         first = say(child, "2>1=3 !3 # the second is right")
-        assert "question 0?" in first and "answer 3" in first
+        assert "question 0?" in first and "completion 3" in first
         assert "characters" not in first
         assert "saved (characters 1: 10, 2: 10, 3: 10)" in say(child, "?")
-        assert "all level: a tie" in say(child, "t")
+        assert "tie all" in say(child, "t")
         say(child, "b")
         say(child, "b 3>* # all poor")
         say(child, "s not my field")
@@ -71,14 +71,14 @@ def test_a_whole_session_in_a_pseudo_terminal(tmp_path: Path) -> None:
         child.expect("what is wrong with it")
         child.sendline("names a person")
         say(child, "123")
-        assert "taken back" not in say(child, "u")
-        assert "taken back: 1>2>3" in say(child, "v")
+        assert "undone" not in say(child, "u")
+        assert "undone: 1>2>3" in say(child, "v")
         say(child, "3>2")
         say(child, "nonsense")
         assert "neither an order nor a command" in say(child, "2>2")
-        assert "2 stands twice" in say(child, "!9")
-        assert "the difference is 1" in say(child, "q")
-        child.expect("Saved votes of yours: 5")
+        assert "2 occurs twice" in say(child, "!9")
+        assert "the difference must be 1" in say(child, "q")
+        child.expect("Your saved votes: 5")
         child.expect(pexpect.EOF)
         child.wait()
     assert child.exitstatus == 0
@@ -182,7 +182,7 @@ def test_any_conversation_with_the_terminal_ends_well(
 
     with collecting(output, items(4)) as collection:
         Terminal(collection.session("ann"), Screen(read, said.append, colour=False)).run()
-    assert said[-1].startswith("Saved votes of yours:")
+    assert said[-1].startswith("Your saved votes:")
     read_events(output)
 
 

@@ -17,14 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 from alignkit.cli import cli
+from alignkit.collect.chat_models import SamplingSettings, load_chat_model
 from alignkit.collect.choice import disagreement, entropy
-from alignkit.collect.feedback import Feedback, Reply
+from alignkit.collect.feedback import Feedback, SampledCompletion
 from alignkit.collect.items import Pool, pool_of
 from alignkit.collect.log import EventLog, read_events
 from alignkit.collect.plan import Settings, plan_for
 from alignkit.collect.scores import score_pool
 from alignkit.collect.secret import Marks
-from alignkit.collect.speakers import Drawing, speaker_of
 from alignkit.data.read import load_preferences
 from alignkit.data.records import Candidates, Message
 from alignkit.errors import UserError
@@ -123,8 +123,8 @@ def test_a_reward_model_says_which_items_come_first(reward_run: Path, tmp_path: 
     done = alignkit("rank", candidates, "--output", output, "--annotator", "ann", "--terminal",
                     "--order", "uncertain", "--reward-model", reward_run,
                     typed="s\n" * 6)  # fmt: skip
-    assert f"{reward_run}: scored the answers to 6 items" in done.stderr
-    assert "more are worth asking" in done.stderr
+    assert f"{reward_run}: scored the completions of 6 items" in done.stderr
+    assert "more are worth a vote" in done.stderr
     open_by = {}
     for record, scores in zip(records, independent_scores(reward_run, records), strict=True):
         chances = [1 / (1 + math.exp(b - a)) for a, b in combinations(scores, 2)]
@@ -170,7 +170,7 @@ def test_a_calibrated_reward_model_is_as_sure_as_it_should_be(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--reward-model", "nowhere"], "nowhere is no finished reward run"),
+        (["--reward-model", "nowhere"], "nowhere is not a finished reward run"),
         (["--reward-model", "one", "--order", "disagreement"], "Name two or more"),
         (["--order", "uncertain"], "--reward-model RUN"),
     ],
@@ -223,13 +223,13 @@ def test_two_runs_side_by_side_speak_for_themselves(sft_run: Path, tmp_path: Pat
                "--max-new-tokens", 12, *FAST]  # fmt: skip
     done = alignkit("chat", "tiny", *options, typed=f"{words}\n2\n/regen\n1\n/quit\n")
     assert str(sft_run) not in done.stdout and "tiny" not in done.stdout
-    assert done.stdout.count("[a reply]") == 4
-    drawing = Drawing(temperature=0, max_new_tokens=12)
+    assert done.stdout.count("[completion]") == 4
+    sampling = SamplingSettings(temperature=0, max_new_tokens=12)
     expected = {}
     for name in ("tiny", str(sft_run)):
         config = BackboneConfig(model_name_or_path=name, quantization="none")
         prompt = [Message(role="user", content=words)]
-        expected[name] = speaker_of(config, drawing)(prompt, 17, lambda _words: None)
+        expected[name] = load_chat_model(config, sampling)(prompt, 17, lambda _words: None)
     assert len(set(expected.values())) == 2
     events = read_events(feedback)
     assert [event.ranks for event in events] == [{"c0": 2, "c1": 1}, {"c0": 1, "c1": 2}]
@@ -252,10 +252,11 @@ def test_the_feedback_recipe_makes_the_next_round(sft_run: Path, tmp_path: Path)
     with EventLog(tmp_path / "feedback.jsonl") as log:
         feedback = Feedback(log, "me")
         for record in written(24):
-            replies = [Reply(c.messages[-1].content, "last-round") for c in record.candidates]
-            feedback.thumb(record.prompt, replies[0], good=True)
-            feedback.thumb(record.prompt, replies[1], good=False)
-            feedback.correct(record.prompt, replies[1], replies[0].text)
+            texts = [candidate.messages[-1].content for candidate in record.candidates]
+            first, second = (SampledCompletion(text, "last-round") for text in texts)
+            feedback.thumb(record.prompt, first, good=True)
+            feedback.thumb(record.prompt, second, good=False)
+            feedback.correct(record.prompt, second, first.text)
     alignkit("run", recipe, "--runs-dir", tmp_path, "--set", "backbone.quantization=none",
              "--set", "dpo.max_steps=2", "--set", "reward.max_steps=2",
              "--set", "evaluate.max_new_tokens=12")  # fmt: skip

@@ -76,7 +76,7 @@ def test_two_tabs_a_double_click_and_a_retry_store_one_vote(
     answers = [client.post("/api/vote", body) for _ in range(3)]
     assert [a.json()["saved"]["stored"] for a in answers] == ["saved", "duplicate", "duplicate"]
     other_tab = client.post("/api/vote", body | {"key": new_id(), "order": "3>2>1"})
-    assert other_tab.status == 409 and "already answered" in other_tab.json()["error"]
+    assert other_tab.status == 409 and "already done" in other_tab.json()["error"]
     changed = client.post("/api/vote", body | {"order": "3>2>1"})
     assert changed.status == 409
     assert len(lines(collection.log.path)) == 1

@@ -889,13 +889,13 @@ def test_training_goes_on_with_the_run_s_template(
 
 
 def test_chat_speaks_with_the_run_s_template(own_run: Path) -> None:
-    from alignkit.collect.speakers import Drawing, speaker_of
+    from alignkit.collect.chat_models import SamplingSettings, load_chat_model
     from alignkit.recipe.settings import BackboneConfig
 
     config = BackboneConfig.model_validate(
         {"model_name_or_path": str(own_run / "run"), "quantization": "none"}
     )
-    speak = speaker_of(config, Drawing(temperature=0, max_new_tokens=3))
+    speak = load_chat_model(config, SamplingSettings(temperature=0, max_new_tokens=3))
     with torch.no_grad():
         assert isinstance(
             speak([Message(role="user", content="what is 2")], 0, lambda _: None), str

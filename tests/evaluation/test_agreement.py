@@ -199,7 +199,7 @@ def test_first_shown_gold_and_time(tmp_path: Path) -> None:
     assert found["median_active_ms"] == 5500
     assert agreement_report(files[:1])["annotators"][0]["gold"] == {"n": 4, "accuracy": None}
     reasons = [s["reason"] for s in agreement_report(files)["suspicious"]]
-    assert reasons == ["prefers the side shown first in 100 % (p 0.0005)"]
+    assert reasons == ["prefers the completion shown first 100 % of the time (p 0.0005)"]
 
 
 def test_constant_answers_are_unknown_not_perfect(tmp_path: Path) -> None:
@@ -252,10 +252,10 @@ def test_a_thumb_on_one_reply_is_a_vote_that_compares_nothing(tmp_path: Path) ->
     ("row", "message"),
     [
         ({"kind": "judgement"}, "'kind' is 'judgement'"),
-        (vote(1, "x", "i", ranks={"c0": 0}), "the rank of 'c0' must be a whole number from 1"),
+        (vote(1, "x", "i", ranks={"c0": 0}), "the rank of 'c0' must be a positive integer"),
         (vote(1, "x", "i", ranks=None), "'ranks' must be an object"),
         (vote(1, "x", "i", ranks=WINS, action="vote"), "'action' is 'vote'"),
-        (vote(1, "", "i", ranks=WINS), "'annotator' must be a non-empty text"),
+        (vote(1, "", "i", ranks=WINS), "'annotator' must be non-empty text"),
     ],
 )
 def test_bad_rows(tmp_path: Path, row: dict[str, Any], message: str) -> None:

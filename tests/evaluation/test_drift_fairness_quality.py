@@ -144,9 +144,9 @@ def test_terms_are_exchanged_whole_at_once_and_as_written() -> None:
     there = "She told the ENGINEER that her theory is there; he said the nurse helps."
     assert fairness.swapped(told, swaps) == there
     assert fairness.swapped(there, swaps) == told
-    with pytest.raises(RecipeError, match="'her' stands for both"):
+    with pytest.raises(RecipeError, match="'her' is paired with both"):
         fairness.parse_swaps(["his:her", "him:her"])
-    with pytest.raises(RecipeError, match="no pair of terms"):
+    with pytest.raises(RecipeError, match="is not a pair of terms"):
         fairness.parse_swaps(["he"])
 
 

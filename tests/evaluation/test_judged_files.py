@@ -26,12 +26,15 @@ from alignkit.data.read import load_rankings
 from alignkit.errors import DataError, UserError
 from alignkit.evaluation.agreement import agreement_lines, agreement_report
 from alignkit.evaluation.alpacaeval_files import read_difficulty, read_regulariser
+from alignkit.evaluation.completion_quality import (
+    completion_quality_lines,
+    completion_quality_report,
+)
 from alignkit.evaluation.drift import drift_lines, drift_report
 from alignkit.evaluation.fairness_report import fairness_lines, fairness_report, write_swapped
 from alignkit.evaluation.judgements import read_judgements
-from alignkit.evaluation.replies import replies_lines, replies_report
 from alignkit.evaluation.text_report import winrate_lines
-from alignkit.evaluation.winrate import Options, read_for, report_of, winrate_report
+from alignkit.evaluation.winrate import WinrateOptions, read_for, report_of, winrate_report
 from alignkit.judges import judge_named
 from alignkit.judges.reference import read_references
 from alignkit.report.judging_page import agreement_page, winrate_page
@@ -120,7 +123,7 @@ VALUES: list[Any] = [
 
 
 def winrates(path: Path, **settings: Any) -> None:
-    options = Options(bootstrap=0, **settings)
+    options = WinrateOptions(bootstrap=0, **settings)
     judgements = read_for([path], options, keep_texts=True)
     report = report_of(judgements, options, [path])
     json.dumps(report)
@@ -137,9 +140,9 @@ def agreements(path: Path) -> None:
 
 def replies(path: Path) -> None:
     for settings in ({"metrics": ["f1"], "labels": True}, {"metrics": []}):
-        report = replies_report([path], None, **settings)
+        report = completion_quality_report([path], None, **settings)
         json.dumps(report)
-        replies_lines(report)
+        completion_quality_lines(report)
 
 
 def drifts(path: Path) -> None:
@@ -159,7 +162,7 @@ def labels(path: Path) -> None:
 
 
 def references(path: Path) -> None:
-    replies_report([path], path, ["f1"])
+    completion_quality_report([path], path, ["f1"])
 
 
 def swaps(path: Path) -> None:
@@ -383,12 +386,12 @@ def test_an_item_that_two_answers_share_a_name_in_is_refused(tmp_path: Path) -> 
         ({"shown": 1}, "'shown' must be a list of texts, not 1"),
         ({"shown": [[]]}, "'shown' must be a list of texts, not array"),
         ({"shown": {"c1": 1}}, "'shown' must be a list of texts, not object"),
-        ({"repeat_of": []}, "'repeat_of' must be a text or null, not array"),
-        ({"supersedes": 5}, "'supersedes' must be a text or null, not 5"),
-        ({"annotator": {}}, "'annotator' must be a non-empty text, not object"),
+        ({"repeat_of": []}, "'repeat_of' must be text or null, not array"),
+        ({"supersedes": 5}, "'supersedes' must be text or null, not 5"),
+        ({"annotator": {}}, "'annotator' must be non-empty text, not object"),
         ({"gold": "yes"}, "'gold' must be true, false or null, not 'yes'"),
-        ({"active_ms": -1}, "'active_ms' must be a whole number from 0 or null, not -1"),
-        ({"item": ["i1"]}, "'item' must be a non-empty text, not array"),
+        ({"active_ms": -1}, "'active_ms' must be a non-negative integer or null, not -1"),
+        ({"item": ["i1"]}, "'item' must be non-empty text, not array"),
     ],
 )
 def test_votes_name_the_field(tmp_path: Path, change: Row, message: str) -> None:
@@ -400,7 +403,7 @@ def test_votes_name_the_field(tmp_path: Path, change: Row, message: str) -> None
 
 def test_a_vote_on_candidates_that_are_not_there_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "e.jsonl", [EVENT | {"ranks": {"c1": 1, "c9": 2}}])
-    with pytest.raises(DataError, match="a vote on item 'i1' ranks 'c9', which is none of its"):
+    with pytest.raises(DataError, match="a vote on item 'i1' ranks 'c9', which is not"):
         winrate_report([path])
 
 
@@ -426,17 +429,17 @@ def test_a_temperature_that_is_none_is_named(tmp_path: Path) -> None:
     rows[2]["temperature"] = {"c1": 1.5, "c2": 1e308}
     path = write(tmp_path / "r.jsonl", rows)
     with pytest.raises(DataError) as caught:
-        replies_report([path], None, [])
+        completion_quality_report([path], None, [])
     assert str(caught.value) == (f"{path}:3: 'temperature' must be a number or null, not object")
     rows[2]["temperature"] = 1e308
-    with pytest.raises(DataError, match="'temperature' is 1e\\+308, which no measure comes near"):
-        replies_report([write(path, rows)], None, [])
+    with pytest.raises(DataError, match="'temperature' is 1e\\+308, beyond any plausible"):
+        completion_quality_report([write(path, rows)], None, [])
 
 
 def test_candidates_are_replies_of_their_models(tmp_path: Path) -> None:
     made = copy.deepcopy(CANDIDATES)
     made[0]["gen"] = {"temperature": 0.7, "stopped": False}
     row = {"kind": "candidates", "id": "i1", "prompt": TURNS, "candidates": made}
-    report = replies_report([write(tmp_path / "c.jsonl", [row])], None, [])
+    report = completion_quality_report([write(tmp_path / "c.jsonl", [row])], None, [])
     assert list(report["policies"]) == ["dpo at T=0.7", "sft"]
     assert report["policies"]["dpo at T=0.7"]["eos_rate"] == 0.0

@@ -371,15 +371,15 @@ def test_style_is_not_credited_to_the_models(tmp_path: Path) -> None:
     assert abs(length["coef"]) < 0.4
     code, text = run(file, "--covariates", "style", "--bt-ties", "rao-kupper")
     assert code == 0
-    assert "held equal (log odds per spread): length" in text
+    assert "held equal (log odds per standard deviation): length" in text
 
 
 def test_style_needs_texts(file: Path) -> None:
-    with pytest.raises(DataError, match="prompt 'p0' has no outputs to take 'bold' of"):
+    with pytest.raises(DataError, match="prompt 'p0' has no outputs to measure 'bold' on"):
         winrate_report([file], covariates="bold")
     with pytest.raises(RecipeError, match="unknown covariate 'bould'; did you mean 'bold'"):
         winrate_report([file], covariates="length,bould")
-    with pytest.raises(RecipeError, match="names one twice"):
+    with pytest.raises(RecipeError, match="repeats a name"):
         winrate_report([file], covariates="length,length")
     with pytest.raises(RecipeError, match="unknown tie model"):
         winrate_report([file], bt_ties="davison")
@@ -433,9 +433,9 @@ def test_each_judge_alone(tmp_path: Path) -> None:
         ({"first": "left"}, "'first' is 'left'"),
         ({"b": "dpo"}, "both sides are 'dpo'"),
         ({"kind": "judgment"}, "'kind' must be 'judgement'"),
-        ({"prompt_id": None}, "'prompt_id' must be a non-empty text"),
-        ({"len_a": -1}, "'len_a' must be a whole number"),
-        ({"output_a": 7}, "'output_a' must be a text"),
+        ({"prompt_id": None}, "'prompt_id' must be non-empty text"),
+        ({"len_a": -1}, "'len_a' must be a non-negative integer"),
+        ({"output_a": 7}, "'output_a' must be text"),
     ],
 )
 def test_a_bad_row_has_file_line_and_reason(
@@ -453,7 +453,7 @@ ARENA_ROW = b'[\n{"question_id":"q","model_a":"x","model_b":"y","winner":"model_
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        (b'{"kind"', "", "holds no whole row"),
+        (b'{"kind"', "", "contains no complete row"),
         (b"[1]", ":1", "expected object, got number"),
         (ARENA_ROW + b',\n{"b" 2}]', ":3", "not JSON: Expecting ':' delimiter"),
         (ARENA_ROW + b"\n{}]", ":3", "a comma is missing before this item"),
@@ -559,7 +559,7 @@ def test_when_every_verdict_failed_the_command_fails(tmp_path: Path) -> None:
         assert code == 1, more
         assert text == (
             "no verdict: all 4 judgements failed. "
-            "The judge failed on 4 of 4 judgements; first: refusal"
+            "The judge failed on 4 of 4 judgements; first error: refusal"
         )
     report = json.loads(output.read_text())
     assert (report["win_rate"], report["n_failed"]) == (None, 4)
@@ -600,8 +600,8 @@ def test_judges_that_failed_in_part_are_counted(tmp_path: Path) -> None:
     assert code == 0
     warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
     assert warnings == [
-        "warning: judge llm failed on 4 of 4 judgements; first: no reply: HTTP 503 (busy)",
-        "warning: judge ann failed on 1 of 1 judgements; first: no verdict",
+        "warning: judge llm failed on 4 of 4 judgements; first error: no reply: HTTP 503 (busy)",
+        "warning: judge ann failed on 1 of 1 judgements; first error: no verdict",
     ]
 
 

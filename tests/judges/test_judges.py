@@ -481,7 +481,7 @@ def test_people_as_a_judge(tmp_path: Path) -> None:
     assert compare(judge, PROMPT, "four", "five").score == 0.75
     assert compare(judge, PROMPT, "five", "four").score == 0.25
     assert compare(judge, PROMPT, "four", "nine").error == "nobody compared these two"
-    with pytest.raises(DataError, match="the candidates of item 'i1' are in none of the files"):
+    with pytest.raises(DataError, match="none of the files contains the candidates of item 'i1'"):
         judge_named(f"human:{events}")
     # Events as `alignkit rank` writes them carry their texts.
     carried = json.loads(items.read_text())
@@ -501,7 +501,7 @@ def test_votes_are_judgements_of_the_models(tmp_path: Path) -> None:
     assert report["position"]["first_rate"] == 0.25
     assert report["matrix"]["models"] == ["dpo", "sft", "base"]
     assert [(i["path"], i["rows"]) for i in report["inputs"]] == [(str(events), 2), (str(items), 1)]
-    with pytest.raises(DataError, match="the candidates of item 'i1' are in none of the files"):
+    with pytest.raises(DataError, match="none of the files contains the candidates of item 'i1'"):
         winrate_report([events])
 
 
@@ -527,12 +527,12 @@ def test_a_vote_taken_back_in_another_file_does_not_count(tmp_path: Path) -> Non
 def test_votes_on_answers_of_nobody(tmp_path: Path) -> None:
     events, items = votes_and_items(tmp_path)
     items.write_text(items.read_text().replace('"model": "sft"', '"model": null'))
-    with pytest.raises(DataError, match="candidate 'c1' of item 'i1' names no model"):
+    with pytest.raises(DataError, match="candidate 'c1' of item 'i1' has no model"):
         winrate_report([events, items])
     # An item whose order is known beforehand tests the annotator, not the models.
     row = json.loads(items.read_text()) | {"gold": {"c0": 1, "c1": 2, "c2": 3}}
     items.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match="holds no vote between two models"):
+    with pytest.raises(DataError, match="contains no vote between two models"):
         winrate_report([events, items])
 
 

@@ -35,12 +35,6 @@ def test_t_quantile(probability: float, df: float) -> None:
     assert d.t_quantile(probability, df) == pytest.approx(expected, rel=1e-8, abs=1e-8)
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.floats(0, 1), st.floats(0.5, 5e4), st.floats(0.5, 5e4))
-def test_beta_cdf(x: float, a: float, b: float) -> None:
-    assert d.beta_cdf(x, a, b) == pytest.approx(scipy.stats.beta.cdf(x, a, b), rel=1e-7, abs=1e-10)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.floats(1e-4, 1 - 1e-4), st.floats(0.5, 2e3), st.floats(0.5, 2e3))
 def test_beta_quantile(probability: float, a: float, b: float) -> None:

@@ -82,7 +82,7 @@ def test_length_is_controlled_for_each_model_over_the_baseline(tmp_path: Path) -
     shown = "\n".join(winrate_lines(found))
     assert shown.count("length-controlled ") == 3
     nobody = winrate_report([path], **options)  # type: ignore[arg-type]
-    assert "length control takes two models or a baseline" in nobody["warnings"][-1]
+    assert "length control needs two models or a baseline" in nobody["warnings"][-1]
 
 
 def test_models_without_common_prompts_are_not_compared() -> None:
@@ -301,7 +301,7 @@ def test_smallest_effect_inverts_the_number() -> None:
 
 
 def test_power_mistakes() -> None:
-    with pytest.raises(RecipeError, match="an effect of 0.6 cannot be"):
+    with pytest.raises(RecipeError, match="an effect of 0.6 is impossible"):
         prompts_needed(0.6)
     with pytest.raises(RecipeError, match="--power is 1"):
         power_report(power=1.0)

@@ -128,7 +128,7 @@ def test_ranking_keeps_every_answer_it_acknowledged(small: Path) -> None:
     command = [sys.executable, "-m", "alignkit", "rank", "c.jsonl", "--output", "small/r.jsonl",
                "--annotator", "ann", "--terminal"]  # fmt: skip
     done = subprocess.run(command, input="1\n" * 60, capture_output=True, text=True, check=False)
-    assert "r.jsonl: disk full; the last answer was not saved, all before it are" in done.stdout
+    assert "r.jsonl: disk full; the last vote was not saved, all earlier ones were" in done.stdout
     assert "Traceback" not in done.stderr
     kept = lines(small / "r.jsonl")
     assert 3 < len(kept) < 60

@@ -48,7 +48,7 @@ def test_a_file_that_is_no_event_file_stays_as_it_is(tmp_path: Path, content: by
     """A last line without an end is healed in an event file, and in no other."""
     path = tmp_path / "mine.txt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="not a file of events; nothing was added"), EventLog(path):
+    with pytest.raises(DataError, match="not an event file; nothing was added"), EventLog(path):
         pass
     assert path.read_bytes() == content
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]

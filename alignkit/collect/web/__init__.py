@@ -1,1 +1,1 @@
-"""The ranking page: a small server on this machine, plain HTML, CSS and JavaScript, no network."""
+"""Serve the ranking page from this machine: plain HTML, CSS and JavaScript, nothing external."""

@@ -1,8 +1,8 @@
-"""Connections of the page, so held that nobody without a token can keep others out.
+"""Limit connections of the page so that nobody without a token can lock others out.
 
-A connection is a stranger's until it has shown a token. Strangers get little time for a request,
-and when there are too many of them the oldest goes, from the address that holds most. So there is
-always room for one more, and who comes with a token is no stranger a moment later.
+A connection is a stranger's until it shows a token. Strangers get little time per request. When
+there are too many, the oldest of the address with most connections is dropped. So there is always
+room for one more, and an annotator with a token stops being a stranger at the first request.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from typing import Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-Phase = Literal["head", "body", "answer"]
+Phase = Literal["head", "body", "response"]
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How many connections are kept, and for how many seconds the other side is waited for."""
+    """Limits on the number of connections, and on waiting for the client, in seconds."""
 
-    head: float = 10.0  # from the connection, or the last answer, to the end of a request's head
+    head: float = 10.0  # from the connection, or the last response, to the end of a request's head
     body: float = 30.0  # then to the end of its body
-    answer: float = 60.0  # then until the answer is ready and taken
+    response: float = 60.0  # then until the response is ready and received
     connections: int = 512
     strangers: int = 256
     of_one_address: int = 128
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with an end to every wait. uvicorn itself ends waits between requests
-    only, and turns everybody away once there are too many connections."""
+    """A uvicorn connection that limits every wait.
+
+    uvicorn itself limits only the wait between requests, and refuses everybody once there are too
+    many connections.
+    """
 
     patience = Patience()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for a request, and make room where strangers crowd."""
+        """Start waiting for a request, and drop a stranger if there are too many."""
         super().connection_made(transport)
         self.is_stranger = True
         self.since = self.loop.time()
@@ -45,31 +48,31 @@ class Connection(H11Protocol):
         self.until = self.since + self.patience.head
         self.timer = self.loop.call_at(self.until, self._check_time)
         peer = transport.get_extra_info("peername")
-        # Not what a header says: the address that the packets go to.
+        # The address of the peer, which unlike a header cannot be forged.
         self.address = str(peer[0]) if peer else ""
         self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes do not buy time; the end of a head or a body does."""
+        """Extend the time limit at the end of a head or body, not for single bytes."""
         super().data_received(data)
         self._note_phase()
 
     def on_response_complete(self) -> None:
-        """The next request may come; whoever showed a token is known from now on."""
+        """Wait for the next request; a client that showed a token is no stranger any more."""
         if "annotator" in self.scope.get("state", {}):
             self.is_stranger = False
-        self.phase = "answer"
+        self.phase = "response"
         super().on_response_complete()
         self._note_phase()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Cancel the timer."""
         self.timer.cancel()
         super().connection_lost(exc)
 
     def _note_phase(self) -> None:
         cycle = self.cycle
-        phase: Phase = "answer"
+        phase: Phase = "response"
         if cycle is None or cycle.response_complete:
             phase = "head"
         elif cycle.more_body:
@@ -81,17 +84,17 @@ class Connection(H11Protocol):
             self.timer = self.loop.call_at(self.until, self._check_time)
 
     def _check_time(self) -> None:
-        """Time is up; but an answer that is still being taken, however slowly, may go on."""
+        """Close the connection when time is up, unless a known client is still receiving."""
         left = self.transport.get_write_buffer_size()
         if not self.is_stranger and left and left != self.left_to_take:
             self.left_to_take = left
-            self.timer = self.loop.call_later(self.patience.answer, self._check_time)
+            self.timer = self.loop.call_later(self.patience.response, self._check_time)
         else:
-            # `close` would wait until the other side has taken what is still to be sent.
+            # `close` would wait for the client to receive the rest of the response.
             self.transport.abort()
 
     def _make_room(self) -> None:
-        """Let the oldest of the strangers go while there are too many connections of some sort."""
+        """Drop the oldest stranger if an address, all strangers or all connections are too many."""
         strangers = [
             each
             for each in self.connections
@@ -107,13 +110,13 @@ class Connection(H11Protocol):
         oldest = min(
             (each for each in strangers if each.address == address),
             key=lambda each: each.since,
-            default=self,  # all who are here have shown a token: no room for a stranger
+            default=self,  # everybody else has shown a token: no room for a stranger
         )
         self.connections.discard(oldest)
-        oldest.is_stranger = False  # it counts no more, though its end is told only later
+        oldest.is_stranger = False  # do not count it again before connection_lost arrives
         oldest.transport.abort()
 
 
 def protocol_of(patience: Patience) -> type[asyncio.Protocol]:
-    """The class of connections that wait so long."""
+    """Return the class of connections with these limits."""
     return type("Connection", (Connection,), {"patience": patience})

@@ -1,7 +1,7 @@
-"""What a request must show before it reaches the page, and what every response says about itself.
+"""Check every request before it reaches the page, and set the security headers of responses.
 
 The threats are other pages in the same browser (CSRF, DNS rebinding), other people on the same
-machine or network, and text that would like to be a script.
+machine or network, and text that tries to run as a script.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ HEADERS = {
 }
 NO_TOKEN = (
     "This page needs the link that `alignkit rank` printed when it started, token included.\n"
-    "The link changes with every start; answers that were not sent yet are kept in this browser.\n"
+    "The link changes with every start; this browser keeps votes that were not sent yet.\n"
 )
 
 
 def new_token() -> str:
-    """A secret for one annotator's link."""
+    """Return a new secret for one annotator's link."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 class Guard:
-    """ASGI middleware: host, token, origin, type and size of a request, in this order.
+    """ASGI middleware that checks host, token, origin, type and size of a request, in this order.
 
-    `codes` are annotators by codes that open the page once, in place of the token.
+    `codes` maps codes, which open the page once instead of the token, to annotators.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Guard:
         self.cookie = cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer it here."""
+        """Pass the request on or refuse it."""
         if scope["type"] != "http":
             return
         refusal = self._refusal(scope)
@@ -77,7 +77,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if headers.get("host", "").lower() not in self.hosts:
-            return PlainTextResponse("this server does not go by that name\n", 421)
+            return PlainTextResponse("this server does not have that name\n", 421)
         link = self._from_link(scope)
         if link is not None:
             return link
@@ -88,7 +88,7 @@ class Guard:
         return self._refused_post(headers) if scope["method"] == "POST" else None
 
     def _from_link(self, scope: Scope) -> Response | None:
-        """Turn the token of a link, or a code, into a cookie and take it out of the address bar."""
+        """Turn the token or code of a link into a cookie and remove it from the address bar."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
         query = parse_qs(scope["query_string"].decode("latin-1"))
@@ -99,18 +99,18 @@ class Guard:
         annotator = self._annotator(given[0])
         if annotator is None:
             return PlainTextResponse(NO_TOKEN, 403)
-        return self._known(scope, annotator, RedirectResponse("/", 303))
+        return self._with_cookie(scope, annotator, RedirectResponse("/", 303))
 
     def _from_code(self, scope: Scope, given: str) -> Response:
         spent = _matching(given, {code: code for code in self.codes})
         if spent is None:
             return PlainTextResponse(NO_TOKEN, 403)
-        # A browser that comes from a file does not send a strict cookie along when it is
-        # redirected, since another place sent it here; it does when this page sends it on.
-        answer = Response(status_code=200, headers={"refresh": "0; url=/"})
-        return self._known(scope, self.codes.pop(spent), answer)
+        # A browser that comes from a file is cross-site, so it would not send a strict cookie with
+        # a redirect. It does send it when a page of this server refreshes.
+        response = Response(status_code=200, headers={"refresh": "0; url=/"})
+        return self._with_cookie(scope, self.codes.pop(spent), response)
 
-    def _known(self, scope: Scope, annotator: str, response: Response) -> Response:
+    def _with_cookie(self, scope: Scope, annotator: str, response: Response) -> Response:
         scope.setdefault("state", {})["annotator"] = annotator
         token = self.tokens[annotator]
         response.set_cookie(self.cookie, token, httponly=True, samesite="strict", path="/")
@@ -122,17 +122,17 @@ class Guard:
     def _refused_post(self, headers: Headers) -> Response | None:
         origin = headers.get("origin", "")
         if origin.lower() != f"http://{headers['host'].lower()}":
-            return PlainTextResponse("answers are taken from this server's own page only\n", 403)
+            return PlainTextResponse("votes are accepted only from this server's own page\n", 403)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return PlainTextResponse("answers are JSON\n", 415)
+            return PlainTextResponse("votes must be JSON\n", 415)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > BODY_LIMIT:
-            return PlainTextResponse("the answer is too large\n", 413)
+            return PlainTextResponse("the vote is too large\n", 413)
         return None
 
 
 def _matching(given: str, secret_of: Mapping[str, str]) -> str | None:
-    """Whose secret this is. Every one is compared, so that the time taken tells nothing."""
+    """Return the owner of this secret. All are compared, so that timing reveals nothing."""
     sent = given.encode("utf-8", "replace")
     matches = [
         name for name, secret in secret_of.items() if secrets.compare_digest(secret.encode(), sent)
@@ -142,10 +142,10 @@ def _matching(given: str, secret_of: Mapping[str, str]) -> str | None:
 
 def _cookie(headers: Headers, name: str) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return cookie.value if cookie else ""
 
 
 def _with_headers(send: Send) -> Send:

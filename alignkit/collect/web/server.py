@@ -1,4 +1,4 @@
-"""The server of the ranking page: three endpoints, a handful of files, one writer."""
+"""Serve the ranking page: three endpoints, a handful of files, one writer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from alignkit.collect.log import Conflict
-from alignkit.collect.session import Action, Answer, Collection, Session
+from alignkit.collect.session import Action, Collection, Session, Submission
 from alignkit.collect.web.connections import Patience, protocol_of
 from alignkit.collect.web.guard import BODY_LIMIT, LOOPBACK, Guard
 from alignkit.errors import AlignkitError, DiskFull, UserError
 
 PAGE = Path(__file__).parent / "page"
 LISTENING = "0A"  # the state in /proc/net/tcp
-# Requests name these and nothing else; none of them takes a path from outside.
+# The only paths there are; none takes a parameter.
 FILES = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
@@ -37,7 +37,7 @@ FILES = {
 }
 
 
-class Vote(BaseModel):
+class VoteBody(BaseModel):
     """The body of /api/vote."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -54,8 +54,8 @@ class Vote(BaseModel):
     wall_ms: int | None = None
 
 
-class Undo(BaseModel):
-    """The body of /api/undo; `target` is the event that the page saw as the last one."""
+class UndoBody(BaseModel):
+    """The body of /api/undo; `target` is the last event that the page knows."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Undo(BaseModel):
 
 
 class Page:
-    """The endpoints; a save runs in the event loop, so votes are ordered and each is synced."""
+    """The endpoints. Saving runs in the event loop, so votes are stored one after another."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
@@ -79,21 +79,21 @@ class Page:
         ]
 
     async def next(self, request: Request) -> Response:
-        """What to show now."""
+        """Return what to show now."""
         return _json(screen(self._session(request)))
 
     async def vote(self, request: Request) -> Response:
-        """Store an answer; the response means that it is on the disk."""
-        vote = Vote.model_validate(await _body(request))
+        """Store a vote; the response means that it is on disk."""
+        vote = VoteBody.model_validate(await _body(request))
         session = self._session(request)
-        receipt = session.submit(Answer(**vote.model_dump()), ui="web")
+        receipt = session.submit(Submission(**vote.model_dump()), ui="web")
         lengths = session.presentation(vote.ticket).characters()
         saved = {"id": receipt.event_id, "stored": receipt.stored, "characters": lengths}
         return _json({"saved": saved} | screen(session))
 
     async def undo(self, request: Request) -> Response:
-        """Take back an answer and show its item again."""
-        undo = Undo.model_validate(await _body(request))
+        """Undo a vote and show its item again."""
+        undo = UndoBody.model_validate(await _body(request))
         session = self._session(request)
         receipt = session.undo(undo.key, undo.target, ui="web")
         return _json({"undone": receipt.event_id if receipt else None} | screen(session))
@@ -103,7 +103,7 @@ class Page:
 
 
 def screen(session: Session) -> dict[str, Any]:
-    """All that the page is told: text, places and progress; no model, score, gold or item id."""
+    """Return all that the page gets: texts and progress; no model, score, gold or item id."""
     shown = session.next()
     previous = session.previous()
     progress = session.progress()
@@ -131,9 +131,9 @@ def create_app(
     hosts: tuple[str, ...] = LOOPBACK,
     codes: Mapping[str, str] | None = None,
 ) -> Starlette:
-    """The page for the annotators of `tokens` (name -> secret), under these host names only.
+    """Return the app for the annotators of `tokens` (name -> secret), under these host names only.
 
-    Each of `codes` (code -> name) opens it once without a token.
+    Each of `codes` (code -> name) opens the page once without a token.
     """
     names = {f"[{host}]" if ":" in host else host for host in hosts}
     guard = Middleware(
@@ -141,7 +141,7 @@ def create_app(
         tokens=dict(tokens),
         codes=dict(codes or {}),
         hosts={f"{name}:{port}" for name in names} | (names if port == 80 else set()),
-        # Cookies do not know ports: two collections on one machine must not share one.
+        # Cookies ignore ports: two collections on one machine must not share one.
         cookie=f"alignkit-{port}",
     )
     return Starlette(
@@ -156,10 +156,10 @@ def create_app(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; a busy port is an error that says what to do."""
+    """Return a listening socket; UserError if the port is busy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol must be said: asyncio switches Nagle's algorithm off only on sockets that name
-    # it, and without that each answer waits 40 ms for the other side's delayed acknowledgement.
+    # Name the protocol: asyncio turns Nagle's algorithm off only on sockets that do. Otherwise
+    # each response waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -169,13 +169,13 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise UserError(
             f"cannot listen on {host} port {port}: {error.strerror}{_holder(port)}",
-            hint="Use another with --port, or --port 0 for any that is free",
+            hint="Choose another with --port, or any free one with --port 0",
         ) from None
     return listener
 
 
 def _holder(port: int) -> str:
-    """`, by process 123` for the one that listens on this port, where the system tells it."""
+    """Return `, by process 123` for the listener on this port, if the system reveals it."""
     sockets = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         rows = table.read_text().splitlines()[1:] if table.is_file() else []
@@ -190,11 +190,11 @@ def _holder(port: int) -> str:
 
 
 def server_of(app: Starlette, patience: Patience | None = None) -> uvicorn.Server:
-    """The HTTP server of the page; `run(sockets=[...])` answers until a signal comes."""
+    """Return the HTTP server of the page; `run(sockets=[...])` serves until a signal."""
     config = uvicorn.Config(
         app,
         log_level="error",
-        access_log=False,  # request lines would hold tokens
+        access_log=False,  # request lines contain tokens
         server_header=False,
         lifespan="off",
         ws="none",
@@ -221,7 +221,7 @@ async def _body(request: Request) -> Any:
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_LIMIT:
-            raise HTTPException(413, "the answer is too large")
+            raise HTTPException(413, "the vote is too large")
     try:
         return orjson.loads(bytes(body))
     except orjson.JSONDecodeError:

@@ -1,12 +1,7 @@
 "use strict";
-// Where items come from and answers go to when there is no server: this file, and a download.
-// The same three calls as the server's, answered from the items embedded in the page. Who voted
-// what is worked out again by `alignkit rank import`; here only what to show next matters.
-
-class Refused extends Error {
-  constructor(message, status) { super(message); this.status = status; }
-}
-class Unreachable extends Error {}
+// The source without a server: items come from this file, votes leave it as a download.
+// It implements the three calls of server.js on the items embedded in the page. This file only
+// decides what to show next; `alignkit rank import` checks and interprets the votes.
 
 const task = JSON.parse(document.getElementById("task").textContent);
 const STORE = `alignkit-answers:${task.id}`;
@@ -25,35 +20,35 @@ function standing() {
 }
 
 function reopened() {
-  const answered = new Set(standing().map((act) => act.ticket));
-  const taken = acts.filter((act) => act.action === "undo").map((act) => acts.find((other) => other.key === act.target));
-  return taken.reverse().find((act) => act && !answered.has(act.ticket)) ?? null;
+  const done = new Set(standing().map((act) => act.ticket));
+  const undone = acts.filter((act) => act.action === "undo").map((act) => acts.find((other) => other.key === act.target));
+  return undone.reverse().find((act) => act && !done.has(act.ticket)) ?? null;
 }
 
 function following() {
-  const kept = standing();
-  const answered = new Set(kept.map((act) => act.ticket));
-  const voted = new Set(kept.filter((act) => act.action === "rank").map((act) => act.ticket));
-  // A repeat makes sense only for an item that was ranked the first time.
-  return task.items.find((item) => !answered.has(item.ticket) && (!item.repeats || voted.has(item.repeats))) ?? null;
+  const acts = standing();
+  const done = new Set(acts.map((act) => act.ticket));
+  const voted = new Set(acts.filter((act) => act.action === "rank").map((act) => act.ticket));
+  // Repeat an item only if it was ranked the first time.
+  return task.items.find((item) => !done.has(item.ticket) && (!item.repeats || voted.has(item.repeats))) ?? null;
 }
 
 function screen() {
-  const kept = standing();
+  const stands = standing();
   const previous = reopened();
   const item = previous ? byTicket.get(previous.ticket) : following();
   return {
     item: item ? { ticket: item.ticket, prompt: item.prompt, answers: item.answers } : null,
     previous: previous && { order: previous.order, all_bad: previous.all_bad, strength: previous.strength, comment: previous.comment },
-    progress: { done: kept.length, total: task.items.length, mine: kept.filter((act) => act.action === "rank").length },
-    undo: kept.at(-1)?.key ?? null,
+    progress: { done: stands.length, total: task.items.length, mine: stands.filter((act) => act.action === "rank").length },
+    undo: stands.at(-1)?.key ?? null,
     annotator: task.annotator,
   };
 }
 
 function store(act) {
-  if (!acts.some((known) => known.key === act.key)) acts.push({ ...act, ts: new Date().toISOString() });
-  if (!remember()) document.getElementById("problem").textContent = "This browser keeps nothing: download your answers before you close the page.";
+  if (!acts.some((other) => other.key === act.key)) acts.push({ ...act, ts: new Date().toISOString() });
+  if (!remember()) document.getElementById("problem").textContent = "This browser cannot store your votes: download them before you close the page.";
 }
 
 const source = {
@@ -63,7 +58,7 @@ const source = {
     const item = byTicket.get(body.ticket);
     if (!item) throw new Refused("This item is not in this file.", 400);
     const earlier = standing().find((act) => act.ticket === body.ticket && act.key !== body.key);
-    if (earlier) throw new Refused("This item is already answered.", 409);
+    if (earlier) throw new Refused("This item is already done.", 409);
     store({ ...body, text: item.text });
     const lengths = item.answers.map((turns) => turns.reduce((sum, turn) => sum + Array.from(turn.text).length, 0));
     return { saved: { id: body.key, stored: "saved", characters: lengths }, ...screen() };

@@ -1,22 +1,27 @@
 "use strict";
-// The ranking page: what is on screen is a function of `state` and the fields of the form.
+// The ranking page: the screen is a function of `state` and the fields of the form.
+
+class Refused extends Error {
+  constructor(message, status) { super(message); this.status = status; }
+}
+class Unreachable extends Error {}
 
 const $ = (id) => document.getElementById(id);
-const IDLE_MS = 60000; // after a minute without a key, a scroll or a move nobody is reading
-const PENDING = "alignkit-pending:"; // answers on their way, kept until the server has them
+const IDLE_MS = 60000; // a minute without key, scroll or pointer movement counts as away
+const PENDING = "alignkit-pending:"; // votes being sent, kept until the server has stored them
 
-let state = null; // what the source sent last
-let key = null; // names the answer to what is shown, in this tab
+let state = null; // the last screen from the source
+let key = null; // identifies the vote on the shown item, in this tab
 let busy = false;
 let shownAt = 0;
 let active = 0;
 let lastTick = 0;
 let lastSign = 0;
 
-// ---------------------------------------------------------------- small memory of the browser
+// ---------------------------------------------------------------- browser storage
 
 const memory = {
-  // A browser may refuse storage (private mode, file://): the page works, it only forgets.
+  // A browser may refuse storage (private mode, file://): the page still works, but forgets.
   get(store, name) { try { return store.getItem(name); } catch { return null; } },
   set(store, name, value) { try { store.setItem(name, value); } catch { /* see above */ } },
   remove(store, name) { try { store.removeItem(name); } catch { /* see above */ } },
@@ -37,7 +42,7 @@ function uuid() {
 
 const places = () => state?.item?.answers.length ?? 0;
 
-// [[2], [1, 3]] for "2>1=3", or a problem in words. The server reads the text again and decides.
+// Return [[2], [1, 3]] for "2>1=3", or a problem in words. The server parses the text again.
 function readOrder(text) {
   const levels = [];
   const seen = new Set();
@@ -48,14 +53,14 @@ function readOrder(text) {
       mark = sign;
       continue;
     }
-    const here = sign === "*"
+    const named = sign === "*"
       ? Array.from({ length: places() }, (_, index) => index + 1).filter((place) => !text.includes(String(place)))
       : [Number(sign)];
-    if (sign !== "*" && !(here[0] >= 1 && here[0] <= places())) return { problem: `“${sign}” is not one of 1 to ${places()}.` };
-    if (seen.has(sign)) return { problem: `${sign} stands twice.` };
-    if (!here.length) return { problem: "“*” stands for the others, but all are named." };
+    if (sign !== "*" && !(named[0] >= 1 && named[0] <= places())) return { problem: `“${sign}” is not one of 1 to ${places()}.` };
+    if (seen.has(sign)) return { problem: `${sign} occurs twice.` };
+    if (!named.length) return { problem: "“*” means all the others, but every place is named." };
     seen.add(sign);
-    if (mark === "=") levels.at(-1).push(...here); else levels.push(here);
+    if (mark === "=") levels.at(-1).push(...named); else levels.push(named);
     mark = "";
   }
   const named = levels.flat();
@@ -75,11 +80,11 @@ function orderChanged() {
   const text = $("order").value;
   const order = readOrder(text);
   const ranks = order.levels ? placeRanks(order.levels) : new Map();
-  for (const card of document.querySelectorAll(".answer")) {
-    const found = ranks.get(Number(card.dataset.place));
-    card.dataset.rank = found?.rank ?? "";
-    card.querySelector(".place").textContent = found ? ORDINAL[found.rank] + (found.tied ? ", tied" : "") : "";
-    card.querySelector(".pick").setAttribute("aria-pressed", String(Boolean(found)));
+  for (const card of document.querySelectorAll(".completion")) {
+    const entry = ranks.get(Number(card.dataset.place));
+    card.dataset.rank = entry?.rank ?? "";
+    card.querySelector(".place").textContent = entry ? ORDINAL[entry.rank] + (entry.tied ? ", tied" : "") : "";
+    card.querySelector(".pick").setAttribute("aria-pressed", String(Boolean(entry)));
   }
   $("reading").textContent = order.levels?.length ? order.levels.map((level) => level.join(" = ")).join("  >  ") : "";
   $("problem").textContent = order.problem ?? "";
@@ -93,7 +98,7 @@ function typeMark(sign) {
   const joins = /[1-9*]/.test(sign) && /[1-9*]$/.test(text) ? ">" : "";
   if (/[1-9]/.test(sign)) {
     if (Number(sign) > places()) return;
-    // Between two answers a number is the whole order: typing the other one changes the mind.
+    // Between two completions one number is the whole order: typing the other replaces it.
     if (places() === 2 && joins) field.value = "";
     else if (text.includes(sign)) return;
   }
@@ -102,13 +107,13 @@ function typeMark(sign) {
   orderChanged();
 }
 
-function takeMarkBack() {
+function removeMark() {
   const field = $("order");
   field.value = field.value.replace(/[>=]?\s*[1-9*]?\s*[>=]?$/, (end) => /[>=]$/.test(end) && /[1-9*]/.test(end) ? end.slice(0, -1) : "");
   orderChanged();
 }
 
-function allLevel() {
+function tieAll() {
   $("order").value = Array.from({ length: places() }, (_, index) => index + 1).join("=");
   orderChanged();
 }
@@ -151,22 +156,22 @@ function show(next, { focus = true } = {}) {
 
 function showItem(item) {
   const many = item.answers.length;
-  const task = many === 2 ? "which answer is better?" : `put the ${many} answers in order`;
+  const task = many === 2 ? "which completion is better?" : `rank the ${many} completions`;
   $("heading").textContent = `Item ${Math.min(state.progress.done + 1, state.progress.total)}: ${task}`;
   $("conversation").replaceChildren(...item.prompt.map((turn) => turnNode(turn)));
-  $("answers").dataset.many = String(many);
-  $("answers").replaceChildren(...item.answers.map(answerNode));
+  $("completions").dataset.many = String(many);
+  $("completions").replaceChildren(...item.answers.map(completionNode));
   key = memory.get(tab, `key:${item.ticket}`) ?? uuid();
   memory.set(tab, `key:${item.ticket}`, key);
   restoreDraft(item.ticket);
 }
 
 function showEnd(progress) {
-  $("heading").textContent = progress.mine ? "All done. Thank you." : "Nothing to rank here.";
+  $("heading").textContent = progress.mine ? "All done. Thank you." : "There is nothing to rank.";
   $("conversation").replaceChildren();
-  $("answers").replaceChildren();
-  const kept = source.offline ? "Download your answers and send the file back." : "Everything is saved. You can close this page.";
-  $("finish-text").textContent = `You ranked ${progress.mine} ${progress.mine === 1 ? "item" : "items"}. ${kept}`;
+  $("completions").replaceChildren();
+  const advice = source.offline ? "Download your votes and send the file back." : "Everything is saved. You can close this page.";
+  $("finish-text").textContent = `You ranked ${progress.mine} ${progress.mine === 1 ? "item" : "items"}. ${advice}`;
   key = null;
 }
 
@@ -179,24 +184,24 @@ function turnNode(turn) {
     element("span", { class: "role" }, turn.role), bodyOf(turn.text));
 }
 
-function answerNode(turns, index) {
+function completionNode(turns, index) {
   const place = index + 1;
-  const pick = element("button", { type: "button", class: "pick", "aria-pressed": "false", "aria-label": `Answer ${place}: place it next` }, String(place));
+  const pick = element("button", { type: "button", class: "pick", "aria-pressed": "false", "aria-label": `Place completion ${place} next` }, String(place));
   pick.addEventListener("click", () => typeMark(String(place)));
   const bodies = turns.length === 1 && turns[0].role === "assistant" ? [bodyOf(turns[0].text)] : turns.map((turn) => turnNode(turn));
-  return element("article", { class: "answer", "data-place": place, "aria-labelledby": `answer-${place}` },
-    element("header", {}, pick, element("h2", { id: `answer-${place}` }, `Answer ${place}`), element("span", { class: "place" })),
+  return element("article", { class: "completion", "data-place": place, "aria-labelledby": `completion-${place}` },
+    element("header", {}, pick, element("h2", { id: `completion-${place}` }, `Completion ${place}`), element("span", { class: "place" })),
     element("div", { class: "text" }, ...bodies));
 }
 
 function redraw() {
   if (!state?.item) return;
   $("conversation").replaceChildren(...state.item.prompt.map((turn) => turnNode(turn)));
-  $("answers").replaceChildren(...state.item.answers.map(answerNode));
+  $("completions").replaceChildren(...state.item.answers.map(completionNode));
   orderChanged();
 }
 
-// ---------------------------------------------------------------- drafts: a reload loses nothing
+// ---------------------------------------------------------------- drafts survive a reload
 
 function clearFields() {
   $("order").value = "";
@@ -212,8 +217,8 @@ function keepDraft() {
 }
 
 function restoreDraft(ticket) {
-  const kept = memory.get(tab, `draft:${ticket}`);
-  const draft = kept ? JSON.parse(kept) : state.previous;
+  const saved = memory.get(tab, `draft:${ticket}`);
+  const draft = saved ? JSON.parse(saved) : state.previous;
   if (draft) {
     $("order").value = draft.order;
     $("comment").value = draft.comment;
@@ -228,7 +233,7 @@ function forget(ticket) {
   memory.remove(tab, `key:${ticket}`);
 }
 
-// ---------------------------------------------------------------- time really spent reading
+// ---------------------------------------------------------------- reading time
 
 function startClock() {
   shownAt = lastTick = lastSign = performance.now();
@@ -252,26 +257,26 @@ function say(text) { $("status").textContent = text; }
 function complain(text) { $("problem").textContent = text; }
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
-// Two annotators may share a browser: each delivers only what was theirs.
+// Two annotators may share a browser: each sends only their own votes.
 const leftoverName = (name) => `${PENDING}${state.annotator}:${name}`;
 
-// Sends until the source has it or refuses it; what is on its way survives a reload.
+// Send until the source stores or refuses it; a pending vote survives a reload.
 async function deliver(send, body) {
   const name = leftoverName(body.key);
   memory.set(local, name, JSON.stringify(body));
   for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
     try {
-      const answer = await send(body);
+      const screen = await send(body);
       memory.remove(local, name);
-      return answer;
+      return screen;
     } catch (error) {
       if (error instanceof Refused) {
-        // A full disk or an old link may pass; everything else would be refused again.
+        // A full disk or an old link can be fixed; anything else would be refused again.
         if (error.status !== 507 && error.status !== 403) memory.remove(local, name);
         throw error;
       }
       if (!(error instanceof Unreachable)) throw error;
-      complain("Not saved yet: the server does not answer. Trying again; you may leave the page open.");
+      complain("Not saved yet: the server does not respond. Retrying; keep this page open.");
       await pause(wait);
     }
   }
@@ -296,7 +301,7 @@ async function refused(error) {
   if (error.status === 409) {
     if (state?.item) forget(state.item.ticket);
     show(await source.next());
-    say(`Not stored again. ${error.message}`);
+    say(`Not saved again. ${error.message}`);
     return;
   }
   complain(error.status === 507 ? `Not saved. ${error.message}` : error.message);
@@ -318,10 +323,10 @@ function act(action, reason = null) {
     active_ms: Math.round(active), wall_ms: Math.round(performance.now() - shownAt),
   };
   return working(async () => {
-    const answer = await deliver(source.vote, body);
+    const screen = await deliver(source.vote, body);
     forget(body.ticket);
-    show(answer);
-    say(SAID[action](answer.saved));
+    show(screen);
+    say(CONFIRMATIONS[action](screen.saved));
   });
 }
 
@@ -329,12 +334,12 @@ function orderProblem(order) {
   if (order.problem) return order.problem;
   if (pressed($("all-bad")) && !$("order").value.trim()) return "";
   if (!order.named) return places() === 2 ? "Press 1 or 2, or 0 for a tie." : "Type the numbers, best first: 2>1=3.";
-  if (order.open) return "The order ends in a sign; a number is missing.";
-  return order.named < 2 ? "One number leaves nothing to compare; * stands for all the others." : "";
+  if (order.open) return "The order ends in > or =; a number is missing.";
+  return order.named < 2 ? "One number alone compares nothing; * means all the others." : "";
 }
 
-const lengths = (characters) => characters.map((count, index) => `answer ${index + 1}: ${count.toLocaleString("en")}`).join(", ");
-const SAID = {
+const lengths = (characters) => characters.map((count, index) => `completion ${index + 1}: ${count.toLocaleString("en")}`).join(", ");
+const CONFIRMATIONS = {
   rank: (saved) => `Saved. Characters: ${lengths(saved.characters)}.`,
   skip: () => "Skipped and saved.",
   flag: () => "Flagged and saved.",
@@ -345,11 +350,11 @@ function undo() {
   const body = { key: uuid(), target: state.undo };
   return working(async () => {
     show(await deliver(source.undo, body));
-    say("Taken back. Change it and save again.");
+    say("Undone. Change it and save again.");
   });
 }
 
-// Answers that an earlier page of this browser could not deliver; how many there were.
+// Send votes that an earlier page of this browser could not send; return their number.
 async function deliverLeftovers() {
   const names = memory.keys(local).filter((name) => name.startsWith(leftoverName("")));
   for (const name of names) {
@@ -370,7 +375,7 @@ async function firstScreen() {
       return await source.next();
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error;
-      complain("The server does not answer. Trying again.");
+      complain("The server does not respond. Retrying.");
       await pause(wait);
     }
   }
@@ -442,7 +447,7 @@ function toggleAllBad() {
 
 const KEYS = {
   "=": () => typeMark("="), ">": () => typeMark(">"), "*": () => typeMark("*"),
-  Backspace: takeMarkBack, 0: allLevel, t: allLevel, b: toggleAllBad,
+  Backspace: removeMark, 0: tieAll, t: tieAll, b: toggleAllBad,
   "+": () => nextStrength(1), "-": () => nextStrength(-1),
   Enter: () => act("rank"), c: () => $("comment").focus(),
   s: () => askWhy("skip"), f: () => askWhy("flag"), u: undo,
@@ -466,7 +471,7 @@ function onKey(event) {
   run();
 }
 
-// Inside a field letters are letters; Esc leaves it, Enter in the order saves.
+// Inside a field letters are text; Esc leaves the field, Enter in the order field saves.
 function inField(event, field) {
   if (event.key === "Escape") { event.preventDefault(); $("heading").focus(); }
   if (event.key === "Enter" && field.id === "order") { event.preventDefault(); act("rank"); }
@@ -479,7 +484,7 @@ $("vote").addEventListener("submit", (event) => { event.preventDefault(); act("r
 $("order").addEventListener("input", orderChanged);
 $("comment").addEventListener("input", keepDraft);
 $("strength").addEventListener("change", keepDraft);
-$("tie").addEventListener("click", allLevel);
+$("tie").addEventListener("click", tieAll);
 $("all-bad").addEventListener("click", toggleAllBad);
 $("undo").addEventListener("click", undo);
 $("skip").addEventListener("click", () => askWhy("skip"));
@@ -504,5 +509,5 @@ working(async () => {
   state = await firstScreen();
   const late = await deliverLeftovers();
   show(late ? await source.next() : state);
-  if (late) say("An answer that had not arrived is saved now.");
+  if (late) say("A vote that had not been sent is saved now.");
 });

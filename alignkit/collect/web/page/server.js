@@ -1,12 +1,7 @@
 "use strict";
-// Where items come from and answers go to: the server that sent this page.
-// A source has next(), vote(body), undo(body); each resolves to what to show, or throws Refused
-// (the answer will never be taken) or Unreachable (it may be taken later).
-
-class Refused extends Error {
-  constructor(message, status) { super(message); this.status = status; }
-}
-class Unreachable extends Error {}
+// The source of items and the destination of votes: the server that sent this page.
+// A source has next(), vote(body) and undo(body). Each resolves to the next screen, or throws
+// Refused (the vote will never be accepted) or Unreachable (it may be accepted later).
 
 async function call(path, body) {
   const options = body === undefined ? {} : {
@@ -16,12 +11,12 @@ async function call(path, body) {
   try {
     response = await fetch(path, { ...options, credentials: "same-origin", cache: "no-store" });
   } catch {
-    throw new Unreachable("The server does not answer.");
+    throw new Unreachable("The server does not respond.");
   }
   if (response.ok) return response.json();
   const text = await response.text();
   let message = text.trim();
-  try { message = JSON.parse(text).error; } catch { /* plain text already says it */ }
+  try { message = JSON.parse(text).error; } catch { /* plain text is the message */ }
   throw new Refused(message, response.status);
 }
 

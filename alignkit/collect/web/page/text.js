@@ -1,7 +1,7 @@
 "use strict";
-// Text of models as nodes. Nothing here ever parses HTML: every string goes in as text, and no
-// attribute that could load or link anywhere is set. The server has already spelled out control
-// and invisible characters as ⟨U+202E⟩; they are only given a look of their own here.
+// Turn the text of models into DOM nodes. Nothing here parses HTML: every string becomes text, and
+// no attribute that could load or link is set. The server has already spelled out control and
+// invisible characters as ⟨U+202E⟩; here they only get a style of their own.
 
 const SPELLED = /(⟨U\+[0-9A-F]{4,6}⟩)/;
 
@@ -15,7 +15,7 @@ function element(name, attributes = {}, ...children) {
 function plainNodes(text) {
   return text.split(SPELLED).filter(Boolean).map((part) =>
     SPELLED.test(part)
-      ? element("span", { class: "unseen", title: "an invisible or acting character" }, part)
+      ? element("span", { class: "unseen", title: "an invisible or control character" }, part)
       : document.createTextNode(part));
 }
 
@@ -23,8 +23,8 @@ function rawText(text) {
   return element("div", { class: "raw" }, ...plainNodes(text));
 }
 
-// One row a mark: what opens it, how its content becomes nodes. The first match in the text wins.
-// Every repetition is bounded: hostile text may be shown wrong, but never slowly.
+// One row per mark: its pattern, and how its content becomes nodes. The first match in the text wins.
+// Every repetition is bounded: hostile text may look wrong, but is never slow.
 const INLINE = [
   [/`{2}([^\n]{1,500}?)`{2}|`([^`\n]{1,500})`/g, (m) => element("code", {}, ...plainNodes(m[1] ?? m[2]))],
   [/!\[([^\]\n]{0,300})\]\(([^)\s]{1,1000})[^)\n]{0,100}\)/g, (m) => linked(`image: ${m[1]}`, m[2])],
@@ -35,7 +35,7 @@ const INLINE = [
 ];
 const DEEPEST = 6;
 
-// A link shows where it leads and leads nowhere: a click must not leave the page or tell anybody.
+// A link shows its target but is not clickable: nothing may leave the page or contact anybody.
 function linked(label, target) {
   return element("span", { class: "linked" }, ...plainNodes(label),
     element("span", { class: "target" }, "(", ...plainNodes(target), ")"));
@@ -44,7 +44,7 @@ function linked(label, target) {
 function inlineNodes(text, depth = 0) {
   if (depth > DEEPEST) return plainNodes(text);
   const nodes = [];
-  // Each pattern remembers its next match and looks again only when that one was passed.
+  // Each pattern remembers its next match and searches again only after passing it.
   const next = INLINE.map(() => undefined);
   let at = 0;
   for (;;) {
@@ -66,7 +66,7 @@ const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([^\s`]*)/;
 const TABLE_RULE = /^[\s|:-]+$/;
 const LONGEST_RENDERED = 200000;
 
-// Markdown as people use it in answers: headings, lists, quotes, tables, code, emphasis.
+// Render the common part of Markdown: headings, lists, quotes, tables, code, emphasis.
 function renderedText(text) {
   if (text.length > LONGEST_RENDERED) return rawText(text);
   return element("div", { class: "rendered" }, ...blocks(text.split("\n")));
@@ -88,7 +88,7 @@ function block(lines, at, depth) {
   if (!line.trim()) return [null, at + 1];
   if (FENCE.test(line)) return fenced(lines, at);
   const heading = /^\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$/.exec(line);
-  // The page owns h1 and h2; a heading of an answer is below them for every reader.
+  // The page uses h1 and h2; headings of a completion start below them for screen readers.
   if (heading) return [element(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inlineNodes(heading[2])), at + 1];
   if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) return [element("hr"), at + 1];
   if (/^\s{0,3}>/.test(line)) return quoted(lines, at, depth);
@@ -121,7 +121,7 @@ function listed(lines, at, depth) {
     const match = LIST.exec(lines[end]);
     if (!match || match[1].length < indent.length || Boolean(match[2]) !== Boolean(number)) break;
     let next = end + 1;
-    // What is indented deeper than the marker belongs to this entry, nested lists included.
+    // Lines indented deeper than the marker belong to this entry, nested lists included.
     while (next < lines.length && lines[next].trim() && /^\s*/.exec(lines[next])[0].length > indent.length) next += 1;
     const inner = lines.slice(end + 1, next).map((line) => line.slice(indent.length + 2));
     list.append(element("li", {}, ...inlineNodes(match[3]), ...blocks(inner, depth + 1)));

@@ -1,4 +1,4 @@
-"""Files of completions, policy by policy: what they are like and how close to references."""
+"""Report the quality of files of completions per policy, and their distance from references."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TEXTS = ("reply", "completion", "response", "output")
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A completion with what its row knows of it; `policy` is whose it is and how it was drawn."""
+class PolicyCompletion:
+    """A completion with the fields of its row; `policy` names the model and its temperature."""
 
     policy: str
     text: str
@@ -37,36 +37,39 @@ class Reply:
     reference: str | None = None
 
 
-def replies_report(
+def completion_quality_report(
     paths: Sequence[str | Path],
     references: str | Path | None,
     metrics: Sequence[str],
     *,
     labels: bool = False,
 ) -> dict[str, Any]:
-    """Quality of each policy's completions; metrics and labels against references by prompt_id."""
-    known = {} if references is None else _read_references(references)
-    groups: dict[str, list[Reply]] = {}
+    """Return the quality of each policy's completions, and metrics against references.
+
+    References come from the row itself or, by prompt_id, from the file `references`.
+    """
+    by_prompt = {} if references is None else _read_references(references)
+    groups: dict[str, list[PolicyCompletion]] = {}
     inputs = []
     for path in paths:
         file = RowFile(path)
         for line, row in file:
             try:
-                for reply in _replies(row):
-                    if (metrics or labels) and _reference(reply, known) is None:
+                for completion in _completions(row):
+                    if (metrics or labels) and _reference(completion, by_prompt) is None:
                         raise DataError("no reference for this row")
-                    groups.setdefault(reply.policy, []).append(reply)
+                    groups.setdefault(completion.policy, []).append(completion)
             except DataError as error:
                 raise error.at(f"{path}:{line}") from None
         inputs.append(file.as_dict())
     policies = {
-        name: _policy(rows, known, metrics, labels) for name, rows in sorted(groups.items())
+        name: _policy(rows, by_prompt, metrics, labels) for name, rows in sorted(groups.items())
     }
     return {"schema_version": SCHEMA_VERSION, "policies": policies, "inputs": inputs}
 
 
-def _replies(row: Row) -> list[Reply]:
-    """The completion of a row; of a record of candidates, as `alignkit generate` writes, each."""
+def _completions(row: Row) -> list[PolicyCompletion]:
+    """Return the completion of a row, or all completions of a candidates record."""
     if row.get("kind") == "candidates":
         return [_candidate(each, row) for each in fields.as_model(Candidates, row).candidates]
     text = next((row[key] for key in TEXTS if isinstance(row.get(key), str)), None)
@@ -74,8 +77,8 @@ def _replies(row: Row) -> list[Reply]:
         raise DataError(f"no completion: none of {', '.join(TEXTS)}")
     model = fields.label(row, "policy") or fields.label(row, "model")
     return [
-        Reply(
-            policy=_drawn(model, row),
+        PolicyCompletion(
+            policy=_policy_name(model, row),
             text=text,
             prompt_id=fields.label(row, "prompt_id"),
             stopped=fields.flag(row, "stopped"),
@@ -85,57 +88,62 @@ def _replies(row: Row) -> list[Reply]:
     ]
 
 
-def _candidate(candidate: Candidate, row: Row) -> Reply:
+def _candidate(candidate: Candidate, row: Row) -> PolicyCompletion:
     if not candidate.messages:
-        raise DataError(f"candidate {candidate.cid!r} says nothing")
-    drawn = candidate.gen or {}
-    return Reply(
-        policy=_drawn(candidate.model, drawn),
+        raise DataError(f"candidate {candidate.cid!r} has no messages")
+    generation = candidate.gen or {}
+    return PolicyCompletion(
+        policy=_policy_name(candidate.model, generation),
         text=candidate.messages[-1].content,
         prompt_id=fields.label(row, "id"),
-        stopped=fields.flag(drawn, "stopped"),
+        stopped=fields.flag(generation, "stopped"),
     )
 
 
-def _drawn(model: str | None, row: Row) -> str:
-    """A policy's name in the report: the same model sampled in two ways is two policies."""
+def _policy_name(model: str | None, row: Row) -> str:
+    """Name the policy in the report: one model at two temperatures is two policies."""
     temperature = fields.measure(row, "temperature")
     name = model or "completions"
     return name if temperature is None else f"{name} at T={temperature:g}"
 
 
 def _policy(
-    rows: Sequence[Reply], known: Mapping[str, str], metrics: Sequence[str], labels: bool
+    rows: Sequence[PolicyCompletion],
+    references: Mapping[str, str],
+    metrics: Sequence[str],
+    labels: bool,
 ) -> dict[str, Any]:
     texts = [row.text for row in rows]
     ended = [row.stopped for row in rows if row.stopped is not None]
-    found = text_quality(texts, ended if len(ended) == len(rows) else None)
-    found["kl"] = _distance([row.log_ratio for row in rows])
-    expected = [_reference(row, known) or "" for row in rows]
-    found["metrics"] = reference_scores(texts, expected, metrics) if metrics else None
-    found["labels"] = label_scores(texts, expected) if labels else None
-    return found
+    quality = text_quality(texts, ended if len(ended) == len(rows) else None)
+    quality["kl"] = _kl([row.log_ratio for row in rows])
+    expected = [_reference(row, references) or "" for row in rows]
+    quality["metrics"] = reference_scores(texts, expected, metrics) if metrics else None
+    quality["labels"] = label_scores(texts, expected) if labels else None
+    return quality
 
 
-def _distance(ratios: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean log p(policy) - log p(reference) with its interval: their KL; None where rows lack it.
+def _kl(ratios: Sequence[float | None]) -> dict[str, Any] | None:
+    """Return the mean of log p(policy) - log p(reference), their KL; None if a row lacks it.
 
-    A row has it where the reply was sampled at temperature 1.
+    Rows have it if the completion was sampled at temperature 1.
     """
-    known = [ratio for ratio in ratios if ratio is not None]
-    if len(known) < len(ratios):
+    log_ratios = [ratio for ratio in ratios if ratio is not None]
+    if len(log_ratios) < len(ratios):
         return None
-    estimate = mean_estimate(np.array(known))
+    estimate = mean_estimate(np.array(log_ratios))
     ci = as_dict(mean_interval(estimate))
     return {"n": estimate.n, "value": estimate.value, "se": estimate.se, "ci": ci}
 
 
-def _reference(reply: Reply, known: Mapping[str, str]) -> str | None:
-    return known.get(reply.prompt_id or "") if reply.reference is None else reply.reference
+def _reference(completion: PolicyCompletion, references: Mapping[str, str]) -> str | None:
+    if completion.reference is not None:
+        return completion.reference
+    return references.get(completion.prompt_id or "")
 
 
 def _read_references(path: str | Path) -> dict[str, str]:
-    found = {}
+    references = {}
     for line, row in RowFile(path):
         try:
             prompt_id, reference = fields.label(row, "prompt_id"), fields.text(row, "reference")
@@ -143,12 +151,12 @@ def _read_references(path: str | Path) -> dict[str, str]:
             raise error.at(f"{path}:{line}") from None
         if prompt_id is None or reference is None:
             raise DataError("needs 'prompt_id' and 'reference'", where=f"{path}:{line}")
-        found[prompt_id] = reference
-    return found
+        references[prompt_id] = reference
+    return references
 
 
-def replies_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
+def completion_quality_lines(report: Mapping[str, Any]) -> list[str]:
+    """Format the report for people."""
     lines = []
     for name, policy in report["policies"].items():
         lines += quality_lines(name, policy)
@@ -156,10 +164,10 @@ def replies_lines(report: Mapping[str, Any]) -> list[str]:
             ci = policy["kl"]["ci"]
             bounds = "" if ci is None else f" [{ci['low']:.3g}, {ci['high']:.3g}]"
             lines.append(f"    KL to its reference {policy['kl']['value']:.3g}{bounds} nats")
-        for metric, found in (policy["metrics"] or {}).items():
-            ci = found["ci"]
+        for metric, score in (policy["metrics"] or {}).items():
+            ci = score["ci"]
             bounds = "" if ci is None else f" [{ci['low']:.3f}, {ci['high']:.3f}]"
-            lines.append(f"    {metric} {found['mean']:.3f}{bounds}")
+            lines.append(f"    {metric} {score['mean']:.3f}{bounds}")
         if policy["labels"]:
             accuracy, macro = policy["labels"]["accuracy"], policy["labels"]["macro"]
             lines.append(
