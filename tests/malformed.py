@@ -130,7 +130,7 @@ DATA = [
     rows(21, "null", line(chosen=None), r'"chosen" is null'),
     rows(22, "number for text", line(rejected=3), r'"rejected" is a number'),
     rows(23, "identical answers", line(rejected=" Hello.\n"),
-         r"identical answers carry no preference"),
+         r"identical completions carry no preference"),
     rows(24, "blank prompt", line(prompt=" \n"), r'"prompt" is empty'),
     rows(25, "unknown role", chat("bot"), r'unknown role "bot"'),
     rows(26, "ends with the user", demonstration("user", "assistant", "user"),
@@ -140,9 +140,10 @@ DATA = [
          r":2: contradicts line 1", 0),
     rows(29, "ranks that are none",
          b'{"prompt": "Hi?", "completions": ["a", "b"], "ranks": [0, 2]}\n',
-         r"rank 0 in \[0, 2\] is no rank"),
+         r"rank 0 in \[0, 2\] is not a rank"),
     Case(30, "prompt longer than max_length",
-         r"(d\.jsonl:[1-5]: the prompt is \d+ tokens, the limit 8: no answer token is left.*\n){5}"
+         r"(d\.jsonl:[1-5]: the prompt is \d+ tokens, the limit 8: "
+         r"no room for a completion is left.*\n){5}"
          r"(.*\n)*.*overlong 7",
          command=("data", "check", "d.jsonl", "--model", "tiny", "--max-length", "8"),
          files={"d.jsonl": b"".join(line(prompt=f"What is {n} and {n}?") for n in range(7))},
@@ -150,7 +151,7 @@ DATA = [
     rows(31, "NUL characters", OK + b'{"prompt": "a\x00b"}\n',
          r":2:14: NUL character at column 14"),
     Case(32, "all rows dropped",
-         r"0 of 812 rows left; reasons: empty-side 800, identical 12",
+         r"0 of 812 rows remain; reasons: empty-side 800, identical 12",
          command=("dpo", "--data", "d.jsonl", "--on-bad-row", "drop", *PLANNED),
          files={"d.jsonl": EMPTY_SIDES}, needs_torch=True),
 ]  # fmt: skip
@@ -199,7 +200,7 @@ RECIPES = [
     recipe(43, "tag", "name: !!python/object/apply:os.system [id]\n",
            r"tag !!python/object/apply:os\.system is not allowed"),
     recipe(44, "list at the top", "- sft\n",
-           r"r\.yaml:1:1: a recipe is a mapping with name and stages, this one is"),
+           r"r\.yaml:1:1: a recipe is a mapping with name and stages, but this is"),
 ]  # fmt: skip
 
 
@@ -464,18 +465,19 @@ WORDS = [
          r"this is an Axolotl configuration(.|\n)*- sft:(.|\n)*num_train_epochs: 3",
          command=("run", "c.yaml"), files={"c.yaml": AXOLOTL}),
     unfit(76, "preferences for sft", "sft", PREFERENCE,
-          r"d\.jsonl:1: these are preferences, and .*alignkit dpo --data \S*d\.jsonl"),
+          r"d\.jsonl:1: these are preferences, but .*alignkit dpo --data \S*d\.jsonl"),
     unfit(77, "demonstrations for dpo", "dpo", ROW,
-          r"these are demonstrations, and rankings or preferences are due.*alignkit sft --data"),
+          r"these are demonstrations, but rankings or preferences are expected"
+          r".*alignkit sft --data"),
     unfit(78, "prompts for sft", "sft", ASKED,
-          r"these are prompts without answers.*alignkit generate --prompts"),
+          r"these are prompts without completions.*alignkit generate --prompts"),
     unfit(79, "demonstrations for reward", "reward", ROW, r"alignkit sft --data"),
     Case(80, "collecting into another file", r"d\.jsonl: not a file of events; nothing was added",
          command=("rank", "c.jsonl", "--output", "d.jsonl", "--annotator", "ann", "--terminal"),
          files={"c.jsonl": CANDIDATES, **HERE}),
     Case(81, "undoing by another log", r"d\.jsonl:1: not a line of a change log",
          command=("data", "clean", "d.jsonl", "--undo", "d.jsonl", "-o", "o.jsonl"), files=HERE),
-    Case(82, "log over the output", r"the log and the output are one file",
+    Case(82, "log over the output", r"the log and the output are the same file",
          command=("data", "clean", "d.jsonl", "--log", "o.jsonl", "-o", "o.jsonl"), files=HERE),
     Case(83, "names too long for a file", r"no such file|cannot be read: File name too long",
          command=("data", "pairs", "x" * 300, "-o", "o.jsonl"), files={"o.jsonl": ROW}),

@@ -28,6 +28,7 @@ from alignkit.files.tables import cell_text
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
 
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a stream that becomes `path` if the block succeeds, and nothing otherwise.

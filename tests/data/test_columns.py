@@ -154,7 +154,7 @@ def test_texts_that_were_found_join_and_objects_stay_columns(tmp_path: Path) -> 
 def test_two_system_prompts_are_a_question_for_the_user(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     path = write(tmp_path / "d.jsonl", {"system": "Be curt.", "prompt": asked, "completion": "x"})
-    with pytest.raises(DataError, match="another system prompt") as error:
+    with pytest.raises(DataError, match="a different system prompt") as error:
         list(read_records(path))
     assert f"{path}:1: " in str(error.value)
     same = write(tmp_path / "e.jsonl", {"system": "Be kind.", "prompt": asked, "completion": "x"})

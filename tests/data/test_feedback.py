@@ -295,10 +295,10 @@ def test_graded_answers_of_one_prompt_are_compared(tmp_path: Path) -> None:
 
 def test_graded_answers_that_compare_nothing_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *GRADED[:2])
-    with pytest.raises(DataError, match="2 graded answers, and no prompt has two of them"):
+    with pytest.raises(DataError, match="2 graded completions, but no prompt has two"):
         load_preferences(path)
     ungraded = write(tmp_path / "e.jsonl", {"prompt": "Q", "completions": ["a", "b"]})
-    with pytest.raises(DataError, match="these are candidates, answers that nobody has ranked"):
+    with pytest.raises(DataError, match="these are candidates, completions that nobody has ranked"):
         load_preferences(ungraded)
 
 
@@ -541,8 +541,10 @@ def test_scores_against_the_sides_are_told_by_line(name: str, tmp_path: Path) ->
     assert {kind: (p.line, p.level) for kind, p in found.items()} == {
         "negative-margin": (2, "error"), "equal-scores": (3, "warning")
     }  # fmt: skip
-    assert found["negative-margin"].message == ("the rejected answer has score 5, the chosen one 3")
-    with pytest.raises(DataError, match=":2: the rejected answer has score 5"):
+    assert found["negative-margin"].message == (
+        "the rejected completion has score 5, the chosen one 3"
+    )
+    with pytest.raises(DataError, match=":2: the rejected completion has score 5"):
         load_preferences(path)
     assert len(load_preferences(path, on_bad_row="drop").records) == 2
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data.checks.dataset_checks import Across
+from alignkit.data.checks.dataset_checks import FilePrints
 from alignkit.data.columns import Columns, parse_columns
 from alignkit.data.edit.convert import canonical, convert, read_to_convert, remember, row_of
 from alignkit.data.formats import FORMATS, detect, format_named
@@ -591,7 +591,7 @@ def test_any_values_are_read_or_refused_by_field(name: str, data: st.DataObject)
         return
     if not records:
         return  # told as a row in which nothing is compared
-    across = Across()
+    across = FilePrints()
     for record in records:
         list(findings(record))
         across.add(record, 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.data.due import MENDED, PLURAL
 from alignkit.data.records import KINDS
+from alignkit.data.wrong_kind import PLURAL, REMEDIES
 from alignkit.errors import DataError
 from tests.command import alignkit
 
@@ -74,7 +74,7 @@ def test_every_kind_that_does_not_fit_has_an_answer() -> None:
         "candidates": {"candidates"},
         "prompt": KINDS.keys() - {"event", "judgement"},
     }
-    assert {due: MENDED[due].keys() | takes[due] for due in MENDED} == dict.fromkeys(
+    assert {due: REMEDIES[due].keys() | takes[due] for due in REMEDIES} == dict.fromkeys(
         takes, KINDS.keys()
     )
 
@@ -87,7 +87,7 @@ def test_rows_that_do_not_fit_are_named_with_what_they_are_good_for(
     said = alignkit(capsys, *command.split(), f"{kind}s.jsonl")
     assert said.code == 2
     assert re.search(
-        rf"{kind}s\.jsonl:1: these are {re.escape(PLURAL[kind])}, and .* due", said.err
+        rf"{kind}s\.jsonl:1: these are {re.escape(PLURAL[kind])}, but .* expected", said.err
     )
     assert sorted(here.rglob("*")) == before
 
@@ -96,13 +96,13 @@ def test_demonstrations_and_votes_are_no_candidates(here: Path) -> None:
     from alignkit.data.read import load_candidates
 
     for kind in KINDS.keys() - {"candidates"}:
-        with pytest.raises(DataError, match=f"these are {PLURAL[kind]}, and candidates") as found:
+        with pytest.raises(DataError, match=f"these are {PLURAL[kind]}, but candidates") as found:
             load_candidates(here / f"{kind}s.jsonl")
         assert found.value.hint
 
 
 NAMED = re.compile(r"alignkit ((?:[a-z]+ )+(?:--[a-z]+ )?\S+?s\.jsonl)")
-MENDING = sorted({(kind, row[kind]) for row in MENDED.values() for kind in row})
+MENDING = sorted({(kind, row[kind]) for row in REMEDIES.values() for kind in row})
 
 
 @pytest.mark.parametrize(("kind", "hint"), MENDING)
