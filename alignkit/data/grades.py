@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import orjson
@@ -23,6 +24,8 @@ def rankings_from_grades(records: Iterable[Candidates]) -> list[Ranking]:
     prompts: dict[bytes, list[Candidates]] = {}
     for record in records:
         key = orjson.dumps([message.model_dump() for message in record.prompt])
+        # A completion written with other tools or documents was written for another prompt.
+        key += json.dumps(template_keys(record), sort_keys=True).encode()
         prompts.setdefault(key, []).append(record)
     return [ranking for together in prompts.values() if (ranking := _ranking(together)) is not None]
 

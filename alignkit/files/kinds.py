@@ -194,7 +194,6 @@ AS_DATA: Table = {
     "address": ("data are read from files on this machine", "Download it and name the file"),
     "embedded": (
         "embedded data work only in recipes and in commands that train",
-        "embedded data are there for stages, in recipes and in the commands that train",
         "Name a file",
     ),
     "pattern": ("no file has this name; patterns are not expanded", "Name each file"),

@@ -87,7 +87,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     (
         "remote code",
         "name: x\nbackbone: {trust_remote_code: true}\nstages: [{sft: {data: rows.jsonl}}]\n",
-        "r.yaml:2:12: 'trust_remote_code' is not a recipe key: code that comes with a model is never",
+        "r.yaml:2:12: 'trust_remote_code' is not a recipe key: code that comes with a model is",
     ),
     (
         "same name twice",

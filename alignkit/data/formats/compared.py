@@ -42,11 +42,11 @@ from alignkit.files.problems import RowError
 
 
 def _read_ranked(completions_key: str, row: Row) -> Fields:
-    completions, ranks = row[completions_key], row["ranks"]
-    if type(completions) is not list:
-        raise expected(completions, "an array of completions", completions_key)
-    if type(ranks) is not list:
-        raise expected(ranks, "an array of ranks", "ranks")
+    completions, ranks = json_list(row[completions_key]), json_list(row["ranks"])
+    if completions is None:
+        raise expected(row[completions_key], "an array of completions", completions_key)
+    if ranks is None:
+        raise expected(row["ranks"], "an array of ranks", "ranks")
     if len(completions) != len(ranks):
         raise RowError(
             "ranks",
