@@ -115,8 +115,8 @@ def resolve(path: str) -> tuple[str, Columns | None]:
     except orjson.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}", where=str(info_path)) from None
     if not isinstance(entries, dict) or not isinstance(entries.get(name), dict):
-        known = entries if isinstance(entries, dict) else {}
-        raise DataError(f"no data set {name!r}{did_you_mean(name, known)}", where=str(info_path))
+        named = entries if isinstance(entries, dict) else {}
+        raise DataError(f"no data set {name!r}{did_you_mean(name, named)}", where=str(info_path))
     return _entry(info_path, name, entries[name])
 
 

@@ -114,15 +114,15 @@ def scan(
             part = Path(row.file).name if row.file else name
             records = records_of(row, reading.format, part)
         except RowError as error:
-            report(Problem.of(error, place, row.line))
+            report(Problem.from_error(error, place, row.line))
             continue
         if not records:
-            report(Problem.found(NOTHING_COMPARED, place, row.line))
+            report(Problem.from_finding(NOTHING_COMPARED, place, row.line))
         unread_columns.add(row.value, records)
         yield row, records
     reading.rows = good + malformed.count
     for finding in unread_columns.findings():
-        report(Problem.found(finding, file, None))
+        report(Problem.from_finding(finding, file, None))
 
 
 def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
@@ -133,7 +133,7 @@ def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Fo
     try:
         return detect(row.value for row in ahead)
     except RowError as error:
-        report(Problem.of(error, ahead[0].file or file, ahead[0].line))
+        report(Problem.from_error(error, ahead[0].file or file, ahead[0].line))
         return None
 
 
@@ -288,7 +288,7 @@ def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding
 
 
 def _passes(finding: Any, path: str | Path, row: Row, bad: Report) -> bool:
-    bad(Problem.found(finding, str(row.file or path), row.line))
+    bad(Problem.from_finding(finding, str(row.file or path), row.line))
     return bool(finding.level != "error")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+from alignkit.files.write import json_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 Rank = Annotated[int, Field(ge=1)]
@@ -324,11 +325,7 @@ KINDS: dict[str, type[Record]] = {
 
 def to_json(record: Record) -> bytes:
     """Return the record as one line of JSON, with its newline."""
-    row = record.model_dump()
-    try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # an integer beyond 64 bits in `extra`
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_line(record.model_dump())
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
-from alignkit.data.formats.fields import TRAINED_BY
+from alignkit.data.formats.fields import TRAINED_BY, is_number
 from alignkit.data.formats.literals import json_list
 from alignkit.data.formats.template_keys import RESERVED, unread
 from alignkit.data.records import (
@@ -134,13 +134,17 @@ def _prompt(messages: Sequence[Message], *, needed: bool = True) -> Iterator[Fin
         last = messages[-1].role
         yield Finding(
             "prompt-end",
-            f"the prompt ends with a {last} turn, not a user turn",
+            f"the prompt ends with {_turn(last)}, not a user turn",
             "move the last turn to the completion",
             "prompt",
             "warning",
         )
     if len(messages) > 1 or messages[0].role != "user":
         yield from _role_order(messages, "prompt")
+
+
+def _turn(role: str) -> str:
+    return f"{'an' if role == 'assistant' else 'a'} {role} turn"
 
 
 def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
@@ -153,7 +157,7 @@ def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
         elif before is None and role == "assistant":
             wrong = "begins with an assistant turn, before any user turn"
         elif before in (None, "system") and role != "user":
-            wrong = f"{'an' if role == 'assistant' else 'a'} {role} turn before any user turn"
+            wrong = f"{_turn(role)} before any user turn"
         elif role == before and role in ("user", "assistant"):
             wrong = f"two {role} turns in a row"
         elif role == "tool" and before == "user":
@@ -336,16 +340,12 @@ def scores_of(record: Preference) -> tuple[float | None, float | None]:
     for name, value in record.extra.items():
         if "chosen" in name and _SCORE.search(name.lower()):
             other = record.extra.get(name.replace("chosen", "rejected"))
-            if _is_number(value) and _is_number(other):
+            if is_number(value) and is_number(other):
                 return float(value), float(other)
     return None, None
 
 
 _SCORE = re.compile(r"scor|rating|reward|grade")
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:

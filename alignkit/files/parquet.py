@@ -45,7 +45,7 @@ def read_parquet(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
     except pa.ArrowException as error:
         report(Problem(name, None, None, "parquet", f"not Parquet: {error}", "copy it again"))
     except RowError as error:
-        report(Problem.of(error, name, None))
+        report(Problem.from_error(error, name, None))
 
 
 def refuse_repeated(names: Sequence[str]) -> None:

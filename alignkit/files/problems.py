@@ -84,14 +84,14 @@ class Problem:
         )
 
     @classmethod
-    def of(cls, error: RowError, file: str, line: int | None) -> Problem:
+    def from_error(cls, error: RowError, file: str, line: int | None) -> Problem:
         """Add the place to a row error."""
         return cls(
             file, line, error.field, error.kind, error.message, error.fix, "error", error.column
         )
 
     @classmethod
-    def found(cls, finding: Finding, file: str, line: int | None) -> Problem:
+    def from_finding(cls, finding: Finding, file: str, line: int | None) -> Problem:
         """Add the place to a finding."""
         return cls(
             file, line, finding.field, finding.kind, finding.message, finding.fix, finding.level

@@ -42,7 +42,7 @@ def placed(error: RowError, name: str, line: int | None) -> Problem:
     """Add the place to a row's error; to an encoding error also the command that converts it."""
     if error.kind == "encoding":
         error.fix = recode(name, "UTF-16" if "UTF-16" in error.message else "WINDOWS-1252")
-    return Problem.of(error, name, line)
+    return Problem.from_error(error, name, line)
 
 
 def recode(name: str, encoding: str) -> str:

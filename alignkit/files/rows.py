@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -37,7 +38,7 @@ from alignkit.files.row import (
     recode,
 )
 from alignkit.files.shards import parts_of
-from alignkit.files.tables import read_csv, read_tsv, read_txt
+from alignkit.files.tables import read_table, read_txt
 
 __all__ = [
     "COMPRESSIONS", "MAX_LINE", "SUFFIXES", "Report", "Row", "compression_of", "container_of",
@@ -137,35 +138,43 @@ def opened(name: str, heard: Callable[[bytes], object] | None = None) -> Iterato
         if compression is None:
             yield plain
         else:
-            size = Path(name).stat().st_size
-            bounded = _Bounded(_decompressed(plain, compression), name, size)
-            yield cast(BinaryIO, io.BufferedReader(bounded, 1 << 20))
+            stream = _decompressed(plain, compression)
+            yield _buffered(_bounded(stream, name, Path(name).stat().st_size))
 
 
-def _heard(file: BinaryIO, name: str, heard: Callable[[bytes], object]) -> BinaryIO:
-    """Pass the bytes to `heard` as they are read; for Parquet, which is read by seeks, at once."""
-    if container_of(name) != "parquet":
-        return cast(BinaryIO, io.BufferedReader(_Heard(file, heard), 1 << 20))
-    while part := file.read(1 << 20):
-        heard(part)
-    file.seek(0)
-    return file
+class _Source(io.RawIOBase):
+    """A stream of what `read` returns; it is called with the most bytes that it may return."""
 
-
-class _Heard(io.RawIOBase):
-    """A stream that passes every byte it returns to `heard`."""
-
-    def __init__(self, stream: BinaryIO, heard: Callable[[bytes], object]) -> None:
-        self.stream, self.heard = stream, heard
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
-        data = self.stream.read(len(target))
-        self.heard(data)
+        data = self._read(len(target))
         target[: len(data)] = data
         return len(data)
+
+
+def _buffered(read: Callable[[int], bytes]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Source(read), 1 << 20))
+
+
+def _heard(file: BinaryIO, name: str, heard: Callable[[bytes], object]) -> BinaryIO:
+    """Pass the bytes to `heard` as they are read; for Parquet, which is read by seeks, at once."""
+
+    def read(size: int) -> bytes:
+        data = file.read(size)
+        heard(data)
+        return data
+
+    if container_of(name) != "parquet":
+        return _buffered(read)
+    while read(1 << 20):
+        pass
+    file.seek(0)
+    return file
 
 
 def _decompressed(plain: BinaryIO, compression: str) -> Any:
@@ -206,24 +215,19 @@ class _Xz:
                 return data
 
 
-class _Bounded(io.RawIOBase):
-    """A decompressed stream that refuses to grow past `MAX_RATIO` times the file."""
+def _bounded(stream: Any, name: str, size: int) -> Callable[[int], bytes]:
+    """Read a decompressed stream, but refuse it when it grows past `MAX_RATIO` times its file."""
+    left = most_bytes(size)
 
-    def __init__(self, stream: Any, name: str, size: int) -> None:
-        self.stream, self.name = stream, name
-        self.limit = most_bytes(size)
-        self.total = 0
+    def read(most: int) -> bytes:
+        nonlocal left
+        data: bytes = stream.read(most)
+        left -= len(data)
+        if left < 0:
+            raise bomb(name)
+        return data
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self.stream.read(len(target))
-        self.total += len(data)
-        if self.total > self.limit:
-            raise bomb(self.name)
-        target[: len(data)] = data
-        return len(data)
+    return read
 
 
 # --- JSON lines ---------------------------------------------------------------------------------
@@ -459,23 +463,9 @@ def _by_columns_too_long(name: str) -> Problem:
 
 
 def _joined(head: bytes, stream: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Joined(head, stream), 1 << 20))
-
-
-class _Joined(io.RawIOBase):
-    """Bytes already read, then the rest of their stream."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self.head, self.stream = head, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self.head[: len(target)] or self.stream.read(len(target))
-        self.head = self.head[len(target) :]
-        target[: len(data)] = data
-        return len(data)
+    """Read bytes already taken from a stream, then the rest of the stream."""
+    taken = io.BytesIO(head)
+    return _buffered(lambda size: taken.read(size) or stream.read(size))
 
 
 # What `xz -9` needs is 65 MiB; a header may ask for 4 GiB.
@@ -484,8 +474,8 @@ XZ_MEMORY = 128 << 20
 CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
+    "csv": partial(read_table, usual=","),
+    "tsv": partial(read_table, usual="\t"),
     "txt": read_txt,
     "parquet": read_parquet,
 }

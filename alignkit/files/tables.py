@@ -24,17 +24,8 @@ _HUGE = re.compile(r"\d{19}")
 _QUOTED = re.compile(r'"[^"]*"')
 
 
-def read_csv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Read a comma-separated table; detect another separator from its header and report it."""
-    return _read_table(name, stream, report, ",")
-
-
-def read_tsv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Read a tab-separated table; detect another separator from its header and report it."""
-    return _read_table(name, stream, report, "\t")
-
-
-def _read_table(name: str, stream: BinaryIO, report: Report, usual: str) -> Iterator[Row]:
+def read_table(name: str, stream: BinaryIO, report: Report, usual: str) -> Iterator[Row]:
+    """Read a table with a header, separated as usual, or as its header shows; report the latter."""
     csv.field_size_limit(MAX_LINE)
     lines = _Lines(stream)
     try:

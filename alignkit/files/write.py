@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -293,14 +294,6 @@ def _write_table(stream: BinaryIO, rows: Iterable[dict[str, Any]], delimiter: st
     return count
 
 
-def _write_csv(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
-    return _write_table(stream, rows, ",")
-
-
-def _write_tsv(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
-    return _write_table(stream, rows, "\t")
-
-
 def _write_txt(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     for row in rows:
@@ -377,8 +370,8 @@ def _is_huge(cell: Any) -> bool:
 WRITERS: dict[str, RowWriter] = {
     "jsonl": _write_jsonl,
     "json": _write_json,
-    "csv": _write_csv,
-    "tsv": _write_tsv,
+    "csv": partial(_write_table, delimiter=","),
+    "tsv": partial(_write_table, delimiter="\t"),
     "txt": _write_txt,
     "parquet": _write_parquet,
 }

@@ -493,7 +493,7 @@ def test_a_row_its_writer_cannot_say_is_kept_whole_until_it_changes(tmp_path: Pa
     record = record_of("label-studio", 2, folder=tmp_path)
     assert row_of([record], format_named("label-studio")) == ROWS["label-studio"][2]
     record.candidates[0].messages[0].content = "changed"
-    with pytest.raises(RowError, match="no ties"):
+    with pytest.raises(RowError, match="cannot hold ties"):
         row_of([record], format_named("label-studio"))
 
 

@@ -182,7 +182,7 @@ KEYS: list[tuple[str, str]] = [
     ("beta: 0.1", "unknown key 'beta'; it is a setting of dpo stages"),
     ("dataset: x", "alignkit calls it 'data'"),
     ("optim: sgd", "alignkit calls it 'trainer.optim'"),
-    ("use_peft: true", "none is needed: adapters (LoRA)"),
+    ("use_peft: true", "none is needed: alignkit always trains adapters"),
     ("early_stopping: 4", "'early_stopping_patience', a setting of reward stages"),
     ("backbone: {}", "it is a setting of the recipe, at its top"),
     ("train_on: assistant", "; alignkit calls it 'completion'"),

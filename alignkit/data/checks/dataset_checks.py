@@ -109,7 +109,7 @@ class FilePrints:
         self.lines.append(line)
         self.prompts.append(prompt_print)
         self.rows.append(hash((prompt_print, rest)))
-        self.lengths.append(max(map(_length, completions), default=0))
+        self.lengths.append(max(map(text_length, completions), default=0))
         self.scripts.append(script_of(completions or [prompt]))
         if self.near:
             self.index.add(_text(prompt or (completions[0] if completions else ())))
@@ -174,7 +174,7 @@ class FilePrints:
         return record.prompt, tuple(map(conversation_key, completions)), completions
 
     def _compare_lengths(self, better: Sequence[Message], worse: Sequence[Message]) -> None:
-        difference = _length(better) - _length(worse)
+        difference = text_length(better) - text_length(worse)
         if difference:
             self.longer.count(difference > 0)
 
@@ -413,7 +413,8 @@ def _script(point: int) -> int:
     return next((index for first, last, index in _RANGES if first <= point <= last), 10)
 
 
-def _length(messages: Sequence[Message]) -> int:
+def text_length(messages: Sequence[Message]) -> int:
+    """Return the characters of all texts of a conversation."""
     if len(messages) == 1:
         return len(messages[0].content)
     return sum([len(message.content) for message in messages])

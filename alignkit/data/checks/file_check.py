@@ -88,9 +88,9 @@ def check_file(
             for finding in chain(
                 row_findings(record, row, reading), *(each.inspect(record) for each in inspectors)
             ):
-                add(Problem.found(finding, row.file or str(path), row.line))
+                add(Problem.from_finding(finding, row.file or str(path), row.line))
     overall = chain.from_iterable(inspector.overall() for inspector in inspectors)
-    of_file = (Problem.found(finding, str(path), None) for finding in overall)
+    of_file = (Problem.from_finding(finding, str(path), None) for finding in overall)
     for problem in chain(prints.problems(str(path)), of_file):
         add(problem)
     report.format = reading.format.name if reading.format else None

@@ -12,7 +12,7 @@ from html import escape
 from itertools import combinations
 from typing import Any
 
-from alignkit.data.checks.dataset_checks import SCRIPTS, script_of, wilson
+from alignkit.data.checks.dataset_checks import SCRIPTS, script_of, text_length, wilson
 from alignkit.data.records import (
     Demonstration,
     Label,
@@ -106,7 +106,7 @@ class Stats:
 
     def _judgement(self, record: Record) -> None:
         if isinstance(record, Preference) and not record.tie:
-            better, worse = _length(record.chosen), _length(record.rejected)
+            better, worse = text_length(record.chosen), text_length(record.rejected)
             self.longer[0] += better > worse
             self.longer[1] += better != worse
         elif isinstance(record, Label):
@@ -149,10 +149,6 @@ class Stats:
                 "low": low, "high": high,
             },
         }  # fmt: skip
-
-
-def _length(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
 
 
 def _sign(value: int) -> int:

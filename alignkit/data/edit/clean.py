@@ -370,7 +370,7 @@ class _Cleaner:
         if self._wants("pii") or self._wants("pii-names"):
             finders = dict(FINDERS) if self._wants("pii") else {}
             if self._wants("pii-names"):
-                finders["NAME"] = _names()
+                finders["NAME"] = name_finder()
             repairs["pii"] = Masker(finders).mask
         before = record.model_dump()
         after = self._untemplated(before) if self._wants("template") else before
@@ -411,23 +411,9 @@ class _Cleaner:
         return turned
 
 
-_NAME_FINDERS: list[Any] = []
-
-
-def _names() -> Any:
-    if not _NAME_FINDERS:
-        _NAME_FINDERS.append(name_finder())
-    return _NAME_FINDERS[0]
-
-
-def _records_in(path: str) -> Iterator[Record]:
+def _records_in(path: str | Path) -> Iterator[Record]:
     """Yield all records of a file, if any; a row that is unreadable or cut short is an error."""
-
-    def bad(problem: Problem) -> None:
-        if (problem.level == "error" and problem.kind != "empty") or problem.kind == "torn":
-            raise problem.error()
-
-    for _, records in scan(path, bad):
+    for _, records in scan(path, _refuse):
         yield from records
 
 
@@ -472,7 +458,7 @@ def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
     for entry in _entries(log):
         if entry["position"] is not None:
             changes.setdefault(entry["position"], []).append(entry)
-    remaining = (record for _, records in scan(str(cleaned), _refuse) for record in records)
+    remaining = _records_in(cleaned)
     position = written = 0
     with whole_file(output) as stream:
         pending = True
@@ -494,7 +480,7 @@ def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
 
 
 def _refuse(problem: Problem) -> None:
-    """Raise problems of a file that changed since it was written; it may be empty, though."""
+    """Raise a problem that hides rows; a file may be empty, since all may have been dropped."""
     if problem.kind == "torn" or (problem.level == "error" and problem.kind != "empty"):
         raise problem.error()
 

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from alignkit.errors import DataError
 
@@ -89,6 +90,7 @@ FINDERS: dict[str, Finder] = {
 }
 
 
+@cache
 def name_finder() -> Finder:
     """Return a finder of person names by spaCy's small English model, an optional library."""
     try:

@@ -34,6 +34,7 @@ from alignkit.data.formats.fields import (
     text_or_rows,
     trained_rows,
     turns,
+    untrained,
 )
 from alignkit.data.formats.template_keys import calls_as_openai, tools_of
 from alignkit.data.records import Demonstration, Label, Message, Preference, Prompt
@@ -69,8 +70,7 @@ def write_text(record: Demonstration) -> Fields:
 
 def demonstration_of(prompt: list[Turn], completion: list[Turn]) -> Fields:
     """Build a demonstration whose earlier assistant turns are context, not targets."""
-    context = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
-    return {"messages": [*context, *completion]}
+    return {"messages": [*map(untrained, prompt), *completion]}
 
 
 def split_messages(record: Demonstration) -> tuple[list[Message], list[Message]]:

@@ -25,6 +25,7 @@ from alignkit.data.formats.fields import (
     keys,
     missing,
     not_text,
+    only_candidate,
     ranking,
     ranks_by_score,
     shared,
@@ -517,12 +518,6 @@ def read_graded(row: Row) -> Fields:
 def _read_of_graded(row: Row) -> frozenset[str]:
     model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
     return frozenset(filter(None, (prompt_column(row), *_grade_columns(row), model)))
-
-
-def only_candidate(record: Candidates) -> Any:
-    if len(record.candidates) != 1:
-        raise RowError("shape", "this format holds one completion per row", "choose another format")
-    return record.candidates[0]
 
 
 def write_graded(record: Candidates) -> Fields:

@@ -23,7 +23,7 @@ from alignkit.data.formats.template_keys import (
     calls_of,
     spoken_calls,
 )
-from alignkit.data.records import Message, Record
+from alignkit.data.records import Message, Preference
 from alignkit.errors import did_you_mean
 from alignkit.files.json_text import type_name
 from alignkit.files.problems import RowError
@@ -256,6 +256,11 @@ def user(content: str) -> Turn:
 def assistant(content: str) -> Turn:
     """Return an assistant turn."""
     return {"role": "assistant", "content": content}
+
+
+def untrained(turn: Turn) -> Turn:
+    """Mark an assistant turn as context, not a target; leave other turns."""
+    return {**turn, "train": False} if turn["role"] == "assistant" else turn
 
 
 def system_turn(content: str) -> list[Turn]:
@@ -650,11 +655,8 @@ def _is_plain(message: Message) -> bool:
     )
 
 
-def sides_of(record: Record) -> tuple[list[Message], list[Message]]:
+def sides_of(record: Preference) -> tuple[list[Message], list[Message]]:
     """Return (prompt + chosen, prompt + rejected) of a preference, each with its own prompt."""
-    from alignkit.data.records import Preference
-
-    assert isinstance(record, Preference)
     before_chosen = record.prompt if record.prompt_chosen is None else record.prompt_chosen
     before_rejected = record.prompt if record.prompt_rejected is None else record.prompt_rejected
     return [*before_chosen, *record.chosen], [*before_rejected, *record.rejected]
@@ -691,6 +693,13 @@ def ranks_by_score(scores: Sequence[float | None]) -> list[int | None]:
     """Rank the highest score 1; equal scores tie, a missing score stays unranked."""
     order = sorted({score for score in scores if score is not None}, reverse=True)
     return [None if score is None else order.index(score) + 1 for score in scores]
+
+
+def only_candidate(record: Any) -> Any:
+    """Return the candidate of a record that must have one; a flat format cannot hold more."""
+    if len(record.candidates) != 1:
+        raise RowError("shape", "this format holds one completion per row", "choose another format")
+    return record.candidates[0]
 
 
 def two_candidates(record: Any, what: str) -> tuple[str, str, str]:

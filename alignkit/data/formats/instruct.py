@@ -16,6 +16,7 @@ from alignkit.data.formats.fields import (
     keys,
     message_rows,
     missing,
+    only_candidate,
     only_text,
     optional_text,
     split_completion,
@@ -245,9 +246,7 @@ def read_eval_output(row: Row) -> Fields:
 
 def write_eval_output(record: Candidates) -> Fields:
     """Write instruction, output and generator."""
-    if len(record.candidates) != 1:
-        raise RowError("shape", "this format holds one candidate per row", "choose another format")
-    candidate = record.candidates[0]
+    candidate = only_candidate(record)
     row = {
         "instruction": only_text(record.prompt, "prompt"),
         "output": only_text(candidate.messages, candidate.cid),

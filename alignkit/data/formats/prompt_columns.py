@@ -22,6 +22,7 @@ from alignkit.data.formats.fields import (
     shared,
     system_turn,
     turns,
+    untrained,
     user,
 )
 from alignkit.data.formats.literals import json_list
@@ -97,15 +98,11 @@ def add(fields: Fields, row: Row, names: Sequence[str], asked: Any = None) -> No
     whole = fields[where]
     prompt = _asked(whole if end is None else whole[:end], **parts)
     if end is not None:
-        prompt = [_untrained(turn) for turn in prompt]
+        prompt = [untrained(turn) for turn in prompt]
     fields[where] = prompt + ([] if end is None else whole[end:])
     for own in ("prompt_chosen", "prompt_rejected"):
         if own in fields:
             fields[own] = _asked(fields[own], **parts)
-
-
-def _untrained(turn: Turn) -> Turn:
-    return {**turn, "train": False} if turn["role"] == "assistant" else turn
 
 
 def _asked(

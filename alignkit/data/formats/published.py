@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from alignkit.data.formats.compared import labelled_pair
-from alignkit.data.formats.feedback import by_sign, only_candidate, read_columns, read_of_columns
+from alignkit.data.formats.feedback import by_sign, read_columns, read_of_columns
 from alignkit.data.formats.fields import (
     PAIR_RANKS,
     Fields,
@@ -20,6 +20,7 @@ from alignkit.data.formats.fields import (
     is_number,
     keys,
     message_rows,
+    only_candidate,
     only_text,
     ranking,
     sides_of,

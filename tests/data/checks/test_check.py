@@ -192,7 +192,7 @@ def test_prompt_roles(tmp_path: Path) -> None:
     report = checked(tmp_path, rows)
     assert found(report, "role-order") == [(1, '"prompt[1]": two user turns in a row')]
     assert found(report, "prompt-end") == [
-        (2, "the prompt ends with a assistant turn, not a user turn")
+        (2, "the prompt ends with an assistant turn, not a user turn")
     ]
 
 
