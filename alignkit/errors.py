@@ -1,4 +1,4 @@
-"""Every failure a user can meet, with its exit code.
+"""Define every failure a user can meet, with its exit code.
 
 AlignkitError                 exit 1   the run failed
 ├── UserError                 exit 2   the user must change something
@@ -10,9 +10,9 @@ AlignkitError                 exit 1   the run failed
 ├── DiskFull                  exit 1   no space left; the last good checkpoint is intact
 └── Interrupted               exit 130 or 143   stopped by a signal, checkpoint saved
 
-Raise where the cause is known; add `where` (file:line:column) where the place is known; the
-command line catches once, prints `where: message. hint` and exits. No traceback is shown for any
-of these unless `--debug` is given.
+Raise where the cause is known, and add `where` (file:line:column) where the place is known. The
+command line catches once, prints `where: message. hint` and exits, without a traceback unless
+`--debug` is given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AlignkitError(Exception):
-    """A failure with a message for people: what happened, where, and what to do next."""
+    """A failure explained to people: what happened, where, and what to do next."""
 
     exit_code = 1
 
@@ -36,7 +36,7 @@ class AlignkitError(Exception):
         self.hint = hint
 
     def at(self, where: str) -> AlignkitError:
-        """The same error with its place, for callers that know the file but not the cause."""
+        """Add the place, for callers that know the file but not the cause; return the error."""
         if self.where is None:
             self.where = where
         return self
@@ -88,18 +88,18 @@ class Interrupted(AlignkitError):
 
 
 class ErrorList(UserError):
-    """Several user errors found in one pass, shown one a line."""
+    """Several user errors found in one pass, shown one per line."""
 
     def __init__(self, errors: Iterable[AlignkitError]) -> None:
         self.errors = list(errors)
         super().__init__("\n".join(str(error) for error in self.errors))
 
 
-LONGEST_WORD = 100  # comparing takes time with the product of the lengths
+LONGEST_WORD = 100  # comparing two words takes time proportional to the product of their lengths
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'beta'?` when a known word is close, else an empty string."""
+    """Return `; did you mean 'beta'?` if a known word is close, else an empty string."""
     if len(word) > LONGEST_WORD:
         return ""
     words = [each for each in known if len(each) <= LONGEST_WORD]
@@ -108,7 +108,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def pick(table: dict[str, T], name: str, *, what: str) -> T:
-    """`table[name]`, or a RecipeError that names the nearest key and lists all."""
+    """Return `table[name]`; RecipeError with the nearest key and all keys if there is none."""
     try:
         return table[name]
     except KeyError:

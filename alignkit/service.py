@@ -1,8 +1,8 @@
-"""The one client for services we speak to over HTTP: judges, rewards, rollouts, paraphrases.
+"""Call services over HTTP: judges, rewards, rollouts, paraphrases.
 
-A service may be slow, busy, broken or hostile. What it answers is bounded in size (decompressed),
-in depth, and in time from the first packet to the last byte, however slowly bytes drip; Ctrl-C ends
-a call at once. Answers that ask to come back, broken connections and silence are tried again.
+A service may be slow, busy, broken or hostile. Its answer is bounded in size (decompressed), in
+depth, and in time from the first packet to the last byte, however slowly bytes drip; Ctrl-C ends a
+call at once. Requests to come back later, broken connections and silence are retried.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from alignkit.files.problems import RowError
 
 T = TypeVar("T")
 
-# Statuses that a later try may not meet again.
+# Statuses that a retry may not meet again.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-LONGEST_PAUSE = 60.0  # a service that asks for more is not waited for
-# Silence until time is up is bought twice at most: an overloaded service is not helped by more.
+LONGEST_PAUSE = 60.0  # a service that asks for a longer pause is given up
+# Two tries at most may time out in silence: more would not help an overloaded service.
 MOST_SILENCES = 2
-LARGEST_REFUSAL = 1 << 16  # of an answer that is an error, as much as this is read
+LARGEST_REFUSAL = 1 << 16  # how many bytes of an error answer are read
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may take: `seconds` for each try as a whole, `size` in bytes of its answer."""
+    """Limits of one call: `seconds` per try as a whole, `size` in bytes of its answer."""
 
     seconds: float = 120.0
     size: int = 64 << 20
@@ -47,9 +47,9 @@ class Limits:
 
 
 class ServiceFailed(AlignkitError):
-    """The service gave no usable answer; `reason` says why without naming it.
+    """The service gave no usable answer; `reason` explains why without naming the service.
 
-    `passing` says that it was tried several times, and that it may answer at another time.
+    `passing` tells that it was tried several times, and that it may answer at another time.
     """
 
     def __init__(self, message: str, *, reason: str, status: int | None, passing: bool) -> None:
@@ -60,7 +60,7 @@ class ServiceFailed(AlignkitError):
 
 
 class Trouble(Exception):
-    """One try failed; `again` says whether another may not, `pause` what the service asks for."""
+    """One failed try; `again` allows a retry, `pause` is the wait that the service asks for."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Trouble(Exception):
 
 
 def check_address(url: str, *, what: str, example: str) -> SplitResult:
-    """The parts of an http address. Raises RecipeError where nothing can be behind it."""
+    """Return the parts of an http address; RecipeError if it cannot be one."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -87,15 +87,15 @@ def check_address(url: str, *, what: str, example: str) -> SplitResult:
         httpx.URL(url).raw_host.decode("ascii").encode("idna")  # as connecting will do
     except (ValueError, httpx.InvalidURL) as error:
         raise RecipeError(
-            f"{what} {url!r} is no http address ({error})", hint=f"such as {example}"
+            f"{what} {url!r} is not an http address ({error})", hint=f"such as {example}"
         ) from None
     if not is_address:
-        raise RecipeError(f"{what} {url!r} is no http address", hint=f"such as {example}")
+        raise RecipeError(f"{what} {url!r} is not an http address", hint=f"such as {example}")
     return parts
 
 
 def json_of(answer: bytes) -> Any:
-    """The JSON value of an answer. Raises Trouble at anything else and at deep nesting."""
+    """Decode a JSON answer; Trouble at anything else and at deep nesting."""
     try:
         return decode(answer)
     except RowError as error:
@@ -105,12 +105,12 @@ def json_of(answer: bytes) -> Any:
 
 
 def text_of(answer: bytes) -> str:
-    """An answer as text, whatever its bytes are."""
+    """Decode an answer as text, whatever its bytes are."""
     return answer.decode("utf-8", "replace")
 
 
 class Service:
-    """A service at `url`; a context manager, or `close` it. Threads may share it.
+    """Calls a service at `url`; a context manager, or `close` it. Threads may share it.
 
     `what` names the service in errors; `key` is sent as a bearer token. Pauses between tries end
     early when `stop` is set.
@@ -129,7 +129,7 @@ class Service:
         self.url, self.what = url, what
         self.limits = limits or Limits()
         self._stop = stop or threading.Event()
-        # Calls run as tasks of an event loop: a task can be ended at any byte, a thread cannot.
+        # Calls run as tasks of an event loop: a task can be stopped at any byte, a thread cannot.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._starting = threading.Lock()
@@ -139,9 +139,9 @@ class Service:
             headers["Authorization"] = f"Bearer {key}"
         self._client = httpx.AsyncClient(
             headers=headers,
-            timeout=None,  # noqa: S113  each try has one limit for everything, in _exchange
+            timeout=None,  # noqa: S113  one limit covers each whole try, in _exchange
             limits=httpx.Limits(max_connections=connections),
-            # Reading the certificates of all authorities takes 20 ms, which http does not need.
+            # Reading the certificates of all authorities takes 20 ms, which http can save.
             verify=url.startswith("https:"),
         )
 
@@ -159,9 +159,9 @@ class Service:
         read: Callable[[bytes], T],
         on_retry: Callable[[], None] | None = None,
     ) -> T:
-        """What `read` makes of the answer to a POST of JSON. Raises ServiceFailed.
+        """POST JSON and return what `read` makes of the answer. Raises ServiceFailed.
 
-        `read` may raise Trouble, and say whether another try can help.
+        `read` may raise Trouble, and tell whether a retry can help.
         """
         content = orjson.dumps(body)
         pause = self.limits.first_pause
@@ -176,18 +176,18 @@ class Service:
                     raise self._failed(trouble, path, tried) from None
                 if on_retry:
                     on_retry()
-                # Half of each pause is chance, so that clients do not come back together.
+                # Half of each pause is random, so that clients do not return all at once.
                 self._stop.wait(max(trouble.pause, pause * random.uniform(0.5, 1.0)))
                 pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("unreachable: the last try returns or raises")
 
     def cancel(self) -> None:
-        """End every call under way; their threads see them fail."""
+        """Stop every running call; its thread sees it fail."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._end_calls(), self._loop)
 
     def close(self) -> None:
-        """End every call and give the connections back; harmless when done already."""
+        """Stop every call and release the connections; safe to call twice."""
         if self._loop.is_closed():
             return
         if self._thread.is_alive():
@@ -217,7 +217,7 @@ class Service:
 
     def _try(self, url: str, content: bytes) -> bytes:
         if self._stop.is_set():
-            raise Trouble("was not waited for", again=False)
+            raise Trouble("was cancelled", again=False)
         with self._starting:
             if self._thread.ident is None:
                 self._thread.start()
@@ -225,13 +225,13 @@ class Service:
         try:
             return call.result()
         except CancelledError:
-            raise Trouble("was not waited for", again=False) from None
+            raise Trouble("was cancelled", again=False) from None
         except BaseException:
-            call.cancel()  # Ctrl-C while waiting: the connection must not drip on
+            call.cancel()  # Ctrl-C while waiting: the connection must not keep dripping
             raise
 
     async def _exchange(self, url: str, content: bytes) -> bytes:
-        """One try: the body of an answer that is no error."""
+        """Make one try and return the body of an answer that is not an error."""
         seconds = self.limits.seconds
         answering = False
         call = asyncio.current_task()
@@ -240,10 +240,10 @@ class Service:
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._client.stream("POST", url, content=content) as reply,
+                self._client.stream("POST", url, content=content) as answer,
             ):
                 answering = True
-                body = await self._body(reply)
+                body = await self._body(answer)
         except TimeoutError:
             if answering:
                 raise Trouble(f"was still answering after {seconds:g} s", again=False) from None
@@ -252,20 +252,20 @@ class Service:
             raise Trouble(f"{type(error).__name__}: {error}", again=True) from None
         finally:
             self._calls.discard(call)
-            self._client.cookies.clear()  # nothing of one answer goes into the next question
-        if reply.status_code >= 300:
-            raise _refusal(reply, body)
+            self._client.cookies.clear()  # no request may carry what an earlier answer set
+        if answer.status_code >= 300:
+            raise _refusal(answer, body)
         return body
 
-    async def _body(self, reply: httpx.Response) -> bytes:
-        failed = reply.status_code >= 300
+    async def _body(self, answer: httpx.Response) -> bytes:
+        failed = answer.status_code >= 300
         limit = LARGEST_REFUSAL if failed else self.limits.size
-        unpack = _unpacking(reply.headers.get("Content-Encoding", ""))
+        unpack = _unpacking(answer.headers.get("Content-Encoding", ""))
         body, received = bytearray(), 0
-        async for part in reply.aiter_raw():
+        async for part in answer.aiter_raw():
             received += len(part)
             body += unpack.some(part, limit + 1 - len(body))
-            # Compressed bytes count too: a header of gzip can go on for ever and unpack to nothing.
+            # Compressed bytes count too: a gzip header can continue forever and unpack to nothing.
             if max(len(body), received) > limit:
                 if failed:
                     break
@@ -276,30 +276,30 @@ class Service:
 
 
 class _Plain:
-    """Bytes that are not compressed."""
+    """Passes on bytes that are not compressed."""
 
     def some(self, part: bytes, _most: int) -> bytes:
         return part
 
     def check_end(self) -> None:
-        """There is no end that could be missing."""
+        """Do nothing: plain bytes have no end mark that could be missing."""
 
 
 class _Deflated:
-    """gzip and deflate, unpacked no further than asked: a kilobyte may stand for a megabyte."""
+    """Unpacks gzip and deflate, no further than asked: a kilobyte may expand to a megabyte."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
 
     def some(self, part: bytes, most: int) -> bytes:
-        """At most `most` bytes, which is above 0, of what the part unpacks to."""
+        """Return at most `most` bytes, which is above 0, of what the part unpacks to."""
         try:
             return self._stream.decompress(part, most)
         except zlib.error as error:
             raise Trouble(f"broken compression: {error}", again=True) from None
 
     def check_end(self) -> None:
-        """Refuse an answer that was cut."""
+        """Refuse an answer that was cut off."""
         if not self._stream.eof:
             raise Trouble("the compressed answer ends too early", again=True)
 
@@ -310,22 +310,22 @@ def _unpacking(encoding: str) -> _Plain | _Deflated:
         return _Plain()
     if name in ("gzip", "x-gzip", "deflate"):
         return _Deflated()
-    # Also several one over the other, each of which multiplies.
-    raise Trouble(f"compressed its answer ({name[:40]}), which it was not asked to", again=False)
+    # Several encodings on top of each other, each of which multiplies, are refused too.
+    raise Trouble(f"compressed its answer ({name[:40]}) without being asked", again=False)
 
 
-def _refusal(reply: httpx.Response, body: bytes) -> Trouble:
-    """What an answer that is no success says; redirects are not followed.
+def _refusal(answer: httpx.Response, body: bytes) -> Trouble:
+    """Explain an unsuccessful answer; redirects are not followed.
 
-    A POST may become a GET on the way, and the key is for this address.
+    A redirected POST may become a GET, and the key is meant for this address only.
     """
-    status = reply.status_code
-    target = reply.headers.get("Location")
+    status = answer.status_code
+    target = answer.headers.get("Location")
     if target and status < 400:
         reason = f"answered HTTP {status}, which points to {target[:200]}"
         return Trouble(reason, again=False, status=status)
     text = " ".join(text_of(body).split())[:200]
-    pause = seconds_until(reply.headers.get("Retry-After"))
+    pause = seconds_until(answer.headers.get("Retry-After"))
     if status not in PASSING:
         reason = f"answered HTTP {status}{f': {text}' if text else ''}"
         return Trouble(reason, again=False, status=status)
@@ -336,7 +336,7 @@ def _refusal(reply: httpx.Response, body: bytes) -> Trouble:
 
 
 def seconds_until(header: str | None) -> float:
-    """A Retry-After in seconds from now (RFC 9110, section 10.2.3); 0 where it says nothing."""
+    """Return a Retry-After in seconds from now (RFC 9110, section 10.2.3); 0 if unusable."""
     if not header:
         return 0.0
     if header.strip().isascii() and header.strip().isdigit():

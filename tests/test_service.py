@@ -316,7 +316,7 @@ def test_closing_ends_calls_of_other_threads() -> None:
         service.close()
         thread.join(5)
     assert time.monotonic() - started < 4
-    assert "was not waited for" in str(found[0])
+    assert "was cancelled" in str(found[0])
 
 
 # --- who speaks through it ------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Read data files into records; check, edit and render them into tokens."""

@@ -1,7 +1,7 @@
-"""From messages to token ids: the one rendering that every stage uses, template applied once.
+"""Turn messages into token ids: the one rendering that every stage uses, template applied once.
 
-The prompt's ids are those that sampling starts from. A completion's ids are what has to follow
-them: prompt ids + completion ids are the ids of the whole text, cut after the first stop token.
+The prompt's ids are those that sampling starts from. Prompt ids followed by completion ids are the
+ids of the whole text, cut after the first stop token.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from alignkit.data.template_input import (
 from alignkit.errors import DataError, ModelError
 from alignkit.model.rendering import RENDERER, TemplateRefusal, job
 
-REMEMBERED = 1024  # texts and their ids; rows that share some lie beside each other
-SHOWN = 60  # characters of a text that an error shows
-MARK = "\ue000"  # of Unicode's private use: begins no text of a template
+REMEMBERED = 1024  # texts kept with their ids; rows that share some are close together
+SHOWN = 60  # characters of a text that an error quotes
+MARK = "\ue000"  # from Unicode's private use area: no template writes it
 OPENED = re.compile(r"\s*<(?P<name>[\w|:]+)>\s*")
 OPENED_AND_CLOSED = re.compile(r"\s*<(?P<name>[\w|:]+)>\s*</(?P=name)>\s*")
-Texts = tuple[str, ...]  # messages as the template is given them, each as JSON
+Texts = tuple[str, ...]  # messages in the form the template receives, each as JSON
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a conversation and which of them are trained; equally long."""
+    """Token ids of a conversation and a flag per token: is it trained?"""
 
     ids: list[int]
     trained: list[bool]
@@ -46,34 +46,34 @@ class Tokens:
 
 @dataclass
 class Remarks:
-    """What was odd about completions that were encoded, counted."""
+    """Counts what was odd about the completions encoded."""
 
     empty_thoughts: int = 0
     torn: int = 0
 
     def clear(self) -> None:
-        """Count anew."""
+        """Reset the counts."""
         self.empty_thoughts = self.torn = 0
 
     def lines(self) -> list[str]:
-        """One line for each thing that a person should know."""
-        found = []
+        """Return one line per oddity worth reporting."""
+        lines = []
         if self.empty_thoughts:
-            found.append(
-                f"{self.empty_thoughts} answers have no thought, but the chat template's prompt "
-                "opens one: they are trained with an empty one. Give reasoning_content, or set "
-                "chat_template_kwargs: {enable_thinking: false} where the template knows it"
+            lines.append(
+                f"{self.empty_thoughts} completions have no thought, but the chat template's "
+                "prompt opens one: they are trained with an empty one. Add reasoning_content, or "
+                "set chat_template_kwargs: {enable_thinking: false} if the template supports it"
             )
         if self.torn:
-            found.append(
-                f"{self.torn} answers begin within a token of the whole text: their ids follow "
-                "those of the prompt, as in sampling, and differ from the whole text's"
+            lines.append(
+                f"{self.torn} completions begin inside a token of the whole text: their ids "
+                "follow those of the prompt, as in sampling, and differ from the whole text's"
             )
-        return found
+        return lines
 
 
 class Encoder:
-    """A tokenizer with its chat template, as functions from messages to ids."""
+    """Maps messages to token ids with a tokenizer and its chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.chat_template is None:
@@ -83,7 +83,7 @@ class Encoder:
                 hint="add chat_template: FILE.jinja to the recipe's backbone, or --chat-template",
             )
         self.tokenizer = tokenizer
-        # A run's own: what is asked of it later is told the day that it was trained with.
+        # A run fixes the date that its template sees, so that later prompts match its training.
         self.template_date: date | None = getattr(tokenizer, "template_date", None)
         self.remarks = Remarks()
         self._rendered: dict[tuple[Texts, str, bool], str] = {}
@@ -92,27 +92,27 @@ class Encoder:
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills padded rows; never read, whatever it is."""
+        """Return the id that fills padded rows; its value never matters."""
         return int(self.tokenizer.pad_token_id)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """Every token that ends an answer."""
-        return frozenset(self.stops.said_by)
+        """Return every token that ends a completion."""
+        return frozenset(self.stops.sources)
 
     @property
     def end_token_id(self) -> int:
-        """The stop token that this template closes an answer with."""
+        """Return the stop token with which this template closes a completion."""
         return self.stops.end
 
     @property
     def template_sha256(self) -> str:
-        """Identity of the chat template, stamped into every artifact."""
+        """Return the identity of the chat template, recorded in every artifact."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
     @cached_property
     def stops(self) -> Stops:
-        """The stop tokens, who says so, and which of them end answers."""
+        """Return the stop tokens, their sources, and which of them close a completion."""
         calls = self._call_forms
         return find_stops(
             self.tokenizer,
@@ -121,14 +121,14 @@ class Encoder:
         )
 
     def stops_line(self) -> str:
-        """How answers end, for people."""
+        """Describe in one line how completions end."""
         names = self.tokenizer.convert_ids_to_tokens
         return self.stops.line(lambda token: str(names(token)))
 
     def prompt_text(
         self, messages: Sequence[Message], *, context: TemplateContext = NOTHING
     ) -> str:
-        """The prompt as the model reads it, up to where its answer begins."""
+        """Return the prompt as the model reads it, up to where the completion begins."""
         if not messages:
             return self._opening(context)
         return self._texts([(messages, True)], context)[0]
@@ -136,7 +136,7 @@ class Encoder:
     def prompt_ids(
         self, messages: Sequence[Message], *, context: TemplateContext = NOTHING
     ) -> list[int]:
-        """Token ids of the prompt, up to where the answer begins."""
+        """Return the prompt's token ids, up to where the completion begins."""
         return list(self._tokenize(self.prompt_text(messages, context=context)))
 
     def completion_ids(
@@ -146,17 +146,17 @@ class Encoder:
         *,
         context: TemplateContext = NOTHING,
     ) -> list[int]:
-        """Token ids the model has to produce after the prompt, ending in a stop token.
+        """Return the token ids to produce after the prompt, ending in a stop token.
 
-        A completion that was cut at the token limit (`stopped: false`) has no end, so it gets no
-        stop token. Raises DataError where no such ids exist: the template renders the prompt
-        differently once an answer follows, or writes nothing of it.
+        A completion cut off at the token limit (`stopped: false`) gets no stop token. Raises
+        DataError where no such ids exist: the template renders the prompt differently once a
+        completion follows, or writes nothing of the completion.
         """
         last = completion[-1] if completion else None
         if last is None or last.role != "assistant":
             raise DataError(
-                "a completion does not end in an assistant's turn",
-                hint="Fix: end it with what the model has to say",
+                "a completion does not end in an assistant turn",
+                hint="Fix: end it with what the model is to say",
             )
         self._check_calls(last)
         start, answer = self._answer(prompt, completion, context)
@@ -169,13 +169,13 @@ class Encoder:
         return self._until_stop(ids, begins, last)
 
     def encode_demonstration(self, demonstration: Demonstration, train_on: str) -> list[Tokens]:
-        """Ids of a conversation and the tokens to train, in as many rows as it takes.
+        """Encode a conversation with the tokens to train, in as many rows as necessary.
 
-        `completion`: every assistant turn up to its stop token, except those marked
-        `train: false`. `all`: every token. Each answer follows the prompt that sampling would see:
-        templates that render earlier turns differently later on (they drop thoughts, say) need a
-        row of its own for each answer, others one for all. A plain text is trained whole, without
-        the template.
+        `completion` trains every assistant turn up to its stop token, except those marked
+        `train: false`; `all` trains every token. Each completion follows the prompt that sampling
+        would see. Templates that later render earlier turns differently (by dropping thoughts,
+        say) need one row per completion, others a single row. Plain text is trained whole,
+        without the template.
         """
         messages, context = demonstration.messages, TemplateContext.of(demonstration)
         if demonstration.plain:
@@ -193,9 +193,9 @@ class Encoder:
         return [Tokens(ids, [True] * len(ids))]
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Render what these records will be asked for in one go; the next questions are then fast.
+        """Render in one batch what encoding these records will need, which makes encoding fast.
 
-        What a template refuses or cannot do is told where the record itself is encoded.
+        A template's refusal is reported later, when the record itself is encoded.
         """
         asked: dict[TemplateContext, list[tuple[Sequence[Message], bool]]] = {}
         for record in records:
@@ -212,16 +212,16 @@ class Encoder:
                 continue
 
     def encode_text(self, text: str) -> Tokens:
-        """Ids of a text without a template: all trained, EOS at the end, no start token trained."""
+        """Encode plain text without a template: all trained but the start token, EOS appended."""
         eos, start = int(self.tokenizer.eos_token_id), self.tokenizer.bos_token_id
-        found = list(self.tokenizer(text)["input_ids"])
-        if found[-1:] != [eos]:
-            found.append(eos)
-        ids = list(map(self._shared.setdefault, found, found))
+        text_ids = list(self.tokenizer(text)["input_ids"])
+        if text_ids[-1:] != [eos]:
+            text_ids.append(eos)
+        ids = list(map(self._shared.setdefault, text_ids, text_ids))
         return Tokens(ids, [position > 0 or ids[0] != start for position in range(len(ids))])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, special tokens left out."""
+        """Return the text of a completion without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     # --- conversations -------------------------------------------------------------------------
@@ -230,35 +230,37 @@ class Encoder:
         rows: list[Tokens] = []
         for end in _trained_turns(messages):
             prompt = self.prompt_ids(messages[:end], context=context)
-            answer = self.completion_ids(messages[:end], [messages[end]], context=context)
-            seen = rows[-1].ids if rows else []
-            if rows and prompt[: len(seen)] == seen:
+            completion = self.completion_ids(messages[:end], [messages[end]], context=context)
+            earlier = rows[-1].ids if rows else []
+            if rows and prompt[: len(earlier)] == earlier:
                 before = rows.pop().trained
             else:
-                seen, before = [], []
-            context_only = [False] * (len(prompt) - len(seen))
-            rows.append(Tokens(prompt + answer, before + context_only + [True] * len(answer)))
+                earlier, before = [], []
+            context_only = [False] * (len(prompt) - len(earlier))
+            rows.append(
+                Tokens(prompt + completion, before + context_only + [True] * len(completion))
+            )
         return rows
 
     def _opening(self, context: TemplateContext) -> str:
-        """The text before the first turn of a conversation that the assistant begins.
+        """Return the text before the first turn of a conversation that the assistant begins.
 
-        Templates that look at the first message know no empty conversation; what they write before
-        an answer is then the prompt.
+        Templates that inspect the first message reject an empty conversation; the prompt is then
+        what they write before a completion.
         """
         try:
             return self._texts([([], True)], context)[0]
         except DataError:
-            answer = [Message(role="assistant", content=MARK)]
-            text, found, _ = self._texts([(answer, False)], context)[0].partition(MARK)
-            if not found:
+            completion = [Message(role="assistant", content=MARK)]
+            text, mark, _ = self._texts([(completion, False)], context)[0].partition(MARK)
+            if not mark:
                 raise
             return str(text)
 
     def _answer(
         self, prompt: Sequence[Message], completion: Sequence[Message], context: TemplateContext
     ) -> tuple[str, str]:
-        """The text of the prompt and the text that has to follow it."""
+        """Return the text of the prompt and the text that has to follow it."""
         whole_turns = [*prompt, *completion]
         if prompt:
             start, whole = self._texts([(prompt, True), (whole_turns, False)], context)
@@ -266,9 +268,9 @@ class Encoder:
             start, whole = self._opening(context), self._texts([(whole_turns, False)], context)[0]
         if whole.startswith(start):
             return start, whole[len(start) :]
-        return start, self._behind_own_text(start, whole, prompt, completion[0], context)
+        return start, self._after_own_text(start, whole, prompt, completion[0], context)
 
-    def _behind_own_text(
+    def _after_own_text(
         self,
         start: str,
         whole: str,
@@ -276,11 +278,11 @@ class Encoder:
         answer: Message,
         context: TemplateContext,
     ) -> str:
-        """The answer's text where the prompt ends in text that the answer's rendering leaves out.
+        """Return the completion's text if the prompt ends in text that its rendering leaves out.
 
-        Prompts of thinking models open a thought (`<think>`), or an empty one where they should
-        not think. Sampling goes on from there, so training has to. `own` is that text: what the
-        prompt has beyond the header of a plain answer.
+        Prompts of thinking models open a thought (`<think>`), or write an empty one to prevent
+        thinking. Sampling continues from there, so training must too. `own` is that text: what
+        the prompt has beyond the header of a plain completion.
         """
         mark = Message(role="assistant", content=MARK)
         plain = self._texts([([*prompt, mark], False)], context)[0]
@@ -300,13 +302,13 @@ class Encoder:
         return self._with_thought(own, f"</{opened['name']}>", rest, answer)
 
     def _with_thought(self, own: str, close: str, rest: str, answer: Message) -> str:
-        """The thought that the prompt opens, which the template drops, and the answer behind it."""
+        """Return the thought that the prompt opens, which the template drops, then the answer."""
         thought = answer.reasoning_content or answer.thinking
         if thought:
             return f"{thought.strip(chr(10))}\n{close}\n\n{rest.lstrip(chr(10))}"
-        inside, found, _ = answer.content.rpartition(close)
-        if found:
-            # Kept to the letter: these may be the tokens that this very prompt was answered with.
+        inside, closed, _ = answer.content.rpartition(close)
+        if closed:
+            # Kept to the letter: the model may have sampled these very tokens after this prompt.
             inside = inside.removeprefix(own).removeprefix(own.strip())
             return f"{inside}{close}{rest}"
         self.remarks.empty_thoughts += 1
@@ -317,7 +319,7 @@ class Encoder:
     def _texts(
         self, wanted: Sequence[tuple[Sequence[Message], bool]], context: TemplateContext
     ) -> list[str]:
-        """The texts of conversations, each with the answer's header behind it or without."""
+        """Render conversations, each with or without the header of a completion at its end."""
         forms = self._forms
         if any(message.tool_calls for turns, _ in wanted for message in turns):
             forms = self._call_forms or forms
@@ -342,25 +344,25 @@ class Encoder:
         texts: dict[tuple[Texts, str, bool], str],
         needed: Sequence[tuple[Texts, str, bool]],
     ) -> None:
-        """A prompt is asked for with each of its completions, a completion with its rivals."""
+        """Keep rendered texts: a prompt is needed per completion, a completion per comparison."""
         if len(self._rendered) + len(texts) > REMEMBERED:
             self._rendered = {key: self._rendered[key] for key in needed if key in self._rendered}
         self._rendered |= texts
 
     @cached_property
     def _template(self) -> str:
-        """The text of the template; of several, the one for plain conversations."""
+        """Return the template's text; if there are several, the one for plain conversations."""
         return str(self.tokenizer.get_chat_template())
 
     @cached_property
     def _usual(self) -> str:
-        """The tokenizer's own variables (`bos_token`, say), as transformers gives them; JSON."""
+        """Return the tokenizer's own variables, such as `bos_token`, as JSON."""
         named = self.tokenizer.special_tokens_map.items()
         return json.dumps({name: _plain(value) for name, value in named})
 
     @cached_property
     def _forms(self) -> Forms:
-        """Whether the template writes contents that are texts, or only lists of parts."""
+        """Find out whether the template takes contents as texts, or only as lists of parts."""
         turns = [Message(role="user", content="Quokka?"),
                  Message(role="assistant", content="Wombat.")]  # fmt: skip
         for forms in (Forms(), Forms(parts=True)):
@@ -371,7 +373,7 @@ class Encoder:
 
     @cached_property
     def _call_forms(self) -> Forms | None:
-        """The forms in which the template writes calls of tools; None when it writes none."""
+        """Find the form in which the template writes tool calls; None if it writes none."""
         call = example_call()
         turns = [Message(role="user", content="Quokka?"),
                  Message(role="assistant", tool_calls=[call])]  # fmt: skip
@@ -394,11 +396,11 @@ class Encoder:
             return None
 
     def _check_calls(self, answer: Message) -> None:
-        """An answer that only calls is nothing to a template that writes no calls."""
+        """Refuse a completion of tool calls only if the template writes no calls."""
         if answer.tool_calls and not answer.content.strip() and self._call_forms is None:
             raise DataError(
-                "the answer only calls a tool, and the chat template does not write tool_calls",
-                hint="Fix: use a model or a chat_template that knows tools, or write the call "
+                "the completion only calls a tool, and the chat template does not write tool_calls",
+                hint="Fix: use a model or a chat_template that supports tools, or write the call "
                 "into the content",
             )
 
@@ -406,13 +408,13 @@ class Encoder:
 
     def _tokenize_anew(self, text: str) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # One object for each id, however often it comes: a fifth of the memory of 100,000 rows.
+        # One object per id, however often it occurs: a fifth of the memory of 100,000 rows.
         return tuple(map(self._shared.setdefault, ids, ids))
 
     def _after(self, start: str, answer: str) -> list[int]:
-        """Ids of the answer behind those of the prompt: the whole text's, split at the prompt.
+        """Return the completion's ids: the whole text's, split after the prompt's.
 
-        An answer tokenized on its own would begin differently: SentencePiece puts a space there.
+        Tokenized alone, the completion would begin differently: SentencePiece adds a space there.
         """
         before, whole = self._tokenize(start), self._tokenize(start + answer)
         if whole[: len(before)] == before:
@@ -422,18 +424,19 @@ class Encoder:
             if self._same_text([*before, *ids], whole):
                 return ids
         raise DataError(
-            "no tokens of the answer follow those of the prompt: "
+            "no tokens of the completion follow those of the prompt: "
             f"…{start[-SHOWN:]!r} and {answer[:SHOWN]!r} share one",
             hint="Fix: use a chat template that ends its prompt in a special token or a new line",
         )
 
     def _torn(self, start: str, answer: str, whole: Sequence[int]) -> list[list[int]]:
-        """Ways to write an answer whose first characters share a token with the prompt's last.
+        """Return ways to encode a completion whose start shares a token with the prompt's end.
 
-        Sampling has the prompt's own tokens before it, so the shared token cannot come. The rest
-        of the whole text's tokens stay; where that is unknown, the answer's own are taken.
+        Sampling continues from the prompt's own tokens, so the shared token cannot occur. The
+        rest of the whole text's tokens stay; if that split is unknown, the completion is encoded
+        alone.
         """
-        found = []
+        ways = []
         if self.tokenizer.is_fast:
             offsets = self.tokenizer(
                 start + answer, add_special_tokens=False, return_offsets_mapping=True
@@ -443,13 +446,13 @@ class Encoder:
             )
             border = offsets[first][0] if first < len(offsets) else len(start + answer)
             gap = (start + answer)[len(start) : border]
-            found.append([*self._tokenize(gap), *whole[first:]])
-        found.append(list(self._tokenize(answer)))
-        # Behind a token that joins nothing, where SentencePiece puts no space of its own.
+            ways.append([*self._tokenize(gap), *whole[first:]])
+        ways.append(list(self._tokenize(answer)))
+        # Encoded after a token that merges with nothing, SentencePiece adds no space of its own.
         for anchor in (self.tokenizer.eos_token, "\n"):
-            behind = self._tokenize(f"{anchor}{answer}")
-            found.append(list(behind[len(self._tokenize(anchor)) :]))
-        return found
+            anchored = self._tokenize(f"{anchor}{answer}")
+            ways.append(list(anchored[len(self._tokenize(anchor)) :]))
+        return ways
 
     def _same_text(self, ids: Sequence[int], others: Sequence[int]) -> bool:
         texts = [
@@ -461,25 +464,25 @@ class Encoder:
         return bool(texts[0] == texts[1])
 
     def _until_stop(self, ids: list[int], begins: int, last: Message) -> list[int]:
-        """Cut behind the first stop token of the last turn, as sampling does; add one if none."""
+        """Cut after the first stop token of the last turn, as sampling does; add one if absent."""
         stops = self.stop_token_ids
         at = next((at for at in range(begins, len(ids)) if ids[at] in stops), None)
         is_cut_off = last.extra.get("stopped") is False
         if at is None:
             end = self.stops.call_end if last.tool_calls else self.stops.end
             return ids if is_cut_off else [*ids, end]
-        behind = self.decode(ids[at + 1 :])
-        if behind:
+        rest = self.decode(ids[at + 1 :])
+        if rest:
             name = self.tokenizer.convert_ids_to_tokens(ids[at])
             raise DataError(
-                f"the answer holds {name}, which ends it: {behind[:SHOWN]!r} comes after",
-                hint="Fix: take the token out of the text; the chat template writes it itself",
+                f"the completion contains {name}, which ends it: {rest[:SHOWN]!r} comes after",
+                hint="Fix: remove the token from the text; the chat template writes it itself",
             )
         return ids[:at] if is_cut_off else ids[: at + 1]
 
 
 def _trained_turns(messages: Sequence[Message]) -> list[int]:
-    """Where the answers stand that are trained."""
+    """Return the positions of the assistant turns to train."""
     return [
         at
         for at, message in enumerate(messages)
@@ -488,7 +491,7 @@ def _trained_turns(messages: Sequence[Message]) -> list[int]:
 
 
 def _questions(record: Record) -> Iterator[tuple[Sequence[Message], Sequence[Message]]]:
-    """Each prompt of a record with an answer of it."""
+    """Yield each prompt of a record with one completion of it."""
     if isinstance(record, Demonstration):
         for end in _trained_turns(record.messages):
             if end:
@@ -503,12 +506,12 @@ PROBED = TemplateContext(json.dumps({"tools": [example_tool()]}))
 
 
 def _plain(value: Any) -> Any:
-    """Special tokens as texts, lists of them as lists."""
+    """Convert special tokens to texts, lists of them to lists."""
     return [str(each) for each in value] if isinstance(value, list) else str(value)
 
 
 def _refused(error: TemplateRefusal, wanted: Sequence[tuple[Sequence[Message], bool]]) -> DataError:
-    # Templates raise whatever they like; the class says nothing, the text does.
+    # Templates raise any exception: its class tells nothing, only its text does.
     roles = ", ".join(message.role for message in max((turns for turns, _ in wanted), key=len))
     return DataError(
         f"the chat template refuses these turns ({roles}): {error.message}",
@@ -517,13 +520,13 @@ def _refused(error: TemplateRefusal, wanted: Sequence[tuple[Sequence[Message], b
 
 
 def _differs(prompt: str, whole: str) -> DataError:
-    """Neither a prefix nor a prefix with known text behind it: both texts are shown."""
+    """Explain with both texts why the prompt is not a prefix of the conversation."""
     at = len(commonprefix([prompt, whole]))
     first = max(0, at - SHOWN)
     return DataError(
-        "the chat template renders the prompt differently once an answer follows (after "
+        "the chat template renders the prompt differently once a completion follows (after "
         f"{at} characters): sampling would see …{prompt[first : at + SHOWN]!r}, the whole "
         f"conversation is …{whole[first : at + SHOWN]!r}",
-        hint="use a template that renders a prefix of the turns as a prefix of the text; where "
-        "only the thought differs, chat_template_kwargs (enable_thinking, say) may decide it",
+        hint="use a template that renders a prefix of the turns as a prefix of the text; if only "
+        "the thought differs, chat_template_kwargs (such as enable_thinking) may settle it",
     )

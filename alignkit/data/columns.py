@@ -1,4 +1,4 @@
-"""Rows whose keys have other names: `--map`, and LLaMA-Factory's dataset_info.json.
+"""Rename keys of rows: `--map`, and LLaMA-Factory's dataset_info.json.
 
 `prompt=question` reads the value under `question` as `prompt`; dots reach into objects.
 """
@@ -20,36 +20,36 @@ DATASET_INFO = "dataset_info.json#"
 
 @dataclass(frozen=True)
 class Columns:
-    """New key -> where its value stands in the row; `tags` renames inside each message."""
+    """Maps each new key to its path in the row; `tags` renames keys and roles in messages."""
 
     paths: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def applied(self, row: Row) -> Row:
-        """The row under its new keys; its bytes no longer match and are dropped."""
+        """Return the row under its new keys, without its bytes, which no longer match."""
         value = row.value
         if self.paths:
             value = {key: cell for key, cell in value.items() if key not in self.paths.values()}
             for new, old in self.paths.items():
-                found, cell = _get(row.value, old)
-                if found:
+                exists, cell = _get(row.value, old)
+                if exists:
                     _set(value, new, cell)
         if self.tags:
             value = {key: self._retagged(cell) for key, cell in value.items()}
         return Row(row.line, row.number, value, None, row.file)
 
     def _retagged(self, cell: Any) -> Any:
-        """A turn, or a list of turns, with `from` and `value` as their keys and our tags."""
+        """Rewrite a turn, or a list of turns, with keys `from` and `value` and our roles."""
         if isinstance(cell, list):
             return [self._retagged(item) for item in cell]
         role, content = self.tags.get("role_tag", "from"), self.tags.get("content_tag", "value")
         if not isinstance(cell, dict) or role not in cell or content not in cell:
             return cell
         rest = {key: inner for key, inner in cell.items() if key not in (role, content)}
-        spoken = {self.tags[name]: tag for name, tag in SPEAKERS.items() if name in self.tags}
+        roles = {self.tags[name]: role for name, role in SPEAKERS.items() if name in self.tags}
         tag = cell[role]
-        known = spoken.get(tag, tag) if isinstance(tag, str) else tag
-        return {"from": known, "value": cell[content], **rest}
+        speaker = roles.get(tag, tag) if isinstance(tag, str) else tag
+        return {"from": speaker, "value": cell[content], **rest}
 
 
 SPEAKERS = {
@@ -62,13 +62,13 @@ SPEAKERS = {
 
 
 def parse_columns(text: str) -> Columns:
-    """`prompt=question,chosen=answer_a` as a column map."""
+    """Parse `prompt=question,chosen=answer_a` into a column map."""
     paths: dict[str, str] = {}
     for part in text.split(","):
         new, equals, old = part.strip().partition("=")
         if not (new and equals and old):
             raise RecipeError(
-                f"--map {part.strip()!r} is no NEW=OLD",
+                f"--map {part.strip()!r} is not NEW=OLD",
                 hint="Fix: --map prompt=question,chosen=answer_a",
             )
         paths[new] = old
@@ -76,7 +76,7 @@ def parse_columns(text: str) -> Columns:
 
 
 def _get(value: Any, path: str) -> tuple[bool, Any]:
-    """(found, value) at a dotted path; a key that holds the whole path wins."""
+    """Return (exists, value) at a dotted path; a key equal to the whole path wins."""
     if isinstance(value, dict) and path in value:
         return True, value[path]
     head, dot, rest = path.partition(".")
@@ -97,13 +97,13 @@ def _set(value: dict[str, Any], path: str, cell: Any) -> None:
 
 # --- LLaMA-Factory ------------------------------------------------------------------------------
 
-# The names dataset_info.json gives to columns -> ours, by `formatting`.
+# Column names in dataset_info.json -> ours, by `formatting`.
 ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 SHAREGPT_COLUMNS = {"messages": "conversations"}
 
 
 def resolve(path: str) -> tuple[str, Columns | None]:
-    """The file and column map of `FOLDER/dataset_info.json#NAME`; other paths are themselves."""
+    """Return the file and column map of `FOLDER/dataset_info.json#NAME`; else the path itself."""
     head, marker, name = path.rpartition(DATASET_INFO)
     if not marker or not name:
         return path, None
@@ -115,8 +115,8 @@ def resolve(path: str) -> tuple[str, Columns | None]:
     except orjson.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}", where=str(info_path)) from None
     if not isinstance(entries, dict) or not isinstance(entries.get(name), dict):
-        known = entries if isinstance(entries, dict) else {}
-        raise DataError(f"no data set {name!r}{did_you_mean(name, known)}", where=str(info_path))
+        named = entries if isinstance(entries, dict) else {}
+        raise DataError(f"no data set {name!r}{did_you_mean(name, named)}", where=str(info_path))
     return _entry(info_path, name, entries[name])
 
 
@@ -132,9 +132,9 @@ def _entry(info_path: Path, name: str, entry: Mapping[str, Any]) -> tuple[str, C
     names = SHAREGPT_COLUMNS if shared else ALPACA_COLUMNS
     given = entry.get("columns") or ({} if shared else {})
     paths = {
-        names.get(ours, ours): theirs
-        for ours, theirs in given.items()
-        if isinstance(theirs, str) and names.get(ours, ours) != theirs
+        names.get(key, key): column
+        for key, column in given.items()
+        if isinstance(column, str) and names.get(key, key) != column
     }
     tags = dict(entry.get("tags") or {}) if shared else {}
     return str(info_path.parent / file_name), Columns(paths, tags)

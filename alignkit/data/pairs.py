@@ -1,4 +1,4 @@
-"""Rankings to weighted preferences, preferences to rankings of two, votes of several annotators.
+"""Expand rankings to weighted preferences, and combine the votes of several annotators.
 
 Invariant: with `weight="group"` the weights sum to the number of groups with a strict pair.
 """
@@ -24,7 +24,7 @@ Levels = list[list[Candidate]]
 
 
 def expand(ranking: Ranking, *, pairs: Pairs = "all", weight: Weight = "group") -> list[Preference]:
-    """The strict preferences of a ranking; ties and unranked completions give none.
+    """Return the strict preferences of a ranking; ties and unranked completions give none.
 
     With `weight="group"` each has weight 1/n, so that a prompt counts once however many pairs it
     gives (InstructGPT, arXiv:2203.02155, eq. 1); with `"pair"` each has weight 1.
@@ -49,7 +49,7 @@ def expand(ranking: Ranking, *, pairs: Pairs = "all", weight: Weight = "group") 
 
 
 def _group(ranking: Ranking) -> str:
-    """One group for each item and annotator."""
+    """Name one group per item and annotator."""
     item = ranking.item or ranking.id
     return item if ranking.annotator is None else f"{item}@{ranking.annotator}"
 
@@ -61,7 +61,7 @@ def _margin(better: Candidate, worse: Candidate) -> float | None:
 
 
 def _levels(ranking: Ranking) -> Levels:
-    """Ranked candidates, best level first; a level holds those with equal rank."""
+    """Group the ranked candidates by rank, best first; equal ranks share a level."""
     ranked = [candidate for candidate in ranking.candidates if candidate.cid in ranking.ranks]
     ranked.sort(key=lambda candidate: ranking.ranks[candidate.cid])
     return [list(level) for _, level in groupby(ranked, key=lambda c: ranking.ranks[c.cid])]
@@ -96,12 +96,12 @@ SELECTIONS: dict[str, Callable[[Levels], Iterator[tuple[Candidate, Candidate]]]]
 
 
 def ranking_of(preference: Preference) -> Ranking:
-    """A preference as a ranking of two: chosen first, or both first when it is a tie.
+    """Return a preference as a ranking of two: chosen first, or both first if it is a tie.
 
-    Its margin and its weight, where it has them, go to `extra`: a ranking has no place for them.
-    A column of the row that names the annotator names the ranking's.
+    Its margin and weight, if set, move to `extra`: a ranking has no field for them. A column of
+    the row that names the annotator sets the ranking's.
     """
-    kept = {"margin": preference.margin, "weight": preference.weight}
+    values = {"margin": preference.margin, "weight": preference.weight}
     usual = {"margin": None, "weight": 1.0}
     return Ranking(
         id=preference.id,
@@ -114,7 +114,7 @@ def ranking_of(preference: Preference) -> Ranking:
         ranks={"chosen": 1, "rejected": 1 if preference.tie else 2},
         annotator=annotator_in(preference.extra),
         source=preference.source,
-        extra=preference.extra | {k: v for k, v in kept.items() if v != usual[k]},
+        extra=preference.extra | {k: v for k, v in values.items() if v != usual[k]},
         **template_keys(preference),
     )
 
@@ -125,12 +125,12 @@ def ranking_of(preference: Preference) -> Ranking:
 def aggregate(
     rankings: Iterable[Ranking], method: Aggregate, *, min_agreement: float = 0.0
 ) -> list[Ranking]:
-    """One ranking per item from those of several annotators, in the order of first appearance.
+    """Combine the rankings of several annotators into one per item, in order of appearance.
 
-    What an item is, and which votes count, `voting` says. `mean-rank` orders by mean rank, `borda`
-    by the share of rivals beaten (a tie is half), `majority` by the number of rivals that most
-    annotators place lower. Items whose annotators agree on less than `min_agreement` of their
-    pairs are left out.
+    `voting` defines what an item is and which votes count. `mean-rank` orders by mean rank,
+    `borda` by the share of rivals beaten (a tie counts half), `majority` by the number of rivals
+    that most annotators place lower. Items whose annotators agree on less than `min_agreement` of
+    their pairs are left out.
     """
     items: dict[str, list[Ranking]] = {}
     together = aligned(rankings)
@@ -154,15 +154,15 @@ def aggregate(
                     "candidates": candidates,
                     "ranks": ranks,
                     "annotator": None,
-                    "extra": _of_all(votes[0].extra),
+                    "extra": _shared_extra(votes[0].extra),
                 }
             )
         )
     return result
 
 
-def _of_all(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row carried aside, without what was one annotator's own."""
+def _shared_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop from `extra` what belongs to one annotator."""
     own = (*ANNOTATOR_KEYS, "margin", "weight", "as_read")
     return {key: value for key, value in extra.items() if key not in own}
 
@@ -177,7 +177,7 @@ def _cids(votes: Sequence[Ranking]) -> list[str]:
 
 
 def _preferred(votes: Sequence[Ranking], left: str, right: str) -> list[float]:
-    """For each annotator who ranked both: 1 left is better, 0 right, 0.5 a tie."""
+    """Return one value per annotator who ranked both: 1 left is better, 0 right, 0.5 a tie."""
     return [
         0.5
         + 0.5 * ((vote.ranks[left] < vote.ranks[right]) - (vote.ranks[left] > vote.ranks[right]))
@@ -186,12 +186,8 @@ def _preferred(votes: Sequence[Ranking], left: str, right: str) -> list[float]:
     ]
 
 
-def _verdict(left: int, right: int) -> float:
-    return 0.5 + 0.5 * ((left < right) - (left > right))
-
-
 def _agreement(votes: Sequence[Ranking]) -> float:
-    """Mean share, over pairs of completions, of the verdict most annotators gave."""
+    """Return the mean share, over pairs of completions, of the most frequent verdict."""
     shares = []
     for left, right in combinations(_cids(votes), 2):
         verdicts = _preferred(votes, left, right)
@@ -238,13 +234,15 @@ POINTS: dict[str, Callable[[Sequence[Ranking]], dict[str, float]]] = {
 
 
 def standing_votes(events: Iterable[Event]) -> list[Event]:
-    """The votes that stand: superseded ones, repeats, undos, skips and flags are none; the last
-    vote of an annotator on an item counts."""
-    listed = list(events)
-    void = {event.supersedes for event in listed if event.supersedes}
+    """Return the votes that count: the last one of each annotator on each item.
+
+    Superseded votes, repeats, undos, skips and flags do not count.
+    """
+    events = list(events)
+    void = {event.supersedes for event in events if event.supersedes}
     votes = (
         event
-        for event in listed
+        for event in events
         if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of
     )
     return last_votes(votes, lambda event: (event.annotator, event.item)).votes
@@ -256,10 +254,10 @@ Texts = tuple[Sequence[Message], Sequence[Candidate]]
 def rankings_from_votes(
     events: Iterable[Event], items: Mapping[str, Texts] | None = None
 ) -> list[Ranking]:
-    """The standing votes with the texts they are about.
+    """Return the standing votes as rankings with their texts.
 
-    Texts come from `items` (id -> prompt, candidates), else from the event, which carries them in
-    its `extra`. A verdict on a single candidate compares nothing and gives no ranking.
+    Texts come from `items` (id -> prompt, candidates), else from the event's `extra`. A verdict on
+    a single candidate compares nothing and gives no ranking.
     """
     return [
         _ranking_from_vote(event, items or {})
@@ -275,10 +273,10 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
     )
     if prompt is None or candidates is None:
         raise DataError(
-            f"item {event.item!r} stands in no candidates file",
+            f"item {event.item!r} is not in any candidates file",
             hint="Fix: give the file that was ranked: --candidates FILE",
         )
-    said = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
+    notes = {name: getattr(event, name) for name in ("all_bad", "strength", "comment")}
     try:
         return validated(
             Ranking,
@@ -290,7 +288,7 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
                 "ranks": event.ranks or {},
                 "annotator": event.annotator,
                 "source": event.source and event.source.model_dump(),
-                "extra": {name: value for name, value in said.items() if value},
+                "extra": {name: value for name, value in notes.items() if value},
             },
         )
     except RowError as error:
@@ -300,7 +298,7 @@ def _ranking_from_vote(event: Event, items: Mapping[str, Texts]) -> Ranking:
 
 
 def _plain(values: object) -> object:
-    """Records among the values as plain objects; what else stands there is for the model to say."""
+    """Convert records among the values to plain objects; the model checks everything else."""
     if not isinstance(values, list | tuple):
         return values
     return [each.model_dump() if isinstance(each, BaseModel) else each for each in values]

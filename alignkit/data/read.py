@@ -1,4 +1,4 @@
-"""Files to records: find the format, read row by row, keep or refuse what is bad.
+"""Read files into records: detect the format, read row by row, keep or refuse bad rows.
 
 Everything streams, so that memory does not grow with the file; the `load_…` functions return lists.
 """
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from alignkit.data.columns import Columns, resolve
-from alignkit.data.due import wrong_kind
-from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
+from alignkit.data.formats import FORMATS, Format, detect, format_named, prompt_columns
 from alignkit.data.formats.chat import is_text
-from alignkit.data.formats.shape import Fields, missing
+from alignkit.data.formats.fields import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
 from alignkit.data.grades import demonstration_of, is_graded, rankings_from_grades
 from alignkit.data.pairs import Pairs, Weight, expand, ranking_of, rankings_from_votes
@@ -33,8 +32,9 @@ from alignkit.data.records import (
     template_keys,
 )
 from alignkit.data.rules import findings
-from alignkit.data.unread_columns import Unread
+from alignkit.data.unread_columns import UnreadColumns
 from alignkit.data.voting import ballot_of, line_of
+from alignkit.data.wrong_kind import wrong_kind
 from alignkit.errors import DataError, ErrorList
 from alignkit.files.json_text import decode_exactly
 from alignkit.files.problems import Finding, Problem, RowError, tally
@@ -51,15 +51,15 @@ MOST_ERRORS_SHOWN = 20
 
 NOTHING_COMPARED = Finding(
     "unranked",
-    "nothing in this row is compared: no record of it",
-    "remove the row if that is not meant",
+    "nothing in this row is compared: it gives no record",
+    "remove the row unless that is intended",
     level="warning",
 )
 
 
 @dataclass(slots=True)
 class Reading:
-    """A file being read: `format` is known with the first row, `rows` at the end of the file."""
+    """State of reading a file: `format` is known at the first row, `rows` at the end."""
 
     file: str
     format: Format | None = None
@@ -69,13 +69,13 @@ class Reading:
 
 @dataclass
 class Malformed:
-    """Passes problems on and counts the rows they stand for."""
+    """Passes problems on and counts the rows they concern."""
 
     report: Report
     count: int = 0
 
     def __call__(self, problem: Problem) -> None:
-        """One problem of reading rows."""
+        """Count and report one problem."""
         is_row = problem.line is not None and problem.kind not in NO_ROW
         self.count += is_row and problem.level == "error"
         self.report(problem)
@@ -89,7 +89,7 @@ def scan(
     columns: Columns | None = None,
     reading: Reading | None = None,
 ) -> Iterator[tuple[Row, list[Record]]]:
-    """(row, its records) of every well-formed row; what is wrong with the others is reported."""
+    """Yield (row, its records) per well-formed row; report what is wrong with the others."""
     file, named = resolve(str(path))
     columns = columns or named
     reading = reading or Reading(str(path))
@@ -106,7 +106,7 @@ def scan(
         rows, ahead = reading.format.gather(chain(ahead, rows)), []
         reading.format = format_named(reading.format.gathered)
     name = Path(file).name
-    good, left = 0, Unread(reading.format)
+    good, unread_columns = 0, UnreadColumns(reading.format)
     for row in chain(ahead, rows):
         good += 1
         place = row.file or file
@@ -114,15 +114,15 @@ def scan(
             part = Path(row.file).name if row.file else name
             records = records_of(row, reading.format, part)
         except RowError as error:
-            report(Problem.of(error, place, row.line))
+            report(Problem.from_error(error, place, row.line))
             continue
         if not records:
-            report(Problem.found(NOTHING_COMPARED, place, row.line))
-        left.add(row.value, records)
+            report(Problem.from_finding(NOTHING_COMPARED, place, row.line))
+        unread_columns.add(row.value, records)
         yield row, records
     reading.rows = good + malformed.count
-    for finding in left.findings():
-        report(Problem.found(finding, file, None))
+    for finding in unread_columns.findings():
+        report(Problem.from_finding(finding, file, None))
 
 
 def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Format | None:
@@ -133,19 +133,19 @@ def _format(name: str | None, ahead: list[Row], file: str, report: Report) -> Fo
     try:
         return detect(row.value for row in ahead)
     except RowError as error:
-        report(Problem.of(error, ahead[0].file or file, ahead[0].line))
+        report(Problem.from_error(error, ahead[0].file or file, ahead[0].line))
         return None
 
 
 def records_of(row: Row, form: Format, file: str) -> list[Record]:
-    """The records of one row: one, unless several annotators share the row."""
+    """Return the records of one row: a single one, unless several annotators share the row."""
     value = row.value
     if not form.keys <= value.keys():
         raise missing(value, form.keys)
     read = form.read(value)
     source = {"format": form.name, "file": file, "row": row.number}
     if isinstance(read, dict):
-        beside.join(read, value, form)
+        prompt_columns.join(read, value, form)
         return [_record(read, form, row, source, f"{file}:{row.number}")]
     return [
         _record(fields, form, row, source, f"{file}:{row.number}.{position}")
@@ -181,10 +181,10 @@ def _record(
 def _template_keys(
     fields: Fields, row: Row, unknown: Collection[str], kind: type[Record]
 ) -> set[str]:
-    """Give the fields what templates read besides messages; the keys it was read from."""
-    found, taken = read_template_keys(row.value, unknown, kind)
-    fields.update(found)
-    side = ANSWERS.get(kind)
+    """Set the fields that templates read besides messages; return the keys they came from."""
+    values, taken = read_template_keys(row.value, unknown, kind)
+    fields.update(values)
+    side = COMPLETIONS.get(kind)
     if side and fields[side] and fields[side][-1]["role"] == "assistant":
         turn = dict(fields[side][-1])
         thought = read_reasoning(row.value, set(unknown) - taken, turn)
@@ -193,30 +193,30 @@ def _template_keys(
     return taken
 
 
-# Where the one answer of a record stands, of which a column may tell the reasoning.
-ANSWERS: dict[type[Record], str] = {Demonstration: "messages", Label: "completion"}
+# The field with a record's one completion, whose reasoning a column may hold.
+COMPLETIONS: dict[type[Record], str] = {Demonstration: "messages", Label: "completion"}
 
 
 def unread(value: dict[str, Any], form: Format) -> set[str]:
-    """The columns of a row that neither its format nor the question beside them reads."""
+    """Return the columns that neither the format nor the prompt reads."""
     unknown = value.keys() - form.own(value)
-    return unknown.difference(beside.columns(value, form)) if unknown else unknown
+    return unknown.difference(prompt_columns.columns(value, form)) if unknown else unknown
 
 
 def _extra(row: Row, unknown: Collection[str]) -> dict[str, Any]:
-    """The keys nobody asked for, in their order, integers beyond 64 bits intact."""
+    """Return the unread keys in their order, with integers beyond 64 bits intact."""
     value = row.value
     extra = {key: value[key] for key in value if key in unknown}
     return {key: _exact(row, key, inner) for key, inner in extra.items()}
 
 
 def _exact(row: Row, key: str, value: Any) -> Any:
-    """The value, read anew when a number in it is too large for the fast decoder."""
+    """Return the value, decoded again if a number in it is too large for the fast decoder."""
     return exact_value(row)[key] if _has_huge_float(value) else value
 
 
 def exact_value(row: Row) -> dict[str, Any]:
-    """The row's object with integers beyond 64 bits intact."""
+    """Return the row's object with integers beyond 64 bits intact."""
     if row.raw is None or not _has_huge_float(row.value):
         return row.value
     exact: dict[str, Any] = decode_exactly(row.raw)
@@ -245,18 +245,18 @@ def read_records(
     rules: bool = True,
     reading: Reading | None = None,
 ) -> Iterator[Record]:
-    """The records of a file, streaming.
+    """Stream the records of a file.
 
-    A bad row raises a DataError, or with `on_bad_row="drop"` is left out and told to `on_problem`;
-    warnings are told too. `rules=False` accepts every well-formed row.
+    A bad row raises a DataError, or with `on_bad_row="drop"` is skipped and passed to
+    `on_problem`; warnings are passed on too. `rules=False` accepts every well-formed row.
     """
-    tell = on_problem or _ignore
+    warn = on_problem or _ignore
     reading = reading or Reading(str(path))
 
     def bad(problem: Problem) -> None:
         if problem.level == "error" and on_bad_row == "error":
             raise problem.error()
-        tell(problem)
+        warn(problem)
 
     for row, records in scan(path, bad, format=format, columns=columns, reading=reading):
         for record in records:
@@ -269,7 +269,7 @@ def read_records(
 
 
 def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding]:
-    """What the rules find in a record, and whether its row is shaped as the first one was."""
+    """Yield what the rules find in a record, and whether its row is shaped unlike the first."""
     yield from findings(record, row.raw)
     sample = reading.format.sample if reading.format else None
     if sample is None or sample not in row.value:
@@ -282,25 +282,25 @@ def row_findings(record: Record, row: Row, reading: Reading) -> Iterable[Finding
         yield Finding(
             "mixed",
             f"line {line} is {first}, line {row.line} is {shape}",
-            "write all rows one way: alignkit data convert",
+            "write all rows the same way: alignkit data convert",
             sample,
         )
 
 
 def _passes(finding: Any, path: str | Path, row: Row, bad: Report) -> bool:
-    bad(Problem.found(finding, str(row.file or path), row.line))
+    bad(Problem.from_finding(finding, str(row.file or path), row.line))
     return bool(finding.level != "error")
 
 
 def _ignore(problem: Problem) -> None:
-    """Warnings nobody asked for; but a row that is lost is always told."""
+    """Ignore warnings by default, but always report a row that is lost."""
     if problem.kind == "torn":
         logging.getLogger(__name__).warning("%s", problem)
 
 
 @dataclass(frozen=True)
 class Loaded(Generic[R]):
-    """Records in memory, the format they came in, and what was left out or doubtful."""
+    """Records in memory, the format they came in, and what was dropped or doubtful."""
 
     records: list[R]
     format: str
@@ -308,17 +308,17 @@ class Loaded(Generic[R]):
 
 
 class Stream(Generic[R]):
-    """The records of a file, one at a time: memory does not grow with the file.
+    """The records of a file, one at a time, so that memory does not grow with the file.
 
-    Rows are read and checked as they are asked for; at the end of the file every bad row is named
-    at once, and a file without a good one is an error. `format` and `problems` are known then.
+    Rows are read and checked on demand. At the end of the file all bad rows are reported together,
+    and a file without a good row is an error; `format` and `problems` are then known.
     """
 
     def __init__(
         self,
         path: str | Path,
         kinds: Collection[str],
-        made: Callable[[Iterator[Record]], Iterator[R]],
+        convert: Callable[[Iterator[Record]], Iterator[R]],
         *,
         format: str | None = None,
         on_bad_row: OnBadRow = "error",
@@ -328,21 +328,21 @@ class Stream(Generic[R]):
         self.format = format or ""
         self.problems: list[Problem] = []
         self._kinds = kinds
-        self._made = made
+        self._convert = convert
         self._named = format
         self._on_bad_row = on_bad_row
         self._columns = columns
 
     def __iter__(self) -> Iterator[R]:
-        return self._made(self._records())
+        return self._convert(self._records())
 
     @property
     def dropped(self) -> list[Problem]:
-        """The problems that cost a row, by line."""
+        """Return the problems that cost a row, by line."""
         return [problem for problem in self.problems if problem.level == "error"]
 
     def again(self) -> Iterator[Record]:
-        """The same good records from the start, nothing told."""
+        """Read the same good records again from the start, without reporting problems."""
         return read_records(
             self.path,
             format=self._named,
@@ -352,7 +352,7 @@ class Stream(Generic[R]):
         )
 
     def load(self) -> Loaded[R]:
-        """All of them in memory."""
+        """Load all records into memory."""
         return Loaded(list(self), self.format, self.problems)
 
     def _records(self) -> Iterator[Record]:
@@ -378,14 +378,14 @@ class Stream(Generic[R]):
         if not good:
             reasons = ", ".join(f"{kind} {count}" for kind, count in tally(errors).items())
             raise DataError(
-                f"0 of {reading.rows} rows left; reasons: {reasons or 'no rows'}",
+                f"0 of {reading.rows} rows remain; reasons: {reasons or 'no rows'}",
                 where=str(self.path),
-                hint=f"Fix: see alignkit data check {self.path}",
+                hint=f"Fix: run alignkit data check {self.path}",
             )
 
 
 def load_records(path: str | Path, kinds: Collection[str], **options: Any) -> Loaded[Record]:
-    """All records of a file; every bad row is named at once, and an empty result is an error."""
+    """Load all records; report all bad rows together; an empty result is an error."""
     return Stream(path, kinds, iter, **options).load()
 
 
@@ -399,35 +399,35 @@ def _all_of(errors: list[Problem]) -> ErrorList | DataError:
             DataError(
                 f"and {rest} more",
                 where=errors[0].file,
-                hint=f"Fix: see alignkit data check {errors[0].file}",
+                hint=f"Fix: run alignkit data check {errors[0].file}",
             )
         )
     return ErrorList(shown)
 
 
 def stream_demonstrations(path: str | Path, **options: Any) -> Stream[Demonstration]:
-    """The demonstrations of a file; one graded answer is one, whatever its grade."""
+    """Stream the demonstrations of a file; a single graded completion counts as one."""
 
-    def made(records: Iterator[Record]) -> Iterator[Demonstration]:
+    def convert(records: Iterator[Record]) -> Iterator[Demonstration]:
         for record in records:
             if isinstance(record, Demonstration):
                 yield record
             elif isinstance(record, Candidates):
-                shown = demonstration_of(record)
-                if shown is None:
+                demonstration = demonstration_of(record)
+                if demonstration is None:
                     raise wrong_kind(record.kind, ("demonstration",), str(path), line_of(record))
-                yield shown
+                yield demonstration
 
-    return Stream(path, ("demonstration", "candidates"), made, **options)
+    return Stream(path, ("demonstration", "candidates"), convert, **options)
 
 
 def load_demonstrations(path: str | Path, **options: Any) -> Loaded[Demonstration]:
-    """The demonstrations of a file, in memory."""
+    """Load the demonstrations of a file."""
     return stream_demonstrations(path, **options).load()
 
 
 def stream_prompts(path: str | Path, **options: Any) -> Stream[Prompt]:
-    """The prompts of a file of any kind; from other kinds each distinct prompt once."""
+    """Stream the prompts of a file of any kind; from other kinds each distinct prompt once."""
     kinds = {"prompt", "candidates", "ranking", "preference", "demonstration", "label"}
     return Stream(path, kinds, _prompts, **options)
 
@@ -445,12 +445,12 @@ def _prompts(records: Iterator[Record]) -> Iterator[Prompt]:
 
 
 def load_prompts(path: str | Path, **options: Any) -> Loaded[Prompt]:
-    """The prompts of a file of any kind, in memory; from other kinds each distinct prompt once."""
+    """Load the prompts of a file of any kind; from other kinds each distinct prompt once."""
     return stream_prompts(path, **options).load()
 
 
 def prompt_of(record: Record) -> Prompt | None:
-    """The prompt a record was made for; null when it has none."""
+    """Return the prompt a record was made for; None if it has none."""
     if isinstance(record, Demonstration):
         end = len(record.messages)
         while end and record.messages[end - 1].role in ("assistant", "tool"):
@@ -466,42 +466,42 @@ def prompt_of(record: Record) -> Prompt | None:
 
 
 def stream_rankings(path: str | Path, **options: Any) -> Stream[Ranking]:
-    """The rankings of a file; a preference becomes a ranking of two, standing votes theirs."""
+    """Stream the rankings of a file; preferences become rankings of two, votes rankings."""
 
-    def made(records: Iterator[Record]) -> Iterator[Ranking]:
-        for record in _that_count(stream, _votes_last(path, records)):
+    def convert(records: Iterator[Record]) -> Iterator[Ranking]:
+        for record in _without_replaced(stream, _votes_last(path, records)):
             if isinstance(record, Ranking):
                 yield record
             elif isinstance(record, Preference):
                 yield ranking_of(record)
 
-    stream = Stream(path, RANKED, made, **options)
+    stream = Stream(path, RANKED, convert, **options)
     return stream
 
 
 def load_rankings(path: str | Path, **options: Any) -> Loaded[Ranking]:
-    """The rankings of a file, in memory."""
+    """Load the rankings of a file."""
     return stream_rankings(path, **options).load()
 
 
 def stream_preferences(
     path: str | Path, *, pairs: Pairs = "all", weight: Weight = "group", **options: Any
 ) -> Stream[Preference]:
-    """The preferences of a file; rankings and votes are expanded, ties give none."""
+    """Stream the preferences of a file; rankings and votes are expanded, ties give none."""
 
-    def made(records: Iterator[Record]) -> Iterator[Preference]:
-        for record in _that_count(stream, _votes_last(path, records)):
+    def convert(records: Iterator[Record]) -> Iterator[Preference]:
+        for record in _without_replaced(stream, _votes_last(path, records)):
             if isinstance(record, Ranking):
                 yield from expand(record, pairs=pairs, weight=weight)
             elif isinstance(record, Preference) and not record.tie:
                 yield record
 
-    stream = Stream(path, RANKED, made, **options)
+    stream = Stream(path, RANKED, convert, **options)
     return stream
 
 
 def load_preferences(path: str | Path, **options: Any) -> Loaded[Preference]:
-    """The preferences of a file, in memory."""
+    """Load the preferences of a file."""
     return stream_preferences(path, **options).load()
 
 
@@ -509,10 +509,10 @@ RANKED = ("ranking", "preference", "event", "candidates")
 
 
 def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]:
-    """The records, and behind them rankings from the standing votes among them.
+    """Yield the records, followed by rankings from the standing votes among them.
 
-    A later event may undo an earlier one, so events are kept to the end of the file; a file of
-    events in which nobody voted is an error.
+    A later event may undo an earlier one, so events are held until the end of the file. A file of
+    events without a vote is an error.
     """
     events: list[Event] = []
     others = 0
@@ -524,17 +524,17 @@ def _votes_last(path: str | Path, records: Iterator[Record]) -> Iterator[Record]
             yield record
     voted = rankings_from_votes(events)
     if events and not voted and not others:
-        raise DataError("no votes: only skips, flags and what was undone", where=str(path))
+        raise DataError("no votes: only skips, flags and undone votes", where=str(path))
     yield from voted
 
 
-def _that_count(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Record]:
-    """The records without votes that their annotator replaced later in the file; those are told.
+def _without_replaced(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Record]:
+    """Yield the records but not votes that their annotator replaced later; report those.
 
-    Which vote is the last is known at the end only, so a file that names annotators is read twice.
+    The last vote is known only at the end, so a file that names annotators is read twice.
     """
     last: dict[bytes, int] | None = None
-    told = []
+    replaced = []
     for number, record in enumerate(records):
         ballot = ballot_of(record)
         if ballot is None:
@@ -546,25 +546,26 @@ def _that_count(stream: Stream[Any], records: Iterator[Record]) -> Iterator[Reco
         if last[ballot] == number:
             yield record
         else:
-            told.append(
+            replaced.append(
                 Problem(
                     str(stream.path),
                     line_of(record),
                     None,
                     "contradiction",
-                    "its annotator voted on the same answers again: the last vote counts",
+                    "the same annotator voted on these completions again: the last vote counts",
                     "remove the vote that is wrong",
                     "warning",
                 )
             )
-    stream.problems += told
+    stream.problems += replaced
 
 
 def graded_last(path: str | Path, records: Iterable[Record]) -> Iterator[Record]:
-    """The records, and behind them rankings from the answers that were graded one by one.
+    """Yield the records, followed by rankings from completions that were graded one by one.
 
-    The next answer to a prompt may stand anywhere, so graded ones are kept to the end of the file.
-    Raises DataError for candidates without grades, and when no prompt has two graded answers.
+    The next completion of a prompt may come anywhere, so graded ones are held until the end of the
+    file. Raises DataError for candidates without grades, and if no prompt has two graded
+    completions.
     """
     graded: list[Candidates] = []
     for record in records:
@@ -577,20 +578,20 @@ def graded_last(path: str | Path, records: Iterable[Record]) -> Iterator[Record]
     compared = rankings_from_grades(graded)
     if graded and not compared:
         raise DataError(
-            f"{len(graded)} graded answers, and no prompt has two of them: nothing is compared",
+            f"{len(graded)} graded completions, but no prompt has two: nothing is compared",
             where=str(path),
-            hint="Fix: give rows with the same prompt, or train with sft, which takes each answer",
+            hint="Fix: add rows with the same prompt, or train with sft, which takes each one",
         )
     yield from compared
 
 
 def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:
-    """The candidates of a file."""
+    """Load the candidates of a file."""
     loaded = load_records(path, {"candidates"}, **options)
     records = [record for record in loaded.records if isinstance(record, Candidates)]
     return Loaded(records, loaded.format, loaded.problems)
 
 
 def known_formats() -> dict[str, str]:
-    """Format names and what each looks like, for help texts."""
+    """Return format names with what each looks like, for help texts."""
     return {each.name: each.about for each in FORMATS.values()}

@@ -1,7 +1,7 @@
-"""The record kinds that every file becomes, and the one source of `data_schemas/*.schema.json`.
+"""Define the record kinds that every file becomes, and the source of `data_schemas/*.schema.json`.
 
-A record says what it holds by `kind`. Unknown keys of the row it came from travel in `extra`,
-its origin in `source`. Types are strict: `"1"` is no number and `1` is no boolean.
+A record's `kind` states what it holds. Unknown keys of its row are kept in `extra`, its origin in
+`source`. Types are strict: `"1"` is not a number and `1` is not a boolean.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+from alignkit.files.write import json_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 Rank = Annotated[int, Field(ge=1)]
@@ -33,7 +34,7 @@ class _Strict(BaseModel):
 
 
 class Message(_Strict):
-    """One turn of a conversation; `train` says whether its tokens are a target (null: by role).
+    """One turn of a conversation; `train` tells whether its tokens are a target (null: by role).
 
     Everything but `train` and `extra` reaches the chat template under its own name.
     """
@@ -68,10 +69,10 @@ Messages = list[Message]
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """The call with its arguments as an object.
+    """Return the call with its arguments as an object.
 
-    OpenAI writes them as JSON text, but templates write what they get as JSON: a text would reach
-    the model in quotes, with every quote of its own escaped.
+    OpenAI writes them as JSON text, but templates write what they receive as JSON: text would
+    reach the model in quotes, with every quote of its own escaped.
     """
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
@@ -98,7 +99,7 @@ class Source(_Strict):
 
 
 class Record(_Strict):
-    """What all kinds share."""
+    """Fields that all kinds share."""
 
     v: Literal[1] = 1
     kind: str
@@ -111,10 +112,10 @@ TEMPLATE_KEYS = ("tools", "documents", "chat_template_kwargs")
 
 
 class Conversation(Record):
-    """A record with a conversation, and what its chat template is given beside the messages.
+    """A record with a conversation, and what its chat template receives besides the messages.
 
     `tools` are JSON schemas of functions, `documents` texts to answer from, and
-    `chat_template_kwargs` further variables of the template (`enable_thinking`, say).
+    `chat_template_kwargs` further variables of the template (such as `enable_thinking`).
     """
 
     tools: list[dict[str, Any]] | None = None
@@ -131,11 +132,11 @@ class Conversation(Record):
 
 
 def template_keys(record: Record) -> dict[str, Any]:
-    """What the chat template is given beside the messages, for a record made from this one."""
+    """Return what the chat template receives besides messages, for a record made from this one."""
     if not isinstance(record, Conversation):
         return {}
-    found = {key: getattr(record, key) for key in TEMPLATE_KEYS}
-    return {key: value for key, value in found.items() if value is not None}
+    values = {key: getattr(record, key) for key in TEMPLATE_KEYS}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 class Demonstration(Conversation):
@@ -148,7 +149,7 @@ class Demonstration(Conversation):
     @model_validator(mode="after")
     def _one_text(self) -> Demonstration:
         if self.plain and [message.role for message in self.messages] != ["assistant"]:
-            raise ValueError("a plain text is one assistant turn")
+            raise ValueError("a plain text must be one assistant turn")
         return self
 
     @model_serializer(mode="wrap")
@@ -162,7 +163,7 @@ class Demonstration(Conversation):
 
 
 class Prompt(Conversation):
-    """A conversation that waits for the next assistant turn."""
+    """A conversation that ends before the next assistant turn."""
 
     kind: Literal["prompt"] = "prompt"
     prompt: Annotated[Messages, Field(min_length=1)]
@@ -179,9 +180,9 @@ class Candidate(_Strict):
 
     @property
     def completion(self) -> Messages:
-        """The messages, the last one marked `stopped: false` where its model never ended it.
+        """Return the messages, the last one marked `stopped: false` if it was cut off.
 
-        An answer that was cut at the token limit has no end to learn.
+        A completion cut off at the token limit has no end to learn.
         """
         cut_off = self.gen is not None and (
             self.gen.get("stopped") is False or self.gen.get("finish_reason") == "length"
@@ -200,10 +201,10 @@ def _distinct(candidates: list[Candidate]) -> set[str]:
     return cids
 
 
-def _known(ranks: dict[str, int] | None, cids: set[str]) -> None:
+def _check_ranks(ranks: dict[str, int] | None, cids: set[str]) -> None:
     unknown = sorted(set(ranks or {}) - cids)
     if unknown:
-        raise ValueError(f"ranks name {unknown[0]!r}, which is no candidate")
+        raise ValueError(f"ranks name {unknown[0]!r}, which is not a candidate")
 
 
 class Candidates(Conversation):
@@ -216,7 +217,7 @@ class Candidates(Conversation):
 
     @model_validator(mode="after")
     def _consistent(self) -> Candidates:
-        _known(self.gold, _distinct(self.candidates))
+        _check_ranks(self.gold, _distinct(self.candidates))
         return self
 
 
@@ -232,7 +233,7 @@ class Ranking(Conversation):
 
     @model_validator(mode="after")
     def _consistent(self) -> Ranking:
-        _known(self.ranks, _distinct(self.candidates))
+        _check_ranks(self.ranks, _distinct(self.candidates))
         return self
 
 
@@ -240,7 +241,7 @@ class Preference(Conversation):
     """Two completions of a prompt, one preferred (`tie`: neither).
 
     `group` names the ranking it was cut from; the weights of a group sum to one. `prompt_chosen`
-    and `prompt_rejected` are set only when the two sides were written for different prompts.
+    and `prompt_rejected` are set only if the two sides were written for different prompts.
     """
 
     kind: Literal["preference"] = "preference"
@@ -256,7 +257,7 @@ class Preference(Conversation):
 
 
 class Label(Conversation):
-    """A completion somebody called good or bad, without a partner."""
+    """A single completion that somebody labeled good or bad."""
 
     kind: Literal["label"] = "label"
     prompt: Messages
@@ -265,7 +266,7 @@ class Label(Conversation):
 
 
 class Event(Record):
-    """One thing an annotator did, as the log keeps it."""
+    """One action of an annotator, as the log records it."""
 
     kind: Literal["event"] = "event"
     ts: str
@@ -291,7 +292,7 @@ class Event(Record):
 
 
 class Judgement(Record):
-    """One verdict of a judge on two models, in terms of `a` and `b`, not of the place shown."""
+    """A judge's verdict on two models, in terms of `a` and `b`, not of the order shown."""
 
     kind: Literal["judgement"] = "judgement"
     prompt_id: str
@@ -309,7 +310,7 @@ class Judgement(Record):
     error: str | None = None
 
 
-# A new kind is one class above and one line here.
+# A new kind is one class above and one entry here.
 KINDS: dict[str, type[Record]] = {
     "demonstration": Demonstration,
     "prompt": Prompt,
@@ -323,17 +324,13 @@ KINDS: dict[str, type[Record]] = {
 
 
 def to_json(record: Record) -> bytes:
-    """The record as one line of JSON, with its newline."""
-    row = record.model_dump()
-    try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # an integer beyond 64 bits in `extra`
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    """Return the record as one line of JSON, with its newline."""
+    return json_line(record.model_dump())
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one kind, as `data_schemas/KIND.schema.json` holds it."""
+    """Return the JSON Schema (2020-12) of one kind, the content of `KIND.schema.json`."""
     schema = KINDS[kind].model_json_schema(mode="validation")
-    # `kind` has a default in code, where the class says it; a row in a file must say it itself.
+    # In code the class implies `kind`, so it has a default; a row in a file must state it.
     schema["required"] = ["kind", *schema.get("required", [])]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

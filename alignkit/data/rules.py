@@ -1,17 +1,18 @@
-"""What a single well-formed record must hold to be worth training on, rule by rule.
+"""Check rule by rule that a single well-formed record is worth training on.
 
-A rule is a function from a record to findings. Errors keep a row out of training; warnings do not.
-What takes more than one record to see (duplicates, contradictions, leaks) is in `check`.
+A rule maps a record to findings. Errors keep a row out of training; warnings do not. Checks that
+need more than one record (duplicates, contradictions, leaks) are in `checks`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
-from alignkit.data.formats.shape import TRAINED_BY
-from alignkit.data.formats.template_keys import RESERVED, listed, unread
+from alignkit.data.formats.fields import TRAINED_BY, is_number
+from alignkit.data.formats.literals import json_list
+from alignkit.data.formats.template_keys import RESERVED, unread
 from alignkit.data.records import (
     Candidates,
     Conversation,
@@ -32,7 +33,7 @@ REMOVE = "remove the row, or: alignkit data clean --drop {}"
 
 
 def findings(record: Record, raw: bytes | None = None) -> Iterator[Finding]:
-    """Everything the rules find in one record; `raw`, its JSON, only saves time."""
+    """Yield all findings of one record; `raw`, its JSON, only saves time."""
     for rule in RULES.get(record.kind, ()):
         yield from rule(record)
     if isinstance(record, Conversation) and (record.extra or record.chat_template_kwargs):
@@ -53,7 +54,7 @@ SIDES = {
 
 
 def _calls_or_lists(record: Record) -> bool:
-    """Whether a turn calls a tool or may be a list written as text; loops, for every row's sake."""
+    """Return whether a turn calls a tool or may be a list as text; a loop, as it runs per row."""
     for name in SIDES.get(record.kind, ()):
         for message in getattr(record, name):
             if message.content[:1] in "[ \n\t" or message.tool_calls:
@@ -65,8 +66,10 @@ _ESCAPED = re.compile(rb"\\[ubf]")
 
 
 def _is_plain(raw: bytes) -> bool:
-    """No placeholder, no `<` that a template's mark may begin with, and nothing outside printable
-    ASCII, tabs and line breaks in the JSON."""
+    """Return whether the JSON is plain: only printable ASCII, tabs and line breaks.
+
+    Also no placeholder, and no `<` that may begin a template's mark.
+    """
     return (
         raw.isascii()
         and b"<" not in raw
@@ -76,7 +79,7 @@ def _is_plain(raw: bytes) -> bool:
     )
 
 
-# Characters that show nothing: soft hyphen, zero-width and direction marks, fillers, Braille blank.
+# Invisible characters: soft hyphen, zero-width and direction marks, fillers, Braille blank.
 INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff"
@@ -86,14 +89,14 @@ _UNSEEN_ENDS = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
 
 
 def is_empty(messages: Sequence[Message]) -> bool:
-    """Whether no message says or calls anything that can be seen."""
+    """Return whether no message has visible text or a tool call."""
     if len(messages) == 1 and "!" <= messages[0].content[:1] <= "~":
-        return False  # nearly always, and this runs several times for every row
+        return False  # nearly always, and this runs several times per row
     return not any([_VISIBLE.search(m.content) or m.tool_calls for m in messages])
 
 
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
-    """Whether two sides say the same, what cannot be seen at the ends of turns aside."""
+    """Return whether two sides say the same, ignoring invisible ends of turns."""
     if len(left) != len(right):
         return False
     for a, b in zip(left, right, strict=True):
@@ -102,12 +105,12 @@ def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
             (left_text.isascii() and right_text.isascii()) or _shown(a.content) != _shown(b.content)
         ):
             return False
-        if a.role != b.role or any([getattr(a, n) != getattr(b, n) for n in _SAID_BESIDE]):
+        if a.role != b.role or any([getattr(a, n) != getattr(b, n) for n in _BESIDES_CONTENT]):
             return False
     return True
 
 
-_SAID_BESIDE = ("tool_calls", "reasoning_content", "thinking")
+_BESIDES_CONTENT = ("tool_calls", "reasoning_content", "thinking")
 
 
 def _shown(text: str) -> str:
@@ -131,7 +134,7 @@ def _prompt(messages: Sequence[Message], *, needed: bool = True) -> Iterator[Fin
         last = messages[-1].role
         yield Finding(
             "prompt-end",
-            f"the prompt ends with a {last} turn, not with a user turn",
+            f"the prompt ends with {_turn(last)}, not a user turn",
             "move the last turn to the completion",
             "prompt",
             "warning",
@@ -140,17 +143,21 @@ def _prompt(messages: Sequence[Message], *, needed: bool = True) -> Iterator[Fin
         yield from _role_order(messages, "prompt")
 
 
+def _turn(role: str) -> str:
+    return f"{'an' if role == 'assistant' else 'a'} {role} turn"
+
+
 def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
-    """System first, then user and assistant in turn; tools speak after the assistant."""
+    """Require system first, then user and assistant alternating; tools after the assistant."""
     before: str | None = None
     for position, message in enumerate(messages):
         role: str = message.role
         if role == "system":
             wrong = "a system turn that is not the first" if position else ""
         elif before is None and role == "assistant":
-            wrong = "begins with an assistant turn, which no user turn asked for"
+            wrong = "begins with an assistant turn, before any user turn"
         elif before in (None, "system") and role != "user":
-            wrong = f"{'an' if role == 'assistant' else 'a'} {role} turn before any user turn"
+            wrong = f"{_turn(role)} before any user turn"
         elif role == before and role in ("user", "assistant"):
             wrong = f"two {role} turns in a row"
         elif role == "tool" and before == "user":
@@ -173,7 +180,7 @@ def _role_order(messages: Sequence[Message], field: str) -> Iterator[Finding]:
 
 
 def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
-    """An answer at the end that says something, and something to train."""
+    """Require a visible completion at the end, and something to train."""
     if record.plain:
         if is_empty(record.messages):
             yield Finding("empty-side", "the text is empty", REMOVE.format("empty-side"), "text")
@@ -182,18 +189,20 @@ def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
     if last.role != "assistant":
         yield Finding(
             "ends-with-user",
-            f"the conversation ends with a {last.role} turn: no answer",
-            "add the answer, or remove the row",
+            f"the conversation ends with a {last.role} turn: no completion",
+            "add the completion, or remove the row",
             "messages",
         )
     elif is_empty([last]):
-        yield Finding("empty-side", "the answer is empty", REMOVE.format("empty-side"), "messages")
+        yield Finding(
+            "empty-side", "the completion is empty", REMOVE.format("empty-side"), "messages"
+        )
     yield from _targets(record.messages)
     if len(record.messages) == 1 and last.role == "assistant":
         yield Finding(
             "no-prompt",
-            "the answer has no prompt: some chat templates cannot show it alone",
-            'add the question, or train it without a template: {"text": …}',
+            "the completion has no prompt: some chat templates cannot render it alone",
+            'add the prompt, or train it without a template: {"text": …}',
             "messages",
             "warning",
         )
@@ -206,7 +215,7 @@ def demonstration_rules(record: Demonstration) -> Iterator[Finding]:
 
 
 def _targets(messages: Sequence[Message]) -> Iterator[Finding]:
-    """What the turns say about being trained: understood, of assistant turns, and not all no."""
+    """Require training marks to be understood, on assistant turns, and not all negative."""
     answers = refused = 0
     for position, message in enumerate(messages):
         if message.role == "assistant":
@@ -225,8 +234,8 @@ def _targets(messages: Sequence[Message]) -> Iterator[Finding]:
     if answers and answers == refused:
         yield Finding(
             "no-target",
-            "every assistant turn is marked not to be trained: nothing is left to learn",
-            "weigh a turn 1, or: alignkit data clean --drop no-target",
+            "every assistant turn is marked not to be trained: nothing to learn remains",
+            "give a turn weight 1, or: alignkit data clean --drop no-target",
             "messages",
         )
 
@@ -237,32 +246,32 @@ def _unknown_weights(message: Message, field: str) -> Iterator[Finding]:
         if value is not None:
             yield Finding(
                 "turn-weight",
-                f'"{key}" is {value!r:.40}: a turn is trained whole or not at all',
+                f'"{key}" is {value!r:.40}: a turn is trained wholly or not at all',
                 "write 1 or 0, or: alignkit data clean --drop turn-weight",
                 f"{field}.{key}",
             )
 
 
 def _side(messages: Sequence[Message], field: str, level: Level = "error") -> Iterator[Finding]:
-    """A side is one answer: every token of it is a target, and nobody else may speak in it."""
+    """Require a side to be one completion: every token of it is a target, so no other role."""
     others = [message.role for message in messages if message.role != "assistant"]
     if others:
         yield Finding(
             "side-turns",
-            f"'{field}' holds a {others[0]} turn, whose words would be trained as the answer's",
-            "keep one answer to one prompt, or: alignkit data clean --drop side-turns",
+            f"'{field}' holds a {others[0]} turn, which would be trained as part of the completion",
+            "keep one completion per prompt, or: alignkit data clean --drop side-turns",
             field,
             level,
         )
 
 
 def prompt_rules(record: Prompt) -> Iterator[Finding]:
-    """A prompt that says something and waits for an answer."""
+    """Require a visible prompt that ends before the completion."""
     yield from _prompt(record.prompt)
 
 
 def preference_rules(record: Preference) -> Iterator[Finding]:
-    """One prompt, two answers that say something and differ."""
+    """Require one prompt and two visible completions that differ."""
     yield from _prompt(record.prompt)
     if record.prompt_chosen is not None or record.prompt_rejected is not None:
         for before, side in (
@@ -292,23 +301,23 @@ def preference_rules(record: Preference) -> Iterator[Finding]:
     if not empty and not record.tie and same_text(record.chosen, record.rejected):
         yield Finding(
             "identical",
-            "chosen == rejected: identical answers carry no preference",
+            "chosen == rejected: identical completions carry no preference",
             REMOVE.format("identical"),
             "rejected",
         )
 
 
 def _margin(record: Preference) -> Iterator[Finding]:
-    """Scores that say the contrary of the sides, or nothing."""
+    """Report scores that contradict the sides, or carry no preference."""
     margin = record.margin
     if margin is None and not record.extra:
         return
     better, worse = scores_of(record)
     if better is not None and worse is not None:
         margin = better - worse
-        shown = f"the rejected answer has score {worse:g}, the chosen one {better:g}"
+        shown = f"the rejected completion has score {worse:g}, the chosen one {better:g}"
     else:
-        shown = f"margin {margin} is below zero: the rejected answer is the better one"
+        shown = f"margin {margin} is below zero: the rejected completion is the better one"
     if margin is None or record.tie:
         return
     if margin < 0:
@@ -321,7 +330,7 @@ def _margin(record: Preference) -> Iterator[Finding]:
     elif margin == 0 and better is not None:
         yield Finding(
             "equal-scores",
-            f"both answers have score {better:g}: the scores give no preference",
+            f"both completions have score {better:g}: the scores give no preference",
             REMOVE.format("equal-scores"),
             "rejected",
             "warning",
@@ -329,11 +338,11 @@ def _margin(record: Preference) -> Iterator[Finding]:
 
 
 def scores_of(record: Preference) -> tuple[float | None, float | None]:
-    """(chosen's score, rejected's score) by the columns that came with the sides."""
+    """Return (chosen's score, rejected's score) from the columns that came with the sides."""
     for name, value in record.extra.items():
         if "chosen" in name and _SCORE.search(name.lower()):
             other = record.extra.get(name.replace("chosen", "rejected"))
-            if _is_number(value) and _is_number(other):
+            if is_number(value) and is_number(other):
                 return float(value), float(other)
     return None, None
 
@@ -341,16 +350,12 @@ def scores_of(record: Preference) -> tuple[float | None, float | None]:
 _SCORE = re.compile(r"scor|rating|reward|grade")
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
     yield from _prompt(record.prompt)
     is_ranked = isinstance(record, Ranking)
     for position, candidate in enumerate(record.candidates):
         field = f"candidates[{position}]"
-        # What nobody ranked yet is not trained on, and people may rank whole conversations.
+        # Unranked candidates are not trained on, and people may rank whole conversations.
         yield from _side(candidate.messages, field, "error" if is_ranked else "warning")
         if is_empty(candidate.messages):
             yield Finding(
@@ -363,7 +368,7 @@ def _candidate_rules(record: Candidates | Ranking) -> Iterator[Finding]:
 
 
 def ranking_rules(record: Ranking) -> Iterator[Finding]:
-    """At least two ranked candidates; equal texts must not have unequal ranks."""
+    """Require at least two ranked candidates, and equal ranks for equal texts."""
     yield from _candidate_rules(record)
     if len(record.ranks) < 2:
         yield Finding(
@@ -382,7 +387,7 @@ def ranking_rules(record: Ranking) -> Iterator[Finding]:
         if rank != record.ranks[candidate.cid]:
             yield Finding(
                 "identical",
-                "identical answers with different ranks carry no preference",
+                "identical completions with different ranks carry no preference",
                 REMOVE.format("identical"),
                 "ranks",
             )
@@ -390,7 +395,7 @@ def ranking_rules(record: Ranking) -> Iterator[Finding]:
 
 
 def label_rules(record: Label) -> Iterator[Finding]:
-    """A completion that says something; a prompt is optional."""
+    """Require a visible completion; a prompt is optional."""
     yield from _prompt(record.prompt, needed=False)
     yield from _side(record.completion, "completion")
     if is_empty(record.completion):
@@ -406,7 +411,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 def _misread(character: str) -> str:
-    """What the character becomes when its UTF-8 is read as Windows-1252 (Latin-1 in its holes)."""
+    """Return what the character becomes if its UTF-8 is read as Windows-1252 (or Latin-1)."""
     return "".join(
         bytes([byte]).decode("latin-1" if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else "cp1252")
         for byte in character.encode()
@@ -419,7 +424,7 @@ _MOJIBAKE = re.compile("|".join(re.escape(_misread(character)) for character in 
 
 
 def text_findings(field: str, text: str) -> Iterator[Finding]:
-    """Placeholders, control characters, broken encodings."""
+    """Find placeholders, control characters and broken encodings."""
     if "{{" in text:
         yield from _placeholders(field, text)
     if "\x00" in text:
@@ -440,7 +445,7 @@ def text_findings(field: str, text: str) -> Iterator[Finding]:
     if suspicious and (match := _MOJIBAKE.search(text)):
         yield Finding(
             "mojibake",
-            f'text decoded wrongly, like {match[0]!r}, in "{field}"',
+            f'wrongly decoded text, such as {match[0]!r}, in "{field}"',
             "read the source as UTF-8",
             field,
             "warning",
@@ -464,16 +469,16 @@ def text_findings(field: str, text: str) -> Iterator[Finding]:
 
 
 def _placeholders(field: str, text: str) -> Iterator[Finding]:
-    """`{{name}}` is a gap somebody forgot to fill; with blanks inside it may well be code."""
-    found = dict.fromkeys(_PLACEHOLDER.findall(text))
-    tight = [match for match in found if " " not in match]
-    names = " ".join(f"--fill {match.strip('{} ')}=TEXT" for match in tight or found)
-    if found:
-        many = "s" if len(found) > 1 else ""
+    """Find `{{name}}`, a gap left unfilled; with blanks inside it may well be code."""
+    names = dict.fromkeys(_PLACEHOLDER.findall(text))
+    tight = [name for name in names if " " not in name]
+    fills = " ".join(f"--fill {name.strip('{} ')}=TEXT" for name in tight or names)
+    if names:
+        many = "s" if len(names) > 1 else ""
         yield Finding(
             "placeholder",
-            f'unfilled placeholder{many} {", ".join(found)} in "{field}"',
-            f"alignkit data clean {names}",
+            f'unfilled placeholder{many} {", ".join(names)} in "{field}"',
+            f"alignkit data clean {fills}",
             field,
             "error" if tight else "warning",
         )
@@ -483,7 +488,7 @@ def _placeholders(field: str, text: str) -> Iterator[Finding]:
 
 
 def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Finding]:
-    """Text with a chat template in it already, lists written as text, calls that are no JSON."""
+    """Find text that already went through a template, lists as text, and calls not in JSON."""
     text = message.content
     if may_be_templated(text):
         yield from _templated(field, text, plain)
@@ -491,7 +496,7 @@ def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Fin
         yield Finding(
             "list-as-text",
             f'"{field}" is a list written as text ({text[:20]}…)',
-            "read the column it belongs to: --format, --map; leave it if the text is meant",
+            "read the column it belongs to: --format, --map; keep it if the text is intended",
             field,
             "warning",
         )
@@ -500,12 +505,12 @@ def _written_findings(field: str, message: Message, plain: bool) -> Iterator[Fin
 
 
 def _templated(field: str, text: str, plain: bool) -> Iterator[Finding]:
-    """Marks of chat templates; a text that is trained as it is may end itself."""
+    """Find marks of chat templates; in a text trained without one, an end mark is allowed."""
     fix = "alignkit data clean --repair template"
     if mark := header_in(text):
         yield Finding(
             "templated",
-            f'"{field}" went through a chat template already: it holds {mark!r}',
+            f'"{field}" already went through a chat template: it contains {mark!r}',
             f"{fix} --to messages" if plain else fix,
             field,
         )
@@ -520,17 +525,16 @@ def _templated(field: str, text: str, plain: bool) -> Iterator[Finding]:
     elif mark := mark_inside(text):
         yield Finding(
             "template-mark",
-            f'"{field}" holds {mark!r}, which a tokenizer may read as a token of its own',
-            "split the text there, or leave it if it is meant",
+            f'"{field}" contains {mark!r}, which a tokenizer may read as a special token',
+            "split the text there, or keep it if it is intended",
             field,
             "warning",
         )
 
 
 def _is_list(text: str) -> bool:
-    """Whether a text spells a list of texts or objects, as tables write columns of lists."""
-    found = listed(text) or [None]
-    return all(isinstance(item, str | dict) for item in found)
+    """Return whether a text is a list of texts or objects, as tables write columns of lists."""
+    return all(isinstance(item, str | dict) for item in json_list(text) or [None])
 
 
 def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
@@ -538,7 +542,7 @@ def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         yield Finding(
             "tool-call",
-            "a tool call without a function's name, which templates ask for",
+            "a tool call without a function name, which templates require",
             'write {"type": "function", "function": {"name": …, "arguments": {…}}}',
             f"{field}.tool_calls",
             "warning",
@@ -546,7 +550,7 @@ def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
     elif isinstance(function.get("arguments"), str):
         yield Finding(
             "tool-call",
-            f"the arguments of {function['name']!r:.40} are no JSON object",
+            f"the arguments of {function['name']!r:.40} are not a JSON object",
             "write an object, or its JSON text",
             f"{field}.tool_calls",
             "warning",
@@ -554,11 +558,11 @@ def _call_findings(field: str, call: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _template_findings(record: Conversation) -> Iterator[Finding]:
-    """Keys meant for the chat template that it cannot be given."""
+    """Find keys meant for the chat template that it cannot receive."""
     for key in unread(record):
         yield Finding(
             "template-key",
-            f'"{key}" is not what a chat template reads, so it is left out',
+            f'"{key}" is not in a form that chat templates read, so it is dropped',
             "tools and documents are arrays of objects, chat_template_kwargs is an object",
             key,
             "warning",
@@ -566,14 +570,14 @@ def _template_findings(record: Conversation) -> Iterator[Finding]:
     for name in sorted(RESERVED & (record.chat_template_kwargs or {}).keys()):
         yield Finding(
             "template-key",
-            f'"chat_template_kwargs" sets {name!r}, which is no variable of a template',
-            "give it as a column of its own, or leave it out",
+            f'"chat_template_kwargs" sets {name!r}, which is not a template variable',
+            "make it a column of its own, or remove it",
             "chat_template_kwargs",
         )
 
 
 def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
-    """(field, messages) of every conversation in a record."""
+    """Yield (field, messages) of every conversation in a record."""
     if isinstance(record, Demonstration):
         yield "messages", record.messages
     elif isinstance(record, Prompt):
@@ -593,13 +597,13 @@ def sides_of(record: Record) -> Iterator[tuple[str, Sequence[Message]]]:
 
 
 def messages_of(record: Record) -> Iterator[tuple[str, Message]]:
-    """(field, message) of every message in a record; a single turn has the plain field's name."""
+    """Yield (field, message) of every message; a single turn is named by its field alone."""
     for field, messages in sides_of(record):
         for position, message in enumerate(messages):
             yield (field if len(messages) == 1 else f"{field}[{position}]"), message
 
 
-# Every kind of problem that a rule here can find.
+# Every kind of problem that these rules can report.
 RULE_KINDS = (
     "bom", "control", "empty-prompt", "empty-side", "ends-with-user", "equal-scores", "identical",
     "list-as-text", "mojibake", "negative-margin", "no-prompt", "no-target", "nul", "placeholder",

@@ -1,7 +1,7 @@
-"""The tokens that end an answer: agreed upon between generation_config, tokenizer and template.
+"""Find the tokens that end a completion, from generation_config, tokenizer and template.
 
 generation_config.json and the tokenizer name theirs. The template's is found by rendering: it is
-what stands behind an answer, whatever it is called.
+whatever follows a completion.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ Render = Callable[[Sequence[Message]], str]
 
 @dataclass
 class Stops:
-    """Stop tokens with who says so; `end` closes an answer, `call_end` one that calls tools.
+    """Stop tokens with their sources; `end` closes a completion, `call_end` one that calls tools.
 
-    `spelled`: what the template writes behind an answer where no token of it is a stop.
+    `spelled` is what the template writes after a completion if none of its tokens is a stop.
     """
 
     end: int
     call_end: int
     spelled: str = ""
-    said_by: dict[int, list[str]] = field(default_factory=dict)
+    sources: dict[int, list[str]] = field(default_factory=dict)
 
-    def add(self, token: int, who: str) -> None:
+    def add(self, token: int, source: str) -> None:
         """Count a token as a stop."""
-        says = self.said_by.setdefault(token, [])
-        if who not in says:
-            says.append(who)
+        sources = self.sources.setdefault(token, [])
+        if source not in sources:
+            sources.append(source)
 
     def line(self, name: Callable[[int], str]) -> str:
-        """Which tokens end an answer and who says so, for people."""
-        told = [f"{name(token)} ({', '.join(who)})" for token, who in self.said_by.items()]
+        """Describe in one line which tokens end a completion, with their sources."""
+        stops = [f"{name(token)} ({', '.join(sources)})" for token, sources in self.sources.items()]
         ends = name(self.end)
         if self.call_end != self.end:
-            ends += f", calls of tools with {name(self.call_end)}"
-        line = f"answers end with {ends}; generation stops at {', '.join(told)}"
+            ends += f", tool calls with {name(self.call_end)}"
+        line = f"completions end with {ends}; generation stops at {', '.join(stops)}"
         if self.spelled:
             line += (
-                f". The chat template writes {self.spelled!r} behind answers, which is text and no "
-                "token to this tokenizer: both are trained"
+                f". The chat template writes {self.spelled!r} after completions, which this "
+                "tokenizer reads as text, not as one token: both are trained"
             )
         return line
 
 
 def find_stops(tokenizer: Any, render: Render, render_call: Render | None) -> Stops:
-    """The stops of a tokenizer and its template.
+    """Find the stops of a tokenizer and its template.
 
-    `render` makes the text of a conversation, `render_call` of one with calls (None: the template
-    knows none); both raise DataError where the template refuses.
+    `render` renders a conversation, `render_call` one with tool calls (None: the template supports
+    none); both raise DataError where the template refuses.
     """
     eos = int(tokenizer.eos_token_id)
     stops = Stops(eos, eos)
@@ -75,28 +75,28 @@ def find_stops(tokenizer: Any, render: Render, render_call: Render | None) -> St
 
 
 def generation_stops(model: Path) -> list[int]:
-    """`eos_token_id` of a model's generation_config.json: one id, a list, or nothing."""
+    """Read `eos_token_id` from a model's generation_config.json: one id, a list, or nothing."""
     file = model / GENERATION
     if not file.is_file():
         return []
-    found = read_json(file).get("eos_token_id")
-    listed = found if isinstance(found, list) else [found]
-    return [token for token in listed if type(token) is int]
+    value = read_json(file).get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    return [token for token in ids if type(token) is int]
 
 
 def _plain_end(stops: Stops, tokenizer: Any, render: Render) -> bool:
-    """Find what ends a plain answer; True when it is the header of the next turn, as in GLM-4.
+    """Find what ends a plain completion; return True if it is the next turn's header, as in GLM-4.
 
-    Between turns and at the very end templates may close an answer differently: what both have is
-    its end. Phi-3 adds EOS at the very end, gpt-oss writes another token there, which then counts.
+    Between turns and at the very end, templates may close a completion differently: its end is
+    what both share. At the very end Phi-3 adds EOS, and gpt-oss writes another token, which counts.
     """
-    asked, said = Message(role="user", content=ASKED), Message(role="assistant", content=SAID)
+    asked, answer = Message(role="user", content=ASKED), Message(role="assistant", content=SAID)
     try:
-        last = render([asked, said]).rpartition(SAID)[2]
-        between = render([asked, said, Message(role="user", content=NEXT)])
+        last = render([asked, answer]).rpartition(SAID)[2]
+        between = render([asked, answer, Message(role="user", content=NEXT)])
         between = between.rpartition(SAID)[2].partition(NEXT)[0]
     except DataError:
-        return False  # what the template takes is told when it is given the data
+        return False  # what the template accepts is reported once it sees the data
     for text, place in ((commonprefix([last, between]), -1), (last, -1), (between, 0)):
         tokens = special_tokens(tokenizer, text) or added_tokens(tokenizer, text)
         if tokens:
@@ -108,7 +108,7 @@ def _plain_end(stops: Stops, tokenizer: Any, render: Render) -> bool:
 
 
 def _call_end(stops: Stops, tokenizer: Any, render: Render, headers_end: bool) -> None:
-    """Find what ends an answer that calls tools, where no stop known so far does."""
+    """Find what ends a completion that calls tools, if no stop found so far does."""
     asked = Message(role="user", content=ASKED)
     called = Message(role="assistant", tool_calls=[example_call()])
     result = Message(role="tool", content=NEXT, name=CALLED, tool_call_id="call12345")
@@ -117,9 +117,9 @@ def _call_end(stops: Stops, tokenizer: Any, render: Render, headers_end: bool) -
         between = render([asked, called, result]).rpartition(FOUND)[2].partition(NEXT)[0]
     except DataError:
         return
-    known = [token for token in added_tokens(tokenizer, last) if token in stops.said_by]
-    if known:
-        stops.call_end = known[0]
+    known_ends = [token for token in added_tokens(tokenizer, last) if token in stops.sources]
+    if known_ends:
+        stops.call_end = known_ends[0]
         return
     further = between[len(last) :] if headers_end and between.startswith(last) else ""
     tokens = added_tokens(tokenizer, further)[:1] if further else special_tokens(tokenizer, last)
@@ -129,13 +129,13 @@ def _call_end(stops: Stops, tokenizer: Any, render: Render, headers_end: bool) -
 
 
 def example_call() -> dict[str, Any]:
-    """A call whose name and argument are found again in a rendered text."""
+    """Return a call whose name and argument can be found again in a rendered text."""
     function = {"name": CALLED, "arguments": {"place": FOUND}}
     return {"id": "call12345", "type": "function", "function": function}
 
 
 def example_tool() -> dict[str, Any]:
-    """The function that `example_call` calls."""
+    """Return the function that `example_call` calls."""
     place = {"type": "string", "description": "Where to look."}
     parameters = {"type": "object", "properties": {"place": place}, "required": ["place"]}
     function = {"name": CALLED, "description": "Looks for one.", "parameters": parameters}
@@ -143,7 +143,7 @@ def example_tool() -> dict[str, Any]:
 
 
 def added_tokens(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that were added to the vocabulary as a whole.
+    """Return the tokens of a text that were added to the vocabulary as wholes.
 
     Gemma's vocabulary has a new line among them, which ends nothing.
     """
@@ -153,7 +153,7 @@ def added_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def special_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Those of them that stand for no text."""
+    """Return those added tokens that stand for no text."""
     added = tokenizer.added_tokens_decoder
     named = set(tokenizer.all_special_ids)
     return [t for t in added_tokens(tokenizer, text) if t in named or added[t].special]

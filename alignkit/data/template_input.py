@@ -1,8 +1,8 @@
-"""What a chat template is given: messages with all their keys, and what stands beside them.
+"""Build the input of a chat template: messages with all their keys, and further variables.
 
-Templates disagree on forms. Some want a text as a list of parts, some the arguments of a call as
-an object and some as JSON text, some an answer that only calls without any content: `Forms` says
-which a template takes, and `Encoder` finds it out by rendering.
+Templates disagree on forms. Some want a text as a list of parts; some want a call's arguments as an
+object, some as JSON text; some want a turn that only calls tools without content. `Forms` states
+what a template takes, and `Encoder` finds it out by rendering.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OURS = {"messages", "add_generation_prompt", "continue_final_message", *TEMPLATE
 
 @dataclass(frozen=True)
 class TemplateContext:
-    """What a template is given beside the messages, as a JSON object; equal ones compare equal."""
+    """What a template receives besides messages, as a JSON object; equal ones compare equal."""
 
     variables: str = "{}"
 
     @classmethod
     def of(cls, record: Record) -> TemplateContext:
-        """The tools, documents and further variables of a record."""
+        """Collect the tools, documents and further variables of a record."""
         given = {name: getattr(record, name, None) for name in TEMPLATE_KEYS}
         if not any(value is not None for value in given.values()):
             return NOTHING
@@ -37,7 +37,7 @@ class TemplateContext:
         taken = sorted(OURS & further.keys())
         if taken:
             raise DataError(
-                f"chat_template_kwargs must not hold {taken[0]!r}",
+                f"chat_template_kwargs must not contain {taken[0]!r}",
                 hint="Fix: messages, tools and documents are keys of the row itself",
             )
         if given["tools"] is not None:
@@ -45,7 +45,7 @@ class TemplateContext:
         return cls(json.dumps({**further, **given}))
 
     def within(self, usual: str) -> str:
-        """The variables of a render, as JSON: the tokenizer's own, and these over them."""
+        """Return a render's variables as JSON: the tokenizer's own, overridden by these."""
         return _merged(usual, self.variables)
 
 
@@ -60,14 +60,14 @@ def _merged(usual: str, further: str) -> str:
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms a template takes. `silent`: the content of an answer that only calls tools."""
+    """The forms a template takes; `silent` is the content of a turn that only calls tools."""
 
     parts: bool = False
     arguments: Literal["object", "text"] = "object"
     silent: Literal["empty", "absent", "null"] = "empty"
 
 
-# What is tried, first to last, until the template writes a call's name and arguments.
+# Tried in order until the template writes a call's name and arguments.
 CALL_FORMS = [
     (arguments, silent)
     for arguments in ("object", "text")
@@ -76,9 +76,9 @@ CALL_FORMS = [
 
 
 def as_given(message: Message, forms: Forms) -> str:
-    """The message as the template gets it, as JSON. Raises DataError for arguments of no form."""
+    """Return the message as the template receives it, as JSON. DataError for bad arguments."""
     if not forms.parts and not any(getattr(message, key) for key in MESSAGE_KEYS):
-        # Most messages are text alone; this is a tenth of what `dumps` takes.
+        # Most messages are text only; this takes a tenth of the time of `dumps`.
         return f'{{"role": "{message.role}", "content": {as_json_text(message.content)}}}'
     given: dict[str, Any] = {"role": message.role, "content": _content(message.content, forms)}
     for key in MESSAGE_KEYS:
@@ -99,7 +99,7 @@ def _content(text: str, forms: Forms) -> Any:
 
 
 def _call(call: dict[str, Any], forms: Forms) -> dict[str, Any]:
-    """A call as `{"type": "function", "function": {"name", "arguments"}}`, other keys kept."""
+    """Return a call as `{"type": "function", "function": {"name", "arguments"}}`."""
     wrapped = _wrapped(call)
     function = wrapped.get("function")
     if not isinstance(function, dict) or "arguments" not in function:
@@ -113,20 +113,20 @@ def _call(call: dict[str, Any], forms: Forms) -> dict[str, Any]:
 
 
 def _parsed(arguments: Any) -> Any:
-    """Arguments as an object: OpenAI's data hold them as JSON text, templates want a mapping."""
+    """Return arguments as an object: OpenAI's data hold JSON text, templates want a mapping."""
     if not isinstance(arguments, str):
         return arguments
     try:
         return json.loads(arguments) if arguments.strip() else {}
     except ValueError as error:
         raise DataError(
-            f"the arguments of a tool call are no JSON: {error}",
+            f"the arguments of a tool call are not JSON: {error}",
             hint='Fix: give an object, or its text such as "{\\"city\\": \\"Oslo\\"}"',
         ) from None
 
 
 def _wrapped(function: dict[str, Any]) -> dict[str, Any]:
-    """A function that stands alone, in the envelope that templates look into."""
+    """Put a bare function into the envelope in which templates look for it."""
     if "function" in function or "name" not in function:
         return function
     envelope = {key: value for key, value in function.items() if key in ("id", "type")}

@@ -1,7 +1,7 @@
-"""Texts that already went through a chat template: found by their marks, taken back to turns.
+"""Find texts that already went through a chat template, and split them into turns again.
 
-A template is applied to every row, so marks that stand in a text are trained as text, or end an
-answer twice. Only what the published templates of well-known models write is known here.
+A template is applied to every row, so marks inside a text are trained as text, or end a completion
+twice. Only the marks of published templates of well-known models are recognized.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 Turn = dict[str, Any]
 
 ROLE = r"(?:system|developer|user|assistant|model|tool|ipython|observation)"
-# What opens a turn and names its speaker, family by family.
+# What opens a turn and names its speaker, by model family.
 HEADERS = (
     rf"<\|im_start\|>\s*({ROLE})(?:<\|im_sep\|>|\s*\n|\s*$)",  # ChatML, Phi-4
     rf"<\|(?:start_header_id|header_start)\|>\s*({ROLE})\s*<\|(?:end_header_id|header_end)\|>",
@@ -45,19 +45,19 @@ INNER = re.compile(
     rf"<bos>|<\|begin_of_text\|>|{ENDS}|<\|im_start\|>|<start_of_turn>|\[/INST\]|{HEADER.pattern}"
 )
 
-# Without one of these a text holds no mark.
+# A text without any of these holds no mark.
 PARTS = ("<|", "|>", "s>", "[INST]", "[/INST]", "_of_turn>", "_TOKEN>", "｜")
 
 
 def may_be_templated(text: str) -> bool:
-    """Whether a text holds what marks are made of: a quick look before a thorough one."""
+    """Return whether a text holds parts of marks: a quick look before a thorough one."""
     return ("<" in text or "[" in text) and any([part in text for part in PARTS])
 
 
 def header_in(text: str) -> str | None:
-    """The first mark that opens a turn, where marks make up the text; null when none does.
+    """Return the first mark that opens a turn, if marks structure the text; else None.
 
-    One that is only spoken of, somewhere inside a text, opens nothing.
+    A mark that is only mentioned inside a text opens nothing.
     """
     match = HEADER.search(text)
     if match is None:
@@ -70,13 +70,13 @@ def header_in(text: str) -> str | None:
 
 
 def _instruction(text: str) -> re.Match[str] | None:
-    """[INST] counts where a text begins with it, whatever starts the sequence before it."""
+    """Match [INST] at the beginning of a text, after an optional start token."""
     start = START.match(text)
     return re.compile(r"\s*\[INST\]").match(text, start.end() if start else 0)
 
 
 def end_of(text: str) -> str | None:
-    """The mark that ends the text as a model would end it, or starts it; null when none does."""
+    """Return a mark that ends the text, as a model would, or starts it; else None."""
     if match := END.search(text, max(0, len(text) - 64)):
         mark = match[0].strip()
         return None if mark == "</s>" and _is_struck_out(text) else mark
@@ -85,23 +85,23 @@ def end_of(text: str) -> str | None:
 
 
 def _is_struck_out(text: str) -> bool:
-    """HTML: <s> further inside, which </s> then closes."""
+    """Return whether `</s>` is HTML: it closes an <s> further inside."""
     return text.rfind("<s>") > 0
 
 
 def mark_inside(text: str) -> str | None:
-    """A mark anywhere else; `</s>` may be HTML and is none."""
-    found = (match[0] for match in INNER.finditer(text))
-    return next((mark for mark in found if mark != "</s>"), None)
+    """Return a mark anywhere else; `</s>` may be HTML and does not count."""
+    marks = (match[0] for match in INNER.finditer(text))
+    return next((mark for mark in marks if mark != "</s>"), None)
 
 
-# --- taking it back -----------------------------------------------------------------------------
+# --- splitting into turns -----------------------------------------------------------------------
 
 
 def turns_in(text: str) -> list[Turn] | None:
-    """The turns a templated text was made of, without marks; null when that cannot be told.
+    """Split a templated text into its turns, without marks; None if that is ambiguous.
 
-    The last one may be an assistant turn without text: where an answer was to begin.
+    The last one may be an empty assistant turn: where a completion was to begin.
     """
     if _instruction(text):
         return _whole(_instructed(text))
@@ -118,7 +118,7 @@ def turns_in(text: str) -> list[Turn] | None:
 
 
 def _instructed(text: str) -> list[tuple[str, str]]:
-    """Llama 2 and Mistral: [INST] question [/INST] answer."""
+    """Split the format of Llama 2 and Mistral: [INST] prompt [/INST] completion."""
     turns: list[tuple[str, str]] = []
     pieces = INSTRUCTION.split(text)
     for position, piece in enumerate(pieces[1:]):
@@ -131,9 +131,9 @@ def _instructed(text: str) -> list[tuple[str, str]]:
 
 
 def _whole(turns: Sequence[tuple[str, str]]) -> list[Turn] | None:
-    """The turns, if no mark is left in any and none but an unwritten answer is empty.
+    """Return the turns, if none holds a mark and only a completion yet to be written is empty.
 
-    Two answers in a row are parts of one, a thought say, which only its template can join.
+    Two assistant turns in a row are parts of one, such as a thought, that only its template joins.
     """
     for position, (role, content) in enumerate(turns):
         if position and role == "assistant" == turns[position - 1][0]:
@@ -145,7 +145,7 @@ def _whole(turns: Sequence[tuple[str, str]]) -> list[Turn] | None:
 
 
 def bare(text: str) -> str:
-    """The text without marks and white space at its ends."""
+    """Strip marks and white space from both ends of a text."""
     text = text.strip()
     while match := START.match(text):
         text = text[match.end() :].lstrip()
@@ -158,7 +158,7 @@ SIDES = ("chosen", "rejected", "completion")
 
 
 def untemplated(record: dict[str, Any]) -> dict[str, Any]:
-    """A record's fields with its texts taken back to turns; the very same when none had marks."""
+    """Split a record's templated texts into turns; return the same record if none had marks."""
     new = dict(record)
     for key in ("messages", "prompt", *SIDES, "prompt_chosen", "prompt_rejected"):
         if record.get(key):
@@ -175,31 +175,31 @@ def untemplated(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _after(prompt: list[Turn], side: list[Turn]) -> list[Turn]:
-    """A side without the prompt it repeats."""
-    said = [(turn["role"], turn["content"]) for turn in side]
+    """Return a side without the prompt it repeats."""
+    own = [(turn["role"], turn["content"]) for turn in side]
     asked = [(turn["role"], turn["content"]) for turn in prompt]
-    return side[len(asked) :] if said[: len(asked)] == asked else side
+    return side[len(asked) :] if own[: len(asked)] == asked else side
 
 
 def mended(messages: Sequence[Turn], *, answers: bool) -> list[Turn]:
-    """Messages whose texts are turns of their own again; what cannot be told stays as it is.
+    """Split templated messages into their turns; keep what is ambiguous.
 
-    `answers`: whether what these messages say is trained, so that an answer found in it is; an
-    answer found in a prompt is context.
+    `answers` tells whether these messages are trained, so that an assistant turn found in them is
+    too; in a prompt it is context.
     """
-    found: list[Turn] = []
+    result: list[Turn] = []
     for message in messages:
         text = message["content"]
         if header_in(text) is None:
-            found.append({**message, "content": bare(text)} if end_of(text) else message)
+            result.append({**message, "content": bare(text)} if end_of(text) else message)
             continue
         turns = turns_in(text)
         if turns is None:
-            found.append(message)
+            result.append(message)
             continue
         asked = message["role"] != "assistant" or not answers
         for turn in turns:
             if turn["role"] == "assistant" and asked:
                 turn["train"] = False
-        found += turns if not asked or turns[-1]["content"] else turns[:-1]
-    return found
+        result += turns if not asked or turns[-1]["content"] else turns[:-1]
+    return result

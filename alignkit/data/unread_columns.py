@@ -1,7 +1,7 @@
-"""Columns that no reader read: text, scores and votes among them are told by name.
+"""Report columns that no reader read: by name, if they hold text, scores or votes.
 
-Identifiers, categories, dates and other short values are metadata and stay quiet. What a column
-repeats of the record (the prompt once more beside the messages, say) is not lost and is quiet too.
+Identifiers, categories, dates and other short values are metadata and are not reported. Neither is
+a column that repeats the record, such as the prompt next to the messages: nothing is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.data.formats import Format
-from alignkit.data.formats.beside import is_said
+from alignkit.data.formats.prompt_columns import contains_text
 from alignkit.data.records import Record
 from alignkit.data.rules import sides_of
 from alignkit.files.problems import Finding
@@ -22,7 +22,7 @@ def _words(listed: str) -> frozenset[str]:
     return frozenset(listed.split())
 
 
-# Words of a column's name that promise text, and those that promise metadata.
+# Words in a column's name that suggest text, and those that suggest metadata.
 TEXT = _words(
     """
     answer answers article background body candidates choices chosen comment comments
@@ -52,9 +52,9 @@ VOTES = re.compile(
     r"|safer?|helpful(ness)?|harmless(ness)?|correct(ness)?|accept(ed)?|thumbs?|label|labels|stars)"
     r"($|[^a-z])"
 )
-# Where one verdict was read, another one beside it may say the contrary.
+# If one verdict was read, another one in the same row may contradict it.
 RIVALS = re.compile(r"(^|[^a-z])(safer|winner|better|preferred|verdict)($|[^a-z])")
-UNDECIDED = ("prompt", "demonstration", "candidates")  # kinds in which a vote could be meant
+UNDECIDED = ("prompt", "demonstration", "candidates")  # kinds in which a vote may be intended
 
 MOST_VALUES = 64  # distinct values of a column that are remembered
 MOST_TEXTS = 32  # texts looked at inside one nested value
@@ -71,23 +71,23 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{6
 
 @dataclass(slots=True)
 class Column:
-    """What was seen of one unread column."""
+    """What is known about one unread column."""
 
-    promises: bool  # whether its name promises text
+    promises: bool  # whether its name suggests text
     texts: int = 0  # rows with text that the record does not hold
     prose: int = 0  # of these, rows that read like sentences
-    long: int = 0  # and rows that are too long for metadata
+    long: int = 0  # of these, rows too long for metadata
     longest: int = 0
     numbers: int = 0
     seen: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # text -> (prose, long)
 
     @property
     def settled(self) -> bool:
-        """Whether it holds text for certain; further rows are counted only."""
+        """Return whether it certainly holds text; further rows are only counted."""
         return self.prose >= ROWS_FOR_CATEGORIES and len(self.seen) == MOST_VALUES
 
     def add(self, texts: Sequence[str], cell: Any) -> None:
-        """One row with these texts, none when the record holds all of them."""
+        """Add one row with these texts, none if the record holds all of them."""
         if not texts:
             return
         prose = any(map(_is_prose, texts))
@@ -98,7 +98,7 @@ class Column:
             self.seen[cell if type(cell) is str else "\x1e".join(texts)] = prose, long
 
     def again(self, cell: str) -> None:
-        """One row more with a text seen before, or one of a column that is settled."""
+        """Add a row with a text seen before, or a row of a settled column."""
         self._count(*self.seen.get(cell, (True, self.long * 2 > self.texts)))
 
     def _count(self, prose: bool, long: bool) -> None:
@@ -108,17 +108,17 @@ class Column:
 
 
 @dataclass
-class Unread:
+class UnreadColumns:
     """Counts the unread columns of a file, row by row."""
 
     format: Format
     columns: dict[str, Column] = field(default_factory=dict)
 
     def add(self, value: Mapping[str, Any], records: Sequence[Record]) -> None:
-        """One row and the records read from it, which carry what nothing read in `extra`."""
+        """Add one row and its records, whose `extra` holds what nothing read."""
         if self.format.name == "alignkit":  # its `extra` is a column of its own
             return
-        said: list[str] | None = None
+        own: list[str] | None = None
         for name, cell in self._cells(value, records).items():
             if cell is None or cell == "" or cell == [] or cell == {}:
                 continue
@@ -129,14 +129,14 @@ class Unread:
                 column.again(cell)
             elif texts := list(_texts(cell)):
                 if column.promises or any(map(_is_prose, texts)):
-                    said = _said(records) if said is None else said
-                    texts = [text for text in texts if not _repeats(text, said)]
+                    own = _record_texts(records) if own is None else own
+                    texts = [text for text in texts if not _repeats(text, own)]
                 column.add(texts, cell)
             else:
                 column.numbers += 1
 
     def _cells(self, value: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-        """The columns of a row that were not read."""
+        """Return the columns of a row that were not read."""
         carried = records[0].extra if records else {}
         if not carried and self.format.inside is None:
             return {}
@@ -145,7 +145,7 @@ class Unread:
         return cells if self.format.inside is None else cells | _inside(value, self.format)
 
     def findings(self) -> Iterator[Finding]:
-        """A warning for each column of text, scores or votes, in the order of the file."""
+        """Yield one warning per column of text, scores or votes, in the order of the file."""
         for name, column in self.columns.items():
             what, rows = "", column.texts
             if column.texts and _is_text(name, column):
@@ -163,13 +163,13 @@ class Unread:
                 )
 
     def _may_vote(self, name: str) -> bool:
-        """Whether a column of this name decides something that the format has not decided."""
+        """Return whether a column of this name decides something that the format has not."""
         pattern = VOTES if self.format.kind in UNDECIDED else RIVALS
         return pattern.search(name.lower()) is not None
 
 
 def _inside(value: Mapping[str, Any], form: Format) -> dict[str, Any]:
-    """The columns inside an object of the row that were not read, by their dotted names."""
+    """Return the unread columns inside an object of the row, by their dotted names."""
     held = value.get(form.inside or "")
     if not isinstance(held, dict):
         return {}
@@ -179,7 +179,7 @@ def _inside(value: Mapping[str, Any], form: Format) -> dict[str, Any]:
 
 
 def _texts(cell: Any, room: int = MOST_TEXTS) -> Iterator[str]:
-    """The texts inside a value, those under names of metadata left out."""
+    """Yield the texts inside a value, except those under names of metadata."""
     if isinstance(cell, str):
         if cell.strip():
             yield cell.strip()
@@ -202,7 +202,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _promises(name: str, words: frozenset[str]) -> bool:
-    """Whether the name, or its last word (digits aside), is one of these."""
+    """Return whether the name, or its last word without digits, is one of these words."""
     parts = [part.lower().rstrip("0123456789") for part in _WORDS.split(name)]
     parts = [part for part in parts if part]
     return bool(parts) and (parts[-1] in words or "_".join(parts) in words)
@@ -219,20 +219,22 @@ def _is_text(name: str, column: Column) -> bool:
     return column.prose > 0 and not (few and column.longest <= SHORT)
 
 
-def _said(records: Sequence[Record]) -> list[str]:
+def _record_texts(records: Sequence[Record]) -> list[str]:
     messages = (turn for record in records for _, turns in sides_of(record) for turn in turns)
     return [text for turn in messages if (text := turn.content.strip())]
 
 
-def _repeats(text: str, said: Sequence[str]) -> bool:
-    """Whether the record holds the text, or the text is all of the record (a rendered chat)."""
-    return any(is_said(text, own) for own in said) or (bool(said) and all(t in text for t in said))
+def _repeats(text: str, own: Sequence[str]) -> bool:
+    """Return whether the record holds the text, or the text all of the record (a rendered chat)."""
+    return any(contains_text(each, text) for each in own) or (
+        bool(own) and all(each in text for each in own)
+    )
 
 
 def _advice(name: str, form: Format) -> str:
     if form.kind in UNDECIDED:
         return (
-            f"name what it is (--map context={name}; of compared answers --map "
+            f"name its meaning (--map context={name}; for compared completions --map "
             f"chosen=COLUMN,rejected=COLUMN), or remove it"
         )
-    return f"name what it is, e.g. --map context={name}, or remove it"
+    return f"name its meaning, e.g. --map context={name}, or remove it"

@@ -1,8 +1,8 @@
-"""What was voted on, and which votes count: the one place where votes of several people meet.
+"""Decide what was voted on and which votes count, where the votes of several people meet.
 
-An item is its prompt and its set of answers, whatever their order and whatever the files call it.
-A name that files give it joins votes on parts of the answers, as long as it names one prompt and
-each of its candidates says one thing.
+An item is its prompt and its set of completions, whatever their order and its name in the files. A
+shared name joins votes on parts of the completions, as long as it stands for one prompt and each of
+its candidates has one text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ranks = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one vote was about: digests of the prompt and, by cid, of each answer."""
+    """What one vote was about: digests of the prompt and, by cid, of each completion."""
 
     prompt: bytes
     answers: Mapping[str, bytes]
@@ -35,7 +35,7 @@ class Asked:
         prompt: Sequence[Message | Mapping[str, Any]],
         candidates: Iterable[Candidate | Mapping[str, Any]],
     ) -> Asked:
-        """From records, or from their JSON; KeyError and TypeError when that is no such JSON."""
+        """Digest records or their JSON; KeyError and TypeError if it is not such JSON."""
         answers = {}
         for candidate in candidates:
             if isinstance(candidate, Candidate):
@@ -46,14 +46,14 @@ class Asked:
 
     @property
     def key(self) -> bytes:
-        """Names the prompt and the multiset of answers."""
+        """Return a key of the prompt and the multiset of completions."""
         return hashlib.blake2b(
             b"".join([self.prompt, *sorted(self.answers.values())]), digest_size=16
         ).digest()
 
 
 def _digest(messages: Sequence[Message | Mapping[str, Any]]) -> bytes:
-    """Of who says what; white space at the ends of a turn is no difference."""
+    """Digest roles and texts; white space at the ends of a turn is ignored."""
     turns = [
         [m.role, m.content.strip(), m.tool_calls, m.tool_call_id]
         if isinstance(m, Message)
@@ -76,26 +76,26 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The item that a vote belongs to, and what its candidates are called there."""
+    """The item that a vote belongs to, and its candidates' names there."""
 
     item: str
     cids: Mapping[str, str]
 
     def ranks(self, ranks: Mapping[str, int]) -> Ranks:
-        """Ranks under the item's names of the candidates."""
+        """Return ranks under the item's names of the candidates."""
         return {self.cids.get(cid, cid): rank for cid, rank in ranks.items()}
 
 
 @dataclass
 class Items:
-    """The items seen so far. Asking again about the same gives the same answer."""
+    """The items seen so far; the same vote is always assigned to the same item."""
 
     _by_key: dict[bytes, _Item] = field(default_factory=dict)
     _named: dict[tuple[str, bytes], _Item] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
     def place(self, name: str, asked: Asked) -> Place:
-        """The item of a vote that its file calls `name`."""
+        """Return the item of a vote that its file calls `name`."""
         key = asked.key
         item = self._by_key.get(key)
         if item is None:
@@ -116,32 +116,32 @@ class Items:
         return _Item(free, {})
 
     def of(self, ranking: Ranking) -> Place:
-        """The item of a ranking."""
+        """Return the item of a ranking."""
         return self.place(ranking.item or ranking.id, Asked.of(ranking.prompt, ranking.candidates))
 
 
 def _consistent(item: _Item, asked: Asked) -> bool:
-    """Whether the name means one thing: no candidate of it says two."""
-    return all(item.answers.get(cid, said) == said for cid, said in asked.answers.items())
+    """Return whether the name stands for one thing: no candidate has two texts."""
+    return all(item.answers.get(cid, text) == text for cid, text in asked.answers.items())
 
 
-def _matched(given: Mapping[str, bytes], known: Mapping[str, bytes]) -> dict[str, str]:
-    """For each cid the item's cid of the same text; its own where that is one of them."""
-    cids = {cid: cid for cid, said in given.items() if known.get(cid) == said}
+def _matched(given: Mapping[str, bytes], item: Mapping[str, bytes]) -> dict[str, str]:
+    """Map each cid to the item's cid of the same text; to itself where possible."""
+    cids = {cid: cid for cid, text in given.items() if item.get(cid) == text}
     taken = set(cids)
     free: dict[bytes, list[str]] = defaultdict(list)
-    for cid, said in known.items():
+    for cid, text in item.items():
         if cid not in taken:
-            free[said].append(cid)
-    for cid, said in given.items():
+            free[text].append(cid)
+    for cid, text in given.items():
         if cid not in cids:
-            cids[cid] = free[said].pop(0)
+            cids[cid] = free[text].pop(0)
     return cids
 
 
-# --- one vote for each person -------------------------------------------------------------------
+# --- one vote per person ------------------------------------------------------------------------
 
-# Columns in which annotation tools and published sets say whose judgement a row is.
+# Columns in which annotation tools and published data sets name a row's annotator.
 ANNOTATOR_KEYS = (
     "annotator",
     "annotator_id",
@@ -158,7 +158,7 @@ ANNOTATOR_KEYS = (
 
 
 def annotator_in(row: Mapping[str, Any]) -> str | None:
-    """The annotator that a row names: a text or a whole number under one of these keys."""
+    """Return the annotator that a row names: a text or whole number under one of these keys."""
     for key in ANNOTATOR_KEYS:
         value = row.get(key)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -168,16 +168,16 @@ def annotator_in(row: Mapping[str, Any]) -> str | None:
 
 @dataclass
 class Counted(Generic[V]):
-    """Votes that count, in order, and those that a later vote of the same person replaced."""
+    """Votes that count, in order, and votes that a later vote of the same person replaced."""
 
     votes: list[V]
-    replaced: list[tuple[V, V]]  # the earlier one, the one after it
+    replaced: list[tuple[V, V]]  # (earlier, later)
 
 
 def last_votes(votes: Iterable[V], voter: Callable[[V], tuple[str | None, str]]) -> Counted[V]:
-    """The last vote of each person on each item. `voter` gives (annotator, item) of a vote.
+    """Return the last vote of each person on each item; `voter` returns (annotator, item).
 
-    Votes that name nobody may be of as many people as there are, so all of them count.
+    Anonymous votes may come from as many people, so all of them count.
     """
     last: dict[tuple[str, str] | int, V] = {}
     replaced = []
@@ -191,7 +191,7 @@ def last_votes(votes: Iterable[V], voter: Callable[[V], tuple[str | None, str]])
 
 
 def ballot_of(record: Record) -> bytes | None:
-    """Names who voted on what, null where nobody is named; two votes of one name are one ballot."""
+    """Return a key of who voted on what, None if anonymous; equal keys are one ballot."""
     if isinstance(record, Ranking):
         asked = Asked.of(record.prompt, record.candidates)
         annotator = record.annotator or annotator_in(record.extra)
@@ -205,18 +205,20 @@ def ballot_of(record: Record) -> bytes | None:
 
 
 def voter(ranking: Ranking) -> tuple[str | None, str]:
-    """Who ranked what."""
+    """Return who ranked what: (annotator, item)."""
     return ranking.annotator, ranking.item
 
 
 def line_of(record: Record) -> int | None:
-    """The line of a record in its file of lines; null when it came from no file."""
+    """Return the line of a record in its file of lines; None if it came from no file."""
     return record.source.row + 1 if record.source else None
 
 
 def aligned(rankings: Iterable[Ranking]) -> list[Ranking]:
-    """The rankings under shared names: one `item` for each item, one cid for each answer of it,
-    and the annotator that the row names."""
+    """Return the rankings under shared names: one `item` per item, one cid per completion.
+
+    The annotator that the row names is set too.
+    """
     items = Items()
     return [_renamed(ranking, items.of(ranking)) for ranking in rankings]
 
@@ -238,19 +240,22 @@ def replaced_problem(
     earlier: tuple[str, int | None, Mapping[str, int]],
     later: tuple[str, int | None, Mapping[str, int]],
 ) -> Problem:
-    """Says that somebody voted on an item again; each vote is (file, line, ranks)."""
-    (there, line, before), (file, own, after) = earlier, later
-    place = f"line {line}" if there == file and line else f"{there}:{line}" if line else there
+    """Report that somebody voted on an item again; each vote is (file, line, ranks)."""
+    (first_file, line, before), (file, own, after) = earlier, later
+    if first_file == file and line:
+        place = f"line {line}"
+    else:
+        place = f"{first_file}:{line}" if line else first_file
     if _order(before) == _order(after):
-        message = f"{annotator} said the same on {place}: counted once"
+        message = f"{annotator} voted the same on {place}: counted once"
         return Problem(file, own, None, "duplicate", message, "", "warning")
-    message = f"{annotator} said something else on {place}: the last vote counts"
+    message = f"{annotator} voted differently on {place}: the last vote counts"
     return Problem(
         file, own, None, "contradiction", message, "remove the vote that is wrong", "warning"
     )
 
 
 def _order(ranks: Mapping[str, int]) -> Ranks:
-    """The order alone: ranks 1 and 3 mean what 1 and 2 mean."""
+    """Reduce ranks to their order: 1 and 3 mean the same as 1 and 2."""
     places = {rank: place for place, rank in enumerate(sorted(set(ranks.values())))}
     return {cid: places[rank] for cid, rank in ranks.items()}

@@ -1,1 +1,1 @@
-"""Files of rows: what they are, read one row at a time, written whole or not at all."""
+"""Read files of rows one row at a time; write them whole or not at all."""

@@ -1,4 +1,4 @@
-"""What the name of a file says of its content."""
+"""Tell the container and the compression of a file from its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = {
 
 
 def container_of(name: str) -> str:
-    """The container a file name announces: jsonl, json, csv, tsv, txt or parquet."""
+    """Return the container that a file name implies: jsonl, json, csv, tsv, txt or parquet."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -26,5 +26,5 @@ def container_of(name: str) -> str:
 
 
 def compression_of(name: str) -> str | None:
-    """`gzip`, `zstd` or null, by the last suffix."""
+    """Return the compression that the last suffix implies, such as `gzip`, or None."""
     return COMPRESSIONS.get(Path(name).suffix.lower())

@@ -1,6 +1,6 @@
-"""The items of one big JSON array, or of one inside an object, read in chunks, with their lines.
+"""Read the items of one large JSON array, alone or inside an object, in chunks.
 
-Only the outline is read here (brackets, strings, commas); each item's bytes go to the JSON decoder.
+Only the outline is parsed here: brackets, strings, commas. The JSON decoder gets each item's bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCALAR_END = re.compile(rb"[,\]}]")
 
 
 class ArrayReader:
-    """A cursor over a stream that holds one JSON array; memory is one item and one chunk."""
+    """A cursor over a stream that holds one JSON array; holds one item and one chunk in memory."""
 
     def __init__(self, stream: BinaryIO, max_item: int) -> None:
         self.stream = stream
@@ -31,13 +31,13 @@ class ArrayReader:
         self.line = 1
 
     def items(self) -> Iterator[tuple[int, bytes]]:
-        """(line, bytes) of each item; RowError when the array itself is broken."""
+        """Yield (line, bytes) per item; RowError when the array itself is broken."""
         yield from self.array()
         if self._next_byte(optional=True):
             raise self._broken("text after the end of the array")
 
     def array(self) -> Iterator[tuple[int, bytes]]:
-        """(line, bytes) of each item of the array at the cursor; the cursor ends up behind it."""
+        """Yield (line, bytes) per item of the array at the cursor; stop after its last bracket."""
         self._expect(b"[", "expected an array")
         while self._next_byte() != b"]":
             start_line = self.line
@@ -52,7 +52,7 @@ class ArrayReader:
         self._drop(1)
 
     def _after_item(self, end: bytes) -> bool:
-        """True when a comma announces another item, False at the closing bracket."""
+        """Return True if a comma announces another item, False at the closing bracket."""
         byte = self._next_byte()
         if byte == end:
             return False
@@ -64,7 +64,7 @@ class ArrayReader:
         return True
 
     def _item_end(self) -> int:
-        """The offset just behind the item that starts at the cursor."""
+        """Return the offset just after the item that starts at the cursor."""
         opening = self.buffer[self.position : self.position + 1]
         if opening not in (b"{", b"["):
             return self._scalar_end(opening)
@@ -97,7 +97,7 @@ class ArrayReader:
         return match.end()
 
     def _next_byte(self, *, optional: bool = False) -> bytes:
-        """The next byte that is no white space, left unread; empty at the end if `optional`."""
+        """Peek at the next byte that is not white space; empty at the end if `optional`."""
         while True:
             match = _SPACE.match(self.buffer, self.position)
             self._drop(match.end() - self.position if match else 0)
@@ -111,7 +111,7 @@ class ArrayReader:
             self.buffer, self.position = chunk, 0
 
     def _more(self, at: int) -> int:
-        """Read on; the offset that `at` has in the moved buffer."""
+        """Read another chunk; return the offset that `at` has in the moved buffer."""
         if len(self.buffer) - self.position > self.max_item:
             size = (len(self.buffer) - self.position) / 2**20
             raise self._broken(f"item is over {size:.0f} MiB", kind="too-long")
@@ -136,9 +136,9 @@ class ArrayReader:
 
 
 class ObjectReader(ArrayReader):
-    """A cursor over one big JSON object, one of whose members may be the array of rows.
+    """A cursor over one large JSON object, one of whose members may be the array of rows.
 
-    What was passed is kept until such an array is found, so that it can be read in another way.
+    The bytes passed over are kept until such an array turns up, so that they can be read again.
     """
 
     def __init__(self, stream: BinaryIO, max_item: int) -> None:
@@ -147,9 +147,9 @@ class ObjectReader(ArrayReader):
         self._begun = False
 
     def find(self, names: Container[str]) -> str | None:
-        """Move to the next array of objects that has one of these names; null at the end.
+        """Move to the next array of objects with one of these names; return its name, or None.
 
-        RowError when this is no object, or more than the limit before such an array.
+        RowError when this is not an object, or when no such array starts within the limit.
         """
         if not self._begun:
             self._expect(b"{", "expected an object")
@@ -171,22 +171,22 @@ class ObjectReader(ArrayReader):
         return None
 
     def is_at_end(self) -> bool:
-        """Whether nothing but white space follows."""
+        """Return whether nothing but white space follows."""
         return not self._next_byte(optional=True)
 
     def rest(self) -> bytes:
-        """What was passed, and what was read but not passed yet."""
+        """Return the bytes passed over and those read ahead."""
         return bytes(self.passed or b"") + self.buffer[self.position :]
 
     def _key(self) -> str:
         if self._next_byte() != b'"':
             raise self._broken("expected a key")
         key = decode(self._take(self._item_end()))
-        self._expect(b":", "a colon is missing behind this key")
+        self._expect(b":", "a colon is missing after this key")
         return str(key)
 
     def _holds_objects(self) -> bool:
-        """Whether the array at the cursor is one of objects, or empty."""
+        """Return whether the array at the cursor is empty or holds objects."""
         while (match := _FIRST_ITEM.match(self.buffer, self.position)) is None:
             self._more(len(self.buffer))
         return match[1] in b"{]"

@@ -1,4 +1,4 @@
-"""One JSON text to one value, strictly and fast, and when it fails: what is wrong, and where.
+"""Decode one JSON text, strictly and fast; on failure, report what is wrong and where.
 
 orjson does the work. It keeps the last of two equal keys and turns integers beyond 64 bits into
 floats; both are caught here. The slow path runs only on texts that failed or look suspicious.
@@ -31,18 +31,18 @@ JSON_TYPES = {
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _TRAILING_COMMA = re.compile(r",\s*[}\]]")
 _PYTHON_QUOTES = re.compile(r"""[{\[,:]\s*'""")
-# What the start of a word, of a number's rest or of an escape looks like where a line was cut.
+# How a word, the rest of a number or an escape begins where a line was cut off.
 _BEGUN = re.compile(r"t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?|u[0-9a-fA-F]{0,4}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def type_name(value: object) -> str:
-    """The JSON name of a value's type: object, array, text, number, boolean or null."""
+    """Return the JSON name of a value's type: object, array, text, number, boolean or null."""
     return JSON_TYPES.get(type(value), type(value).__name__)
 
 
 def decode(raw: bytes) -> Any:
-    """The value of one JSON text; RowError names what is wrong with it."""
+    """Decode one JSON text; RowError names what is wrong with it."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -55,15 +55,16 @@ def decode(raw: bytes) -> Any:
 
 
 def decode_exactly(raw: bytes) -> Any:
-    """As `decode`, with integers of any length kept as integers (for what must round-trip)."""
+    """Decode like `decode`, but keep integers of any length (for what must round-trip)."""
     return _decode_slowly(raw.decode("utf-8-sig"))
 
 
 def _may_repeat_a_key(raw: bytes, value: object) -> bool:
-    """False only if no key stands twice.
+    """Return False only if no key appears twice.
 
-    A repeated key leaves at least two more string-delimiting quotes in the text than in the value
-    written anew, and nothing leaves fewer: a quote inside a string is written `\\"` or `\\u0022`.
+    Compares the quotes that delimit strings in the text with those in the value serialized again.
+    A repeated key leaves at least two more in the text, and nothing leaves fewer: a quote inside a
+    string is written `\\"` or `\\u0022`.
     """
     if type(value) is dict and all([type(inner) is str for inner in value.values()]):
         return _delimiters(raw) != 4 * len(value)
@@ -76,7 +77,7 @@ def _delimiters(text: bytes) -> int:
 
 
 def diagnose(raw: bytes) -> NoReturn:
-    """Raise the RowError that says what keeps `raw` from being JSON."""
+    """Raise the RowError that explains why `raw` is not JSON."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -157,7 +158,9 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError("duplicate-key", f'key "{twice}" twice', "keep one of them", field=twice)
+        raise RowError(
+            "duplicate-key", f'key "{twice}" appears twice', "keep one of them", field=twice
+        )
     return row
 
 
@@ -190,7 +193,7 @@ def _ends_too_early(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def strings(value: object, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text inside a JSON value with its path, keys included: `messages[0].content`."""
+    """Yield every text inside a JSON value, keys included, with its path: `messages[0].content`."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

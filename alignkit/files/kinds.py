@@ -1,7 +1,7 @@
-"""What a name stands for when it is not what is due: a model as data, data as a recipe, a hub id.
+"""Explain a name of the wrong sort: a model given as data, data given as a recipe, a hub id.
 
-A person who gives the wrong thing knows what they meant; the message says what was given and what
-to type. Looks at names and at the first entries of directories, and opens nothing but manifests.
+Users who give the wrong thing know what they meant, so the message names what they gave and what to
+type instead. Only names, the first entries of directories and manifests are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alignkit.files.containers import COMPRESSIONS
 from alignkit.files.containers import SUFFIXES as CONTAINERS
 
 DATA, COMPRESSED = tuple(CONTAINERS), tuple(COMPRESSIONS)
-# What the last suffix of a file's name says it is.
+# What the last suffix of a file name implies.
 SUFFIXES: dict[str, str] = {
     **dict.fromkeys(DATA, "data"),
     **dict.fromkeys((".yaml", ".yml"), "recipe"),
@@ -41,35 +41,35 @@ URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 MOST_LOOKED_AT = 1_000  # entries of a directory
 
 
-# What a slip of the keyboard may look like: a file of a similar name is the better guess.
+# What a typing slip may look like: a file of a similar name is then the better guess.
 PERHAPS = ("hub id", "word")
 
 
 def as_data(name: str) -> tuple[str, str] | None:
-    """What to say of a name that was given where a file of rows is due; None if it may be one.
+    """Explain a name given where a file of rows is expected; None if it may be one.
 
-    Of a directory that is nothing else, whoever reads data decides.
+    A directory of no recognized sort is left to the readers of data.
     """
-    return _said(AS_DATA, name)
+    return _explain(AS_DATA, name)
 
 
 def as_recipe(name: str) -> tuple[str, str] | None:
-    """What to say of a name that was given where a recipe is due; None if it may be one."""
-    return _said(AS_RECIPE, name)
+    """Explain a name given where a recipe is expected; None if it may be one."""
+    return _explain(AS_RECIPE, name)
 
 
 def as_model(name: str) -> tuple[str, str] | None:
-    """What to say of a name that was given where a model is due; None if it may be one."""
-    return _said(AS_MODEL, name)
+    """Explain a name given where a model is expected; None if it may be one."""
+    return _explain(AS_MODEL, name)
 
 
 def guessed(name: str) -> bool:
-    """Whether nothing but the look of a name says what it is: it may be a misspelt file."""
+    """Return whether only the spelling suggests what a name is: it may be a misspelled file."""
     return what_is(name) in PERHAPS
 
 
 def what_is(name: str) -> str:
-    """One word for what a name stands for; empty when nothing tells."""
+    """Return one word for what a name stands for; empty when nothing tells."""
     if os.path.isdir(name):
         return _what_directory(Path(name))
     if os.path.exists(name):
@@ -92,7 +92,7 @@ def _what_directory(path: Path) -> str:
 
 
 def _names_in(path: Path) -> set[str]:
-    """Names of the first entries; none of a directory that may not be read."""
+    """Return the names of the first entries; none if the directory cannot be read."""
     try:
         with os.scandir(path) as entries:
             return {entry.name for entry in islice(entries, MOST_LOOKED_AT)}
@@ -127,14 +127,14 @@ def _suffix(name: str) -> str:
 
 
 def _data_in(names: Iterable[str]) -> list[str]:
-    """The names that are of data files, but not of what lies in every model's directory."""
+    """Return the names of data files, except .txt, which every model's directory holds too."""
     return sorted(name for name in names if _suffix(name) in DATA and _suffix(name) != ".txt")
 
 
 Table = dict[str, tuple[str, str]]
 
 
-def _said(table: Table, name: str) -> tuple[str, str] | None:
+def _explain(table: Table, name: str) -> tuple[str, str] | None:
     row = table.get(what_is(name))
     if row is None:
         return None
@@ -143,7 +143,7 @@ def _said(table: Table, name: str) -> tuple[str, str] | None:
 
 
 def _facts(name: str) -> dict[str, str]:
-    """What the tables may mention."""
+    """Return the values that the messages in the tables may mention."""
     path = Path(name)
     page = HUB_PAGE.fullmatch(name) or HUB_ID.fullmatch(name)
     hub = page[1] if page else name
@@ -151,11 +151,11 @@ def _facts(name: str) -> dict[str, str]:
     facts |= {"short": hub.rpartition("/")[2], "parent": str(path.parent)}
     facts |= {"first": "", "kind": "", "own": "Name the file of rows", "each": ""}
     if os.path.isdir(name):
-        found = _data_in(_names_in(path))
-        facts["first"] = str(path / found[0]) if found else ""
+        data = _data_in(_names_in(path))
+        facts["first"] = str(path / data[0]) if data else ""
         facts["kind"] = _kind_of_run(path)
         if own := OUTPUTS.get(facts["kind"]):
-            facts["own"] = f"The rows it made are in {path / own}"
+            facts["own"] = f"The rows it wrote are in {path / own}"
     facts["each"] = ", ".join(part.strip() for part in name.split(",") if part.strip())
     return facts
 
@@ -168,7 +168,7 @@ def _kind_of_run(path: Path) -> str:
     return kind if isinstance(kind, str) and kind.isalpha() else "of alignkit"
 
 
-# What tells a directory apart: the first of these files that is in it.
+# What identifies a directory: the first of these files that it holds.
 DIRECTORIES: dict[str, str] = {
     "manifest.json": "run",
     "stage.json": "run",
@@ -180,9 +180,9 @@ DIRECTORIES: dict[str, str] = {
 }
 OUTPUTS = {"split": "train.jsonl", "generate": "candidates.jsonl", "rank": "rankings.jsonl"}
 
-LOCAL = "data come from files on this machine, and there is none of this name"
+LOCAL = "data are read from files on this machine, and no file has this name"
 FROM_HUB = (
-    "For a data set of the hub, two lines of Python make one:\n"
+    "To use a data set of the hub, run two lines of Python:\n"
     "    from datasets import load_dataset\n"
     '    load_dataset("{hub}", split="train").to_json("{short}.jsonl")'
 )
@@ -191,79 +191,82 @@ AS_DATA: Table = {
     "hub id": (LOCAL, FROM_HUB),
     "hub page": (LOCAL, FROM_HUB),
     "word": ("no such file", FROM_HUB),
-    "address": ("data come from files on this machine", "Download it and name the file"),
+    "address": ("data are read from files on this machine", "Download it and name the file"),
     "embedded": (
-        "embedded data are there for stages, in recipes and in the commands that train",
+        "embedded data work only in recipes and in commands that train",
         "Name a file",
     ),
-    "pattern": ("no file of this name; patterns are not expanded here", "Name each file"),
-    "list": ("no file of this name", "If these are several files, give each by itself: {each}"),
-    "run": ("a finished run ({kind}), not data", "{own}; a run is given as --policy or --model"),
+    "pattern": ("no file has this name; patterns are not expanded", "Name each file"),
+    "list": ("no file has this name", "If these are several files, list them separately: {each}"),
+    "run": ("a finished run ({kind}), not data", "{own}; pass a run as --policy or --model"),
     "runs": ("a directory of runs, not data", "Name a file of rows"),
-    "adapter": ("an adapter, not data", "Give it as --model {name}, and a file of rows as data"),
-    "model": ("a model, not data", "Give it as --model {name}, and a file of rows as data"),
+    "adapter": ("an adapter, not data", "Pass it as --model {name}, and a file of rows as data"),
+    "model": ("a model, not data", "Pass it as --model {name}, and a file of rows as data"),
     "saved data set": (
-        "a data set as save_to_disk or the cache of datasets leaves it",
-        "Two lines of Python make a file of it:\n"
+        "a data set in the format of save_to_disk or of the datasets cache",
+        "Two lines of Python turn it into a file:\n"
         "    from datasets import load_from_disk\n"
-        '    load_from_disk("{name}").to_json("{stem}.jsonl")  # ["train"] of one with splits',
+        '    load_from_disk("{name}").to_json("{stem}.jsonl")  # with splits: pick ["train"] first',
     ),
     "recipe": (
         "YAML, not rows",
-        "A recipe is run by: alignkit run {name}; settings of one stage are given as --config",
+        "Run a recipe with: alignkit run {name}; pass the settings of one stage with --config",
     ),
     "settings": ("settings, not rows", "Name a file of rows: .jsonl, .json, .csv, .parquet …"),
     "program": ("a program, not rows", "Name a file of rows: .jsonl, .json, .csv, .parquet …"),
-    "weights": ("weights of a model, not rows", "A model is given by its directory: --model"),
-    "gguf": ("weights of a model, not rows", "A model is given by its directory: --model"),
+    "weights": ("model weights, not rows", "Pass the model's directory as --model"),
+    "gguf": ("model weights, not rows", "Pass the model's directory as --model"),
     "arrow": (
         "an Arrow file of the datasets library",
-        "Two lines of Python make JSONL of it:\n"
+        "Two lines of Python turn it into JSONL:\n"
         "    from datasets import Dataset\n"
         '    Dataset.from_file("{name}").to_json("{stem}.jsonl")',
     ),
     "workbook": ("a workbook, not rows", "Save its sheet as CSV (UTF-8)"),
     "archive": (
         "an archive",
-        "Unpack it, and name the file of rows in it; .gz, .zst, .bz2 and .xz are read",
+        "Unpack it and name the file of rows inside; .gz, .zst, .bz2 and .xz files are read as is",
     ),
     "pickle": (
         "pickled or numeric data, which are not read because loading them can run code",
-        "Write them as JSONL where you trust their origin",
+        "If you trust their origin, write them as JSONL",
     ),
     "database": ("a database", "Export the table as CSV or JSONL"),
-    "document": ("a document, not rows", "Rows are objects with prompts and answers: JSONL, CSV …"),
+    "document": (
+        "a document, not rows",
+        "Rows are objects with prompts and completions: JSONL, CSV …",
+    ),
 }
 
 AS_RECIPE: Table = {
     "data": (
         "data, not a recipe",
         "To check it: alignkit data check {name}; to train one stage on it: alignkit sft --data "
-        "{name}, or reward, dpo",
+        "{name}, or reward or dpo instead of sft",
     ),
     "program": (
-        "a program, not a recipe; recipes hold settings alone, and alignkit runs the stages",
-        "alignkit demo shows one; settings of trainers are given by our names, see alignkit sft -h",
+        "a program, not a recipe; a recipe holds settings only, and alignkit runs the stages",
+        "alignkit demo prints a recipe; alignkit sft -h lists the names of our settings",
     ),
     "settings": ("not a recipe: recipes are YAML", "Write name: and stages: in a .yaml file"),
-    "weights": ("weights of a model, not a recipe", "A model is named in a recipe, or by --model"),
-    "gguf": ("weights of a model, not a recipe", "A model is named in a recipe, or by --model"),
+    "weights": ("model weights, not a recipe", "Name the model in a recipe, or pass it as --model"),
+    "gguf": ("model weights, not a recipe", "Name the model in a recipe, or pass it as --model"),
     "run": (
         "a finished run ({kind}), not a recipe",
-        "Give the recipe it came from; finished stages are reused",
+        "Pass the recipe it came from; finished stages are reused",
     ),
-    "runs": ("a directory of runs, not a recipe", "Give the recipe they came from"),
-    "adapter": ("an adapter, not a recipe", "A model is named in a recipe, or by --model"),
-    "model": ("a model, not a recipe", "A model is named in a recipe, or by --model"),
+    "runs": ("a directory of runs, not a recipe", "Pass the recipe they came from"),
+    "adapter": ("an adapter, not a recipe", "Name the model in a recipe, or pass it as --model"),
+    "model": ("a model, not a recipe", "Name the model in a recipe, or pass it as --model"),
     "hub id": (
-        "no file of this name; models and data of the hub are named in a recipe",
-        "alignkit demo shows one",
+        "no file has this name; name models and data of the hub inside a recipe",
+        "alignkit demo prints a recipe",
     ),
 }
 
 AS_MODEL: Table = {
-    "data": ("data, not a model", "Give it as --data {name}; a model is a directory or a hub id"),
-    "recipe": ("YAML, not a model", "A recipe is run by: alignkit run {name}"),
+    "data": ("data, not a model", "Pass it as --data {name}; a model is a directory or a hub id"),
+    "recipe": ("YAML, not a model", "Run a recipe with: alignkit run {name}"),
     "program": ("a program, not a model", "A model is a directory or a hub id"),
     "weights": (
         "one file of a model",
@@ -277,10 +280,10 @@ AS_MODEL: Table = {
     "hub page": ("an address, not a model's name", "Its hub id is {hub}"),
     "address": ("an address, not a model's name", "Download it and name the directory"),
     "saved data set": ("a data set, not a model", "A model is a directory or a hub id"),
-    "directory of data": ("a directory of data, not a model", "Data are given as --data {first}"),
+    "directory of data": ("a directory of data, not a model", "Pass data as --data {first}"),
     "runs": ("a directory of runs", "Name one run in it"),
     "run": (
-        "a finished run ({kind}) that left no model",
-        "A run of sft, reward, dpo, ppo or rloo is one, or a directory, or a hub id",
+        "a finished run ({kind}) that saved no model",
+        "Name a run of sft, reward, dpo, ppo or rloo, a directory, or a hub id",
     ),
 }

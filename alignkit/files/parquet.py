@@ -1,9 +1,9 @@
-"""Parquet to rows, in batches whose size is known before they are unpacked.
+"""Read Parquet in batches whose size is known before they are unpacked.
 
-A text that stands once in a dictionary may be meant a million times, so a file of a kilobyte can
-unpack to gigabytes. How long the texts and how many the values are is looked up first; columns
-that could come to too much are read as dictionary and indices, and their rows are made one by one.
-The file's own word is taken for how large its pages are.
+A dictionary stores a text once, but rows may refer to it a million times, so a file of a kilobyte
+can unpack to gigabytes. The lengths of texts and the numbers of values are therefore looked up
+first. Columns that could grow too large are read as dictionary and indices, and their rows are
+built one by one. The sizes of pages are taken from the file's own metadata.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from alignkit.files.row import MAX_LINE, Report, Row, bomb, most_bytes, nothing,
 
 MOST_ROWS = 256
 BATCH_BYTES = 32 << 20
-# What the values of nested columns may come to if one row held them all.
+# What the values of nested columns may add up to, as if one row held them all.
 NESTED_BYTES = 256 << 20
-# What a cell takes beside its text: names, quotes and brackets of the same row as JSON.
+# What a cell costs besides its text: names, quotes and brackets of the same row as JSON.
 CELL_BYTES = 16
-# How far numbers may be packed: a list of a million zeros takes a few bytes.
+# How densely numbers may be packed: a list of a million zeros takes a few bytes.
 MOST_PACKED = 20
 
 
 def read_parquet(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """The rows of a Parquet file; the line of a row is its number counted from one.
+    """Yield the rows of a Parquet file; a row's line is its number counted from one.
 
     DataError when it unpacks to more than a file of its size may.
     """
     import pyarrow as pa
 
     if not stream.seekable():
-        message = "Parquet is compressed inside and is not read out of a compressed file"
+        message = "Parquet is compressed inside and cannot be read from a compressed file"
         report(Problem(name, None, None, "parquet", message, "decompress it first"))
         return
     try:
@@ -45,11 +45,11 @@ def read_parquet(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
     except pa.ArrowException as error:
         report(Problem(name, None, None, "parquet", f"not Parquet: {error}", "copy it again"))
     except RowError as error:
-        report(Problem.of(error, name, None))
+        report(Problem.from_error(error, name, None))
 
 
 def refuse_repeated(names: Sequence[str]) -> None:
-    """Refuse a table with two columns of one name, of which only one could be read."""
+    """Refuse a table with two columns of the same name, since only one of them could be read."""
     for name in names:
         if names.count(name) > 1:
             called = f'are called "{name}"' if name else "have no name"
@@ -59,14 +59,14 @@ def refuse_repeated(names: Sequence[str]) -> None:
 
 @dataclass
 class _Plan:
-    """How to read one row group: rows at a time, and the columns to read as dictionaries."""
+    """How to read one row group: how many rows at a time, which columns as dictionaries."""
 
     rows: int
     coded: list[str] = field(default_factory=list)
 
 
 class _Reader:
-    """One file being read."""
+    """Reads one file."""
 
     def __init__(self, name: str, stream: BinaryIO, report: Report) -> None:
         import pyarrow.parquet as pq
@@ -85,7 +85,7 @@ class _Reader:
         refuse_repeated(self.file.schema_arrow.names)
 
     def rows(self) -> Iterator[Row]:
-        """Every row, group by group; one that is too long is reported and left out."""
+        """Yield every row, group by group; report and skip a row that is too long."""
         line = 0
         for group in range(self.metadata.num_row_groups):
             for batch, size in self._batches(group):
@@ -100,7 +100,7 @@ class _Reader:
             self.report(nothing(self.name, fix="write at least one row"))
 
     def _batches(self, group: int) -> Iterator[tuple[Any, int]]:
-        """(batch, its size unpacked), none larger than it should be but single rows."""
+        """Yield (batch, its unpacked size); only single rows may exceed the limit."""
         import pyarrow.parquet as pq
 
         plan = self._plan(group)
@@ -115,7 +115,7 @@ class _Reader:
                 yield part, size
 
     def _plan(self, group: int) -> _Plan:
-        """What a row group may come to, column by column, from its metadata and dictionaries."""
+        """Bound the size of a row group, column by column, from its metadata and dictionaries."""
         about = self.metadata.row_group(group)
         columns = [about.column(i) for i in range(about.num_columns)]
         if sum(column.total_uncompressed_size for column in columns) > self.most:
@@ -142,7 +142,7 @@ class _Reader:
         return plan
 
     def _longest(self, group: int, column: Any, width: int) -> int:
-        """Bytes that one value of a column has at most, where values are not stored one by one."""
+        """Bound the bytes of one value of a column whose values are not stored one by one."""
         if column.physical_type != "BYTE_ARRAY":
             return max(8, width)
         stored = int(column.total_uncompressed_size)
@@ -166,7 +166,7 @@ class _Reader:
         return 0
 
     def _row(self, value: dict[str, Any], line: int) -> dict[str, Any]:
-        """Arrow gives every struct all keys: inside a row, null means that it was not there."""
+        """Build the row; Arrow gives every struct all keys, so null inside a row means no key."""
         row: dict[str, Any] = {}
         for key, cell in value.items():
             if cell is None:
@@ -179,30 +179,30 @@ class _Reader:
             try:
                 row[key] = _plain(cell)
             except _NotFinite:
-                self._tell_not_finite(key, line)
+                self._warn_not_finite(key, line)
                 row[key] = None
         return row
 
     def _of_json(self, cell: Any, column: str, line: int) -> Any:
-        """The value of a cell that the file itself calls JSON; text that is none stays text."""
+        """Decode a cell that the file declares as JSON; keep text that is not JSON as text."""
         try:
             return json.loads(cell)
         except (ValueError, TypeError, RecursionError):
-            message = f'"{column}" is called JSON by the file and is not: read as text'
-            fix = "write the file anew"
+            message = f'"{column}" is declared as JSON by the file but is not: read as text'
+            fix = "write the file again"
             self.report(Problem(self.name, line, column, "json", message, fix, "warning"))
             return cell if isinstance(cell, str) else _plain(cell)
 
-    def _tell_not_finite(self, column: str, line: int) -> None:
+    def _warn_not_finite(self, column: str, line: int) -> None:
         if column not in self.not_finite:
             self.not_finite.add(column)
-            message = f'"{column}" holds NaN or infinity, read as null'
+            message = f'"{column}" holds NaN or infinity; read as null'
             fix = "write null, or a number"
             self.report(Problem(self.name, line, column, "not-finite", message, fix, "warning"))
 
 
 def _dictionaries(array: Any) -> Iterator[Any]:
-    """The dictionary arrays inside a column, however deep."""
+    """Yield the dictionary arrays inside a column, at any depth."""
     import pyarrow as pa
 
     if isinstance(array, pa.DictionaryArray):
@@ -215,7 +215,7 @@ def _dictionaries(array: Any) -> Iterator[Any]:
 
 
 def _parts(batch: Any) -> Iterator[tuple[Any, int]]:
-    """(part, its size unpacked) of a batch, halved until a row that is too long is alone."""
+    """Yield (part, its unpacked size) of a batch, halving it until an overlong row is alone."""
     size = sum(_unpacked(column) for column in batch.columns)
     size += CELL_BYTES * batch.num_rows * (1 + batch.num_columns)
     if batch.num_rows < 2 or size <= MAX_LINE:
@@ -227,7 +227,7 @@ def _parts(batch: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _unpacked(array: Any) -> int:
-    """Bytes of a column's values, those of a dictionary counted as often as they are meant."""
+    """Return the bytes of a column's values; one in a dictionary counts each time it is used."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -242,11 +242,11 @@ def _unpacked(array: Any) -> int:
 
 
 class _NotFinite(Exception):
-    """A number that JSON does not have."""
+    """Raised for a number that JSON cannot represent."""
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """Convert a value to what JSON can represent."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
@@ -258,7 +258,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Decimal) -> int | float | str:
-    """A decimal as a number where that is the same number, else as text."""
+    """Return a decimal as the number equal to it, or as text if there is none."""
     if not value.is_finite():
         raise _NotFinite
     number = int(value) if value == value.to_integral_value() else float(value)
@@ -269,7 +269,7 @@ def _text(value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        message = "a column of bytes that are no text"
+        message = "a column of bytes that are not text"
         raise RowError("type", message, "leave the column out") from None
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a row, and how it is told: `file:line[:col]: what. Fix: how`."""
+"""Describe what is wrong with a row, printed as `file:line[:col]: what. Fix: how`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Level = Literal["error", "warning", "note"]
 
 
 class RowError(Exception):
-    """A row cannot become a record; the place is added by whoever knows the file."""
+    """A row cannot become a record; whoever knows the file adds the place."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class RowError(Exception):
         self.column = column
 
     def within(self, field: str) -> RowError:
-        """The same error seen from outside: `[2].role` within `messages` is `messages[2].role`."""
+        """Prefix the field: `[2].role` within `messages` becomes `messages[2].role`."""
         inner = self.field or ""
         joint = "" if not inner or inner.startswith("[") else "."
         self.field = f"{field}{joint}{inner}"
@@ -73,33 +73,33 @@ class Problem:
         return f"{self.where}: {message}{f' Fix: {self.fix}' if self.fix else ''}"
 
     def as_json(self) -> dict[str, object]:
-        """The six keys that `data check --json` prints for a problem."""
+        """Return the six keys that `data check --json` prints per problem."""
         keys = ("line", "field", "kind", "message", "fix", "level")
         return {key: getattr(self, key) for key in keys}
 
     def error(self) -> DataError:
-        """The problem as an exception."""
+        """Return the problem as an exception."""
         return DataError(
             self.message, where=self.where, hint=f"Fix: {self.fix}" if self.fix else None
         )
 
     @classmethod
-    def of(cls, error: RowError, file: str, line: int | None) -> Problem:
-        """A row error, placed."""
+    def from_error(cls, error: RowError, file: str, line: int | None) -> Problem:
+        """Add the place to a row error."""
         return cls(
             file, line, error.field, error.kind, error.message, error.fix, "error", error.column
         )
 
     @classmethod
-    def found(cls, finding: Finding, file: str, line: int | None) -> Problem:
-        """A finding, placed."""
+    def from_finding(cls, finding: Finding, file: str, line: int | None) -> Problem:
+        """Add the place to a finding."""
         return cls(
             file, line, finding.field, finding.kind, finding.message, finding.fix, finding.level
         )
 
 
 def tally(problems: Iterable[Problem]) -> dict[str, int]:
-    """How many problems there are of each kind, most frequent first."""
+    """Count the problems of each kind, most frequent first."""
     counts: dict[str, int] = {}
     for problem in problems:
         counts[problem.kind] = counts.get(problem.kind, 0) + 1

@@ -1,4 +1,4 @@
-"""One row of a file with its place, and what readers of all containers share."""
+"""Define one row of a file with its place, and what the readers of all containers share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Report = Callable[[Problem], None]
 
 @dataclass(slots=True)
 class Row:
-    """One row: its 1-based line, its 0-based number, its object and, from JSON, its bytes.
+    """One row: its 1-based line, its 0-based number, its object and, if read from JSON, its bytes.
 
-    `file` is the part of a folder that the row stands in, null in a file read by its own name.
+    `file` is the file of a folder that the row comes from, None in a file read by its own name.
     """
 
     line: int
@@ -33,26 +33,26 @@ class Row:
 
 
 def nothing(name: str, blank: int = 0, fix: str = "one JSON object per line") -> Problem:
-    """The problem of a file without rows."""
+    """Return the problem of a file without rows."""
     message = "no records" + (f", only {blank} blank lines" if blank else "")
     return Problem(name, None, None, "empty", message, fix)
 
 
 def placed(error: RowError, name: str, line: int | None) -> Problem:
-    """A row's error with its place; bytes that are no UTF-8 with the command that mends them."""
+    """Add the place to a row's error; to an encoding error also the command that converts it."""
     if error.kind == "encoding":
         error.fix = recode(name, "UTF-16" if "UTF-16" in error.message else "WINDOWS-1252")
-    return Problem.of(error, name, line)
+    return Problem.from_error(error, name, line)
 
 
 def recode(name: str, encoding: str) -> str:
-    """The command that writes a file anew as UTF-8."""
+    """Return the command that converts a file to UTF-8."""
     path = Path(name)
     return f"iconv -f {encoding} -t UTF-8 {quote(name)} > {quote(f'{path.stem}.utf8{path.suffix}')}"
 
 
 def lines_of(name: str, stream: BinaryIO, report: Report) -> Iterator[bytes]:
-    """Lines split at "\\n" only, since U+2028 and U+0085 are text; overlong ones are reported."""
+    """Yield lines split at "\\n" only, since U+2028 and U+0085 are text; report overlong ones."""
     line = 0
     while raw := stream.readline(MAX_LINE + 1):
         line += 1
@@ -66,13 +66,13 @@ def lines_of(name: str, stream: BinaryIO, report: Report) -> Iterator[bytes]:
 
 
 def too_long(name: str, line: int, size: float, what: str = "line") -> Problem:
-    """The problem of a row beyond the limit."""
+    """Return the problem of a row beyond the limit."""
     message = f"{what} is {size / 2**20:.1f} MiB, the limit is 16 MiB"
     return Problem(name, line, None, "too-long", message, "split or remove the row")
 
 
 def bomb(name: str) -> DataError:
-    """The error of a file that unpacks to far more than it is."""
+    """Return the error of a file that unpacks to far more than its size."""
     return DataError(
         f"decompresses to more than {MAX_RATIO} times its size",
         where=name,
@@ -81,5 +81,5 @@ def bomb(name: str) -> DataError:
 
 
 def most_bytes(size: int) -> int:
-    """How much a compressed file of this size may unpack to."""
+    """Return how many bytes a compressed file of this size may unpack to."""
     return max(RATIO_COUNTS_FROM, size * MAX_RATIO)

@@ -1,7 +1,7 @@
-"""Files to rows, streaming: JSONL, JSON arrays, CSV/TSV, labelled text, Parquet; gzip and zstd.
+"""Stream rows from files: JSONL, JSON arrays, CSV/TSV, labeled text, Parquet, compressed or not.
 
-A row is a JSON object with its place. What is wrong with a line goes to `report`, one Problem each;
-reading goes on where that makes sense. Nothing here knows what a row means.
+A row is a JSON object with its place. Each problem goes to `report`; reading continues where that
+makes sense. Nothing here knows what a row means.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -37,20 +38,20 @@ from alignkit.files.row import (
     recode,
 )
 from alignkit.files.shards import parts_of
-from alignkit.files.tables import read_csv, read_tsv, read_txt
+from alignkit.files.tables import read_table, read_txt
 
 __all__ = [
     "COMPRESSIONS", "MAX_LINE", "SUFFIXES", "Report", "Row", "compression_of", "container_of",
     "read_rows",
 ]  # fmt: skip
 
-# Who wants to know how many bytes were read, for a progress bar.
+# The callback that counts the bytes read, for a progress bar.
 _WATCH: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=None)
 
 
 @contextmanager
 def watched(advance: Callable[[int], None]) -> Iterator[None]:
-    """Calls `advance` with the bytes of every row read within the block."""
+    """Call `advance` with the bytes of every row read within the block."""
     token = _WATCH.set(advance)
     try:
         yield
@@ -61,10 +62,10 @@ def watched(advance: Callable[[int], None]) -> Iterator[None]:
 def read_rows(
     path: str | Path, report: Report, *, heard: Callable[[bytes], object] | None = None
 ) -> Iterator[Row]:
-    """The rows of a file in any container we know, or of all parts of a folder.
+    """Yield the rows of a file in any known container, or of all files of a folder.
 
-    `heard` gets the bytes as they are read: a pipe, which can be read once only, has a fingerprint
-    too. DataError when a file cannot be opened.
+    `heard` receives the bytes as they are read, so that a pipe, which can be read only once, gets a
+    fingerprint too. DataError when a file cannot be opened.
     """
     refuse_other_things(str(path))
     parts = parts_of(str(path))
@@ -102,7 +103,7 @@ def _rows_of_file(
 
 
 def refuse_other_things(name: str) -> None:
-    """Say what a name stands for that is no file of rows: a hub id, a model, a recipe, a run."""
+    """Refuse a name that stands for something else: a hub id, a model, a recipe, a run."""
     mistaken = as_data(name)
     if mistaken and not (guessed(name) and _nearest_file(name)):
         raise DataError(mistaken[0], where=name, hint=mistaken[1])
@@ -115,7 +116,7 @@ def _nearest_file(name: str) -> str:
 
 
 def _foreign(name: str, container: str, stream: Any) -> Problem | None:
-    """What a file is instead of what its name says, by its first bytes."""
+    """Report a file whose first bytes contradict its name."""
     head = bytes(stream.peek(64)[:64])
     for magic, (message, fix) in MAGIC.items():
         if head.startswith(magic) and (magic, container) != (b"PAR1", "parquet"):
@@ -130,42 +131,50 @@ def _foreign(name: str, container: str, stream: Any) -> Problem | None:
 
 @contextmanager
 def opened(name: str, heard: Callable[[bytes], object] | None = None) -> Iterator[BinaryIO]:
-    """The file's bytes, decompressed; a compression bomb stops with a DataError."""
+    """Open a file's bytes, decompressed; DataError on a compression bomb."""
     with open(name, "rb") as file:
         plain = file if heard is None else _heard(file, name, heard)
         compression = compression_of(name)
         if compression is None:
             yield plain
         else:
-            size = Path(name).stat().st_size
-            bounded = _Bounded(_decompressed(plain, compression), name, size)
-            yield cast(BinaryIO, io.BufferedReader(bounded, 1 << 20))
+            stream = _decompressed(plain, compression)
+            yield _buffered(_bounded(stream, name, Path(name).stat().st_size))
 
 
-def _heard(file: BinaryIO, name: str, heard: Callable[[bytes], object]) -> BinaryIO:
-    """The file, its bytes told as they are read; Parquet is read here and there, so beforehand."""
-    if container_of(name) != "parquet":
-        return cast(BinaryIO, io.BufferedReader(_Heard(file, heard), 1 << 20))
-    while part := file.read(1 << 20):
-        heard(part)
-    file.seek(0)
-    return file
+class _Source(io.RawIOBase):
+    """A stream of what `read` returns; it is called with the most bytes that it may return."""
 
-
-class _Heard(io.RawIOBase):
-    """A stream that tells every byte it hands out."""
-
-    def __init__(self, stream: BinaryIO, heard: Callable[[bytes], object]) -> None:
-        self.stream, self.heard = stream, heard
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
-        data = self.stream.read(len(target))
-        self.heard(data)
+        data = self._read(len(target))
         target[: len(data)] = data
         return len(data)
+
+
+def _buffered(read: Callable[[int], bytes]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Source(read), 1 << 20))
+
+
+def _heard(file: BinaryIO, name: str, heard: Callable[[bytes], object]) -> BinaryIO:
+    """Pass the bytes to `heard` as they are read; for Parquet, which is read by seeks, at once."""
+
+    def read(size: int) -> bytes:
+        data = file.read(size)
+        heard(data)
+        return data
+
+    if container_of(name) != "parquet":
+        return _buffered(read)
+    while read(1 << 20):
+        pass
+    file.seek(0)
+    return file
 
 
 def _decompressed(plain: BinaryIO, compression: str) -> Any:
@@ -181,7 +190,7 @@ def _decompressed(plain: BinaryIO, compression: str) -> Any:
 
 
 class _Xz:
-    """An xz stream that may not ask for more memory than the usual levels of `xz` do."""
+    """An xz stream that may use no more memory than the usual levels of `xz` need."""
 
     def __init__(self, plain: BinaryIO) -> None:
         self.plain = plain
@@ -191,7 +200,7 @@ class _Xz:
         return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; EOFError when the stream is cut short."""
+        """Return at most `size` bytes; EOFError when the stream is cut short."""
         while True:
             if self.decoder.eof:
                 more = self.decoder.unused_data.lstrip(b"\0") or self.plain.read(1 << 16)
@@ -206,31 +215,26 @@ class _Xz:
                 return data
 
 
-class _Bounded(io.RawIOBase):
-    """A decompressed stream that refuses to grow past `MAX_RATIO` times the file."""
+def _bounded(stream: Any, name: str, size: int) -> Callable[[int], bytes]:
+    """Read a decompressed stream, but refuse it when it grows past `MAX_RATIO` times its file."""
+    left = most_bytes(size)
 
-    def __init__(self, stream: Any, name: str, size: int) -> None:
-        self.stream, self.name = stream, name
-        self.limit = most_bytes(size)
-        self.total = 0
+    def read(most: int) -> bytes:
+        nonlocal left
+        data: bytes = stream.read(most)
+        left -= len(data)
+        if left < 0:
+            raise bomb(name)
+        return data
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self.stream.read(len(target))
-        self.total += len(data)
-        if self.total > self.limit:
-            raise bomb(self.name)
-        target[: len(data)] = data
-        return len(data)
+    return read
 
 
 # --- JSON lines ---------------------------------------------------------------------------------
 
 
 def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """One object a line. A torn last line is a warning, as after a power cut; others are errors."""
+    """Read one object per line; a torn last line, as after a power cut, is only a warning."""
     number = blank = line = 0
     for line, raw in enumerate(lines_of(name, stream, report), start=1):
         if line == 1:
@@ -259,7 +263,7 @@ def read_jsonl(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
 
 
 def _first_line(name: str, raw: bytes, report: Report) -> bytes | None:
-    """The first line without its byte order mark, or null when it begins an array."""
+    """Return the first line without its byte order mark, or None when it begins an array."""
     if raw.startswith(b"\xef\xbb\xbf"):
         report(Problem(name, 1, None, "bom", "UTF-8 byte order mark, ignored", "", level="note"))
         raw = raw[3:]
@@ -271,7 +275,7 @@ def _first_line(name: str, raw: bytes, report: Report) -> bytes | None:
 
 
 def _spans(raw: bytes, stream: BinaryIO) -> int:
-    """How many further lines complete the object that `raw` begins, 0 if none within 10,000."""
+    """Count the further lines that complete the object `raw` begins; 0 if none within 10,000."""
     text = raw
     for count in range(1, 10_001):
         more = stream.readline(MAX_LINE)
@@ -296,8 +300,11 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _cut_short(raw: bytes, error: RowError) -> bool:
-    """Whether a power cut explains the line: the last one, ending in the middle of a value, of a
-    character, or in the NUL bytes of a block that never reached the disk."""
+    """Return whether a power cut explains the line.
+
+    It must be the last one and end inside a value, inside a character, or in the NUL bytes of a
+    block that never reached the disk.
+    """
     if raw.endswith(b"\n"):
         return False
     if error.kind != "encoding":
@@ -311,7 +318,7 @@ def _cut_short(raw: bytes, error: RowError) -> bool:
 
 def _torn(name: str, line: int) -> Problem:
     message = "last line incomplete (power cut?), ignored"
-    return Problem(name, line, None, "torn", message, "remove it, or write it anew", "warning")
+    return Problem(name, line, None, "torn", message, "remove it, or write it again", "warning")
 
 
 def _pretty(name: str, first: int, last: int) -> Problem:
@@ -321,13 +328,13 @@ def _pretty(name: str, first: int, last: int) -> Problem:
 
 # --- JSON arrays and objects --------------------------------------------------------------------
 
-# What the array of rows is called in files that are one object around it.
+# Names of the array of rows in files that are one object around it.
 WRAPPERS = ("data", "rows", "records", "examples", "instances", "samples", "items", "dataset",
             "train", "validation", "test")  # fmt: skip
 
 
 def read_json(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """One JSON array of objects, alone or in an object, one object of columns, or JSON lines."""
+    """Read an array of objects, alone or in an object, or an object of columns, or JSON lines."""
     head = stream.read(4096)
     if head.startswith(b"\xef\xbb\xbf"):
         head = head[3:]
@@ -351,7 +358,7 @@ def _read_array(
             try:
                 yield Row(line, number - 1, _object(decode(raw)), raw)
             except RowError as error:
-                # Inside an item "the line" is the item, and its column means little.
+                # Inside an array "the line" is the item, and its column means little.
                 error.message = error.message.replace("the line", "the item")
                 error.column = None
                 report(placed(error, name, line))
@@ -381,20 +388,20 @@ def _read_object(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
 
 
 def _wrapped(name: str, reader: ObjectReader, key: str) -> Iterator[tuple[int, bytes]]:
-    """The items of the array that was found; a second array of rows is an error."""
+    """Yield the items of the array at the cursor; a second array of rows is an error."""
     yield from reader.array()
     if (other := reader.find(WRAPPERS)) is not None:
         raise RowError(
             "splits",
             f'rows under "{key}" and under "{other}"',
-            f"take one of them: jq -c '.{key}[]' {name} > {key}.jsonl",
+            f"choose one of them: jq -c '.{key}[]' {name} > {key}.jsonl",
         )
     if not reader.is_at_end():
         raise RowError("json", "text after the end of the object", "restore the file")
 
 
 def _read_one(name: str, raw: bytes, report: Report) -> Iterator[Row]:
-    """The rows of one object: columns turned into rows, else the object itself."""
+    """Yield the rows of an object of columns, or the object itself as one row."""
     try:
         value = _object(decode(raw))
         rows = rows_of_columns(value)
@@ -412,7 +419,7 @@ def _read_one(name: str, raw: bytes, report: Report) -> Iterator[Row]:
 
 
 def rows_of_columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The rows of an object that pandas wrote by columns, by index or split; null for others.
+    """Return the rows of an object that pandas wrote by columns, by index or split; else None.
 
     RowError when the columns have different lengths.
     """
@@ -433,7 +440,7 @@ def rows_of_columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         if rows is None:
             lengths = ", ".join(f'"{key}" {len(inner)}' for key, inner in value.items())
             message = f"columns of different lengths: {lengths}"
-            raise RowError("shape", message, "give each column a value for each row")
+            raise RowError("shape", message, "give each column one value per row")
         return [dict(zip(value, row, strict=True)) for row in rows]
     return None
 
@@ -444,35 +451,21 @@ def _are(values: Any, kind: type) -> bool:
 
 def _zipped(names: Any, cells: list[Any]) -> dict[str, Any]:
     if not _are(names, str) or len(names) != len(cells):
-        raise RowError("shape", "a row has another number of cells than there are columns",
+        raise RowError("shape", "a row does not have one cell per column",
                        "restore the file")  # fmt: skip
     return dict(zip(names, cells, strict=True))
 
 
 def _by_columns_too_long(name: str) -> Problem:
-    message = "one object of more than 16 MiB: rows cannot be told apart"
-    fix = "write one object a line: to_json(orient='records', lines=True) in pandas"
+    message = "one object of more than 16 MiB: its rows cannot be separated"
+    fix = "write one object per line: to_json(orient='records', lines=True) in pandas"
     return Problem(name, None, None, "too-long", message, fix)
 
 
 def _joined(head: bytes, stream: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Joined(head, stream), 1 << 20))
-
-
-class _Joined(io.RawIOBase):
-    """Bytes already read, then the rest of their stream."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self.head, self.stream = head, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self.head[: len(target)] or self.stream.read(len(target))
-        self.head = self.head[len(target) :]
-        target[: len(data)] = data
-        return len(data)
+    """Read bytes already taken from a stream, then the rest of the stream."""
+    taken = io.BytesIO(head)
+    return _buffered(lambda size: taken.read(size) or stream.read(size))
 
 
 # What `xz -9` needs is 65 MiB; a header may ask for 4 GiB.
@@ -481,13 +474,13 @@ XZ_MEMORY = 128 << 20
 CONTAINERS: dict[str, Callable[[str, BinaryIO, Report], Iterator[Row]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
+    "csv": partial(read_table, usual=","),
+    "tsv": partial(read_table, usual="\t"),
     "txt": read_txt,
     "parquet": read_parquet,
 }
 
-# What a file that calls itself JSON or JSONL may be instead: its first bytes -> (message, fix).
+# What a file named JSON or JSONL may be instead: its first bytes -> (message, fix).
 MAGIC = {
     b"\x1f\x8b": ("gzip data", "rename to {stem}.jsonl.gz"),
     b"\x28\xb5\x2f\xfd": ("zstd data", "rename to {stem}.jsonl.zst"),

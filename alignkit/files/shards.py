@@ -1,4 +1,4 @@
-"""Folders whose files are parts of one set of rows, as downloads of published data sets are.
+"""Read a folder whose files are parts of one set of rows, as published data sets are.
 
 A folder holds one split, or the split is named: `folder#train`.
 """
@@ -14,22 +14,22 @@ from alignkit.errors import DataError, did_you_mean
 from alignkit.files.containers import COMPRESSIONS, SUFFIXES, container_of
 from alignkit.files.kinds import as_data
 
-# `train-00000-of-00002.parquet`; some add a hash behind the numbers.
+# `train-00000-of-00002.parquet`; some add a hash after the numbers.
 _SHARD = re.compile(r"(?P<split>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?:-[0-9a-f]+)?")
 _NUMBERED = re.compile(r"(?:(?P<split>.+?)[-_.])?\d+")
-# Words that name a split, as files and folders carry them.
+# Words that name a split, as used in names of files and folders.
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
-# How far below a folder its data may be, and how much may be looked through.
+# How deep below a folder its data may be, and how many entries are looked at.
 DEPTH = 3
 MOST_FILES = 10_000
-# Files that describe the data beside them.
-_BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# Files that describe the data next to them.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def parts_of(name: str) -> list[str] | None:
-    """The files of a folder that make up one set, in order; null when it is no folder.
+    """Return the files of a folder that make up one set, in order; None if it is not a folder.
 
-    DataError when there are none, several splits, a part missing, or different containers.
+    DataError when there are none, several splits, a missing part, or different containers.
     """
     folder, marker, wanted = name.partition("#")
     # os.path takes a name that is too long for any file for an absent one; Path raises.
@@ -46,29 +46,29 @@ def parts_of(name: str) -> list[str] | None:
             raise DataError(
                 f"no split {wanted!r}{did_you_mean(wanted, splits)}",
                 where=folder,
-                hint=f"There are: {_listed(splits)}",
+                hint=f"Known splits: {_listed(splits)}",
             )
         return _whole(folder, wanted, splits[wanted])
     if len(splits) > 1:
         counted = [f"{split} ({_files(len(files))})" for split, files in splits.items()]
         raise DataError(
-            f"a folder of several sets: {_listed(counted)}",
+            f"a folder of several splits: {_listed(counted)}",
             where=name,
-            hint=f"Fix: name one: {folder.rstrip('/')}#{_usual(splits)}",
+            hint=f"Fix: name one of them: {folder.rstrip('/')}#{_usual(splits)}",
         )
     return _whole(folder, *next(iter(splits.items())))
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
-    """The data files under a folder by their split, both in order."""
-    found: dict[str, list[Path]] = {}
+    """Group the data files under a folder by their split, both in order."""
+    splits: dict[str, list[Path]] = {}
     for path in sorted(_data_files(folder), key=_natural):
-        found.setdefault(_split_of(path.relative_to(folder).parts), []).append(path)
-    return dict(sorted(found.items()))
+        splits.setdefault(_split_of(path.relative_to(folder).parts), []).append(path)
+    return dict(sorted(splits.items()))
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
-    """The data files at most `DEPTH` folders down; hidden ones are none."""
+    """Yield the data files at most `DEPTH` folders down, hidden ones excluded."""
     seen = 0
     for place, folders, names in os.walk(folder):
         below = len(Path(place).relative_to(folder).parts)
@@ -90,13 +90,13 @@ def _is_data(path: Path) -> bool:
     return (
         path.is_file()
         and ending.lower() in SUFFIXES
-        and path.name not in _BESIDE
+        and path.name not in _DESCRIPTIONS
         and not (ending.lower() == ".txt" and path.stem.lower() in ("readme", "license", "licence"))
     )
 
 
 def _split_of(inside: tuple[str, ...]) -> str:
-    """The split a file belongs to, by its name and the folders above it."""
+    """Return the split a file belongs to, by its name and the folders above it."""
     *folders, name = inside
     above = [part for part in folders if part != "data"]
     stem = name.split(".", 1)[0]
@@ -108,17 +108,17 @@ def _split_of(inside: tuple[str, ...]) -> str:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """2 before 10."""
+    """Sort key that puts 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part)
             for part in re.split(r"(\d+)", str(path)) if part]  # fmt: skip
 
 
 def _whole(folder: str, split: str, files: list[Path]) -> list[str]:
-    """The files, if none of a numbered series is missing and all are of one kind."""
+    """Return the files, if no part of a numbered series is missing and all are of one kind."""
     kinds = {container_of(str(path)) for path in files}
     if len(kinds) > 1:
         raise DataError(
-            f"{split} is there in several forms: {', '.join(sorted(kinds))}",
+            f"{split} exists in several containers: {', '.join(sorted(kinds))}",
             where=folder,
             hint=f"Fix: name the file: {files[0]}",
         )

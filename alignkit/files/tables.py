@@ -1,4 +1,4 @@
-"""Tables to rows: comma, semicolon and tab separated files with a header, and labelled lines."""
+"""Read tables: comma, semicolon and tab separated files with a header, and labeled lines."""
 
 from __future__ import annotations
 
@@ -17,24 +17,15 @@ from alignkit.files.row import MAX_LINE, Report, Row, lines_of, nothing, placed,
 SEPARATORS = ",;\t|"
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
-# A byte that is no UTF-8, as the decoder keeps it until its place is known.
+# A byte that is not UTF-8, as the decoder keeps it until its place is known.
 _STRAY = re.compile("[\udc80-\udcff]")
 # A number that the fast decoder would round.
 _HUGE = re.compile(r"\d{19}")
 _QUOTED = re.compile(r'"[^"]*"')
 
 
-def read_csv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Comma separated, with a header; another separator is found in the header and told."""
-    return _read_table(name, stream, report, ",")
-
-
-def read_tsv(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Tab separated, with a header; another separator is found in the header and told."""
-    return _read_table(name, stream, report, "\t")
-
-
-def _read_table(name: str, stream: BinaryIO, report: Report, usual: str) -> Iterator[Row]:
+def read_table(name: str, stream: BinaryIO, report: Report, usual: str) -> Iterator[Row]:
+    """Read a table with a header, separated as usual, or as its header shows; report the latter."""
     csv.field_size_limit(MAX_LINE)
     lines = _Lines(stream)
     try:
@@ -55,7 +46,7 @@ def _rows(name: str, lines: _Lines, report: Report, usual: str) -> Iterator[Row]
     first = next(lines, "")
     separator = separator_of(first, usual)
     if separator != usual:
-        message = f"separated by {NAMES[separator]}, read so"
+        message = f"separated by {NAMES[separator]}, and read that way"
         report(Problem(name, 1, None, "separator", message, "", level="note"))
     if first.startswith("sep="):
         lines.next_row()
@@ -83,9 +74,9 @@ def _rows(name: str, lines: _Lines, report: Report, usual: str) -> Iterator[Row]
 
 
 def separator_of(header: str, usual: str) -> str:
-    """The separator of a table: Excel's `sep=` line, or what stands in the header most often.
+    """Return the separator of a table: that of Excel's `sep=` line, or the header's most frequent.
 
-    The usual one wins wherever the header holds it at all.
+    The usual one wins wherever the header contains it at all.
     """
     if re.fullmatch(r"sep=[,;\t|]\s*", header):
         return header[4]
@@ -96,16 +87,16 @@ def separator_of(header: str, usual: str) -> str:
 
 
 class _TooLong(Exception):
-    """A row beyond the limit."""
+    """Raised for a row beyond the limit."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 class _Lines:
-    """The lines of a table as the csv module wants them, none of them endless or misread.
+    """Feeds lines to the csv module, bounded in length and decoded strictly.
 
-    `line` is the one read last, `first` the one on which the row being read began.
+    `line` is the number of the last line read, `first` that on which the current row began.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -129,11 +120,11 @@ class _Lines:
         return line
 
     def put_back(self, line: str) -> None:
-        """Give this line again: the header decided how the table is to be read."""
+        """Yield this line again: the header decided how to read the table."""
         self._waiting = line or None
 
     def next_row(self) -> int:
-        """The line on which the row just read began; the next one begins behind it."""
+        """Return the line on which the row just read began; the next row begins after it."""
         began, self.first, self._size = self.first, self.line + 1, 0
         return began
 
@@ -150,7 +141,7 @@ class _Lines:
 
 
 def not_utf8(byte: int, column: int) -> RowError:
-    """The error of a byte that is no UTF-8."""
+    """Return the error of a byte that is not UTF-8."""
     return RowError(
         "encoding",
         f"byte 0x{byte:02x} at column {column} is not UTF-8",
@@ -165,7 +156,7 @@ def _ragged(name: str, line: int, cells: int, columns: int) -> Problem:
 
 
 def cell_value(cell: str) -> Any:
-    """A cell's value: JSON where it is an object or an array, otherwise its text."""
+    """Return a cell's value: JSON if it is an object or an array, otherwise its text."""
     if cell[:1] in ("{", "[") and cell[-1:] in ("}", "]"):
         try:
             return (decode_exactly if _HUGE.search(cell) else decode)(cell.encode())
@@ -175,14 +166,14 @@ def cell_value(cell: str) -> Any:
 
 
 def cell_text(value: Any) -> str:
-    """The cell that `cell_value` reads back, for texts, objects and arrays."""
+    """Return the cell that `cell_value` reads back, for texts, objects and arrays."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def read_txt(name: str, stream: BinaryIO, report: Report) -> Iterator[Row]:
-    """Lines of `text<TAB>label` without a header, as sentiment corpora come."""
+    """Read lines of `text<TAB>label` without a header, the format of sentiment corpora."""
     number = 0
     for line, raw in enumerate(lines_of(name, stream, report), start=1):
         if line == 1:

@@ -1,4 +1,4 @@
-"""Fields to a model of pydantic's, and its first complaint in our words."""
+"""Validate fields with a pydantic model and explain the first failure in our words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validated(model: type[M], fields: Any) -> M:
-    """`model` with these fields; RowError in our words where they do not fit."""
+    """Build `model` from these fields; RowError in our words where they do not fit."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -22,7 +22,7 @@ def validated(model: type[M], fields: Any) -> M:
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> RowError:
-    """The first complaint of pydantic in our words."""
+    """Explain pydantic's first error in our words."""
     first = error.errors(include_url=False)[0]
     path = ""
     for part in first["loc"]:
@@ -32,7 +32,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> RowError:
     if first["type"] == "extra_forbidden":
         guess = did_you_mean(str(first["loc"][-1]), model.model_fields)
         return RowError(
-            "unknown-key", f'unknown key "{path}"{guess}', 'put it inside "extra"', field=path
+            "unknown-key", f'unknown key "{path}"{guess}', 'move it into "extra"', field=path
         )
     if first["type"] == "value_error":
         reason = str(first["ctx"]["error"])

@@ -1,4 +1,4 @@
-"""Rows to files, whole or not at all: a temporary file beside the target, fsync, rename."""
+"""Write rows whole or not at all: a temporary file next to the target, fsync, rename."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -28,17 +29,15 @@ from alignkit.files.tables import cell_text
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
 
-PARQUET_BATCH = 2000
-
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A stream that becomes `path` when the block ends well, and leaves nothing otherwise.
+    """Yield a stream that becomes `path` if the block succeeds, and nothing otherwise.
 
-    A link is followed. A pipe, and a descriptor that the shell opened (`/dev/stdout`,
-    `>(command)`), gets everything at once at the end. Any other device, a socket, a directory and
-    a file that is write-protected are refused. `name` of the stream is the path of what is being
-    written, for libraries that open files themselves.
+    Follows links. A pipe, or a descriptor that the shell opened (`/dev/stdout`, `>(command)`),
+    receives everything at once at the end. Any other device, a socket, a directory and a
+    write-protected file are refused. The stream's `name` is the path being written, for libraries
+    that open files themselves.
     """
     refuse_foreign(path)
     target = _followed(Path(path))
@@ -49,7 +48,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             with _spooled(target, number) as stream:
                 yield stream
         else:
-            with _beside(target, mode) as stream:
+            with _renamed(target, mode) as stream:
                 yield stream
     except BrokenPipeError:
         raise
@@ -64,9 +63,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 @contextmanager
-def _beside(target: Path, mode: int | None) -> Iterator[BinaryIO]:
-    """A file in the same folder, renamed over the target at the end; its permissions stay."""
-    # The name of a file may have 255 bytes: what is added must not make it too long.
+def _renamed(target: Path, mode: int | None) -> Iterator[BinaryIO]:
+    """Write in the same folder and rename over the target at the end; keep its permissions."""
+    # A file name may have 255 bytes, and the additions must fit.
     start = os.fsdecode(os.fsencode(target.name)[:200])
     partial = target.with_name(f".{start}.{os.getpid()}.partial")
     try:
@@ -88,7 +87,7 @@ def _new_file(path: str, flags: int) -> int:
 
 @contextmanager
 def _spooled(target: Path, number: int | None) -> Iterator[BinaryIO]:
-    """A temporary file, copied into a pipe at the end: what failed half-way was never sent."""
+    """Write to a temporary file and copy it into a pipe at the end: a failure sends nothing."""
     try:
         with tempfile.NamedTemporaryFile("wb") as stream:
             yield cast(BinaryIO, stream)
@@ -97,7 +96,7 @@ def _spooled(target: Path, number: int | None) -> Iterator[BinaryIO]:
                 shutil.copyfileobj(whole, sink, 1 << 20)
     except BaseException:
         if number is None:
-            _let_go(target)
+            _release(target)
         raise
 
 
@@ -109,14 +108,14 @@ def _sink(target: Path, number: int | None) -> BinaryIO:
     return open(os.dup(number), "wb")
 
 
-def _let_go(pipe: Path) -> None:
-    """Whoever waits for the other end of the pipe to be opened gets its end instead."""
+def _release(pipe: Path) -> None:
+    """End the wait of a process that opened the other end of the pipe."""
     with suppress(OSError):  # nobody waits
         os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def _followed(path: Path) -> Path:
-    """What a link points to in the end; names of open descriptors stay as they are."""
+    """Follow links to their target; keep names of open descriptors as they are."""
     for _ in range(40):
         if _descriptor(path) is not None or not path.is_symlink():
             return path
@@ -129,7 +128,7 @@ _OPEN = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open descriptor that a name stands for, null for every other name."""
+    """Return the open descriptor that a name stands for, None for any other name."""
     if str(path) == "-":
         return 1
     name = os.path.normpath(path.absolute())
@@ -138,7 +137,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _mode_of(target: Path) -> int | None:
-    """The mode of a target that may be written, null when it is not there yet."""
+    """Return the mode of a target that may be written, None if it does not exist yet."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -184,7 +183,7 @@ def _explain(error: OSError, target: Path) -> Exception:
 
 
 def refuse_foreign(path: str | Path, also: Container[str] = ()) -> None:
-    """Refuse a name that promises a kind of file we do not write."""
+    """Refuse a file name whose ending promises a format that is never written."""
     ending = Path(path).suffix.lower()
     if ending in FOREIGN or ending in also:
         raise DataError(
@@ -195,7 +194,7 @@ def refuse_foreign(path: str | Path, also: Container[str] = ()) -> None:
 
 
 def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
-    """Never write over what is being read."""
+    """Refuse to overwrite an input."""
     for path in inputs:
         source = str(path).partition("#")[0]
         target = Path(output)
@@ -203,7 +202,7 @@ def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
         inside = os.path.isdir(source) and Path(source).resolve() in target.resolve().parents
         both = os.path.exists(source) and os.path.exists(output)
         if inside or (both and os.path.samefile(source, output)):
-            what = "is in the folder that is read" if inside else "is an input"
+            what = "is inside the input folder" if inside else "is an input"
             raise DataError(
                 f"the output {what}",
                 where=str(output),
@@ -212,14 +211,14 @@ def refuse_in_place(inputs: Iterable[str | Path], output: str | Path) -> None:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows in the container that the file's name says; how many were written."""
+    """Write rows in the container that the file name implies; return how many."""
     refuse_foreign(path, NO_ROWS)
     with whole_file(path) as plain, _compressed(plain, compression_of(str(path))) as stream:
         return WRITERS[container_of(str(path))](stream, rows)
 
 
 def write_records(path: str | Path, records: Iterable[BaseModel]) -> int:
-    """Write records in the container that the file's name says; how many were written."""
+    """Write records in the container that the file name implies; return how many."""
     return write_rows(path, (record.model_dump() for record in records))
 
 
@@ -243,7 +242,7 @@ def _compressed(plain: BinaryIO, compression: str | None) -> Iterator[BinaryIO]:
 
 
 class _Unclosed(io.RawIOBase):
-    """Passes writes on but not `close`: Arrow closes what it writes to, and we have to sync it."""
+    """Forwards writes but not `close`: Arrow closes its target, which must still be synced."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -264,7 +263,7 @@ def _write_jsonl(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def json_line(row: dict[str, Any]) -> bytes:
-    """One line of JSON; integers beyond 64 bits are written as they are."""
+    """Serialize one row as a line of JSON; integers beyond 64 bits stay integers."""
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
@@ -282,7 +281,7 @@ def _write_json(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _write_table(stream: BinaryIO, rows: Iterable[dict[str, Any]], delimiter: str) -> int:
-    """A header from the first row; a later row with another key cannot be written."""
+    """Write a table with the first row's keys as header; refuse a later row with another key."""
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     header: list[str] = []
@@ -293,20 +292,12 @@ def _write_table(stream: BinaryIO, rows: Iterable[dict[str, Any]], delimiter: st
             writer.writerow(header)
         if unknown := row.keys() - set(header):
             raise DataError(
-                f"row {count} has {sorted(unknown)[0]!r}, which the first row has not",
+                f"row {count} has {sorted(unknown)[0]!r}, which the first row lacks",
                 hint="Fix: write .jsonl; a table needs the same columns in every row",
             )
         writer.writerow([cell_text(row.get(key)) for key in header])
     text.detach()
     return count
-
-
-def _write_csv(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
-    return _write_table(stream, rows, ",")
-
-
-def _write_tsv(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
-    return _write_table(stream, rows, "\t")
 
 
 def _write_txt(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
@@ -322,43 +313,43 @@ def _write_txt(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _write_parquet(stream: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
-    """Columns of texts, numbers and booleans as they are, anything else as JSON text.
+    """Write columns of texts, numbers and booleans as they are, anything else as JSON text.
 
-    The rows are held in memory as Arrow tables, since a column's type is known only at the end.
+    All rows are held in memory, since a column's type is known only after the last.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    listed = list(rows)
-    columns = {name: _column(listed, name) for name in _names(listed)}
+    held = list(rows)
+    columns = {name: _column(held, name) for name in _names(held)}
     schema = pa.schema([field for field, _ in columns.values()])
     table = pa.Table.from_arrays([array for _, array in columns.values()], schema=schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
     stream.write(buffer.getvalue().to_pybytes())
-    return len(listed)
+    return len(held)
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:
-    """Every key, one that a later row brings behind the one it follows there."""
+    """Return every key in order; a later row's new key goes after the one it follows there."""
     names: list[str] = []
-    known: set[str] = set()
+    seen: set[str] = set()
     for row in rows:
-        if row.keys() <= known:
+        if row.keys() <= seen:
             continue
         place = 0
         for name in row:
-            if name not in known:
+            if name not in seen:
                 names.insert(place, name)
-                known.add(name)
+                seen.add(name)
             place = names.index(name) + 1
     return names
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> tuple[Any, Any]:
-    """(field, array) of one key; the field says what a null stands for when a key is missing.
+    """Return (field, array) of one key; the field's metadata says what null stands for.
 
-    Where some rows have a null and others no such key, only JSON text can tell the two apart.
+    If some rows have a null and others lack the key, only JSON text can tell the two apart.
     """
     import pyarrow as pa
 
@@ -385,13 +376,13 @@ def _is_huge(cell: Any) -> bool:
 WRITERS: dict[str, RowWriter] = {
     "jsonl": _write_jsonl,
     "json": _write_json,
-    "csv": _write_csv,
-    "tsv": _write_tsv,
+    "csv": partial(_write_table, delimiter=","),
+    "tsv": partial(_write_table, delimiter="\t"),
     "txt": _write_txt,
     "parquet": _write_parquet,
 }
 
-# Endings of files that nothing here writes: whatever went into them would not be what they say.
+# Endings of formats that are never written here: the content would contradict the name.
 FOREIGN = frozenset(
     (
         *(".xlsx", ".xlsm", ".xls", ".ods", ".doc", ".docx", ".pdf", ".odt"),
@@ -400,5 +391,5 @@ FOREIGN = frozenset(
         *(".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".br", ".lzma", ".z", ".sz"),
     )
 )
-# Endings of what some command writes, but never as rows.
+# Endings of what some command writes, but never for rows.
 NO_ROWS = frozenset((".sqlite", ".sqlite3", ".db", ".html", ".htm", ".xml", ".yaml", ".yml", ".md"))

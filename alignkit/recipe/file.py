@@ -1,4 +1,4 @@
-"""From a recipe's text to its settings: every problem at once, each with its line and column."""
+"""Turn a recipe's text into settings; report all problems at once, with lines and columns."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ C = TypeVar("C", bound=BaseModel)
 QUOTED = re.compile(r"'([^']*)'")
 SETTING = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 
-# Keys that a recipe never has, and why.
+# Keys that a recipe never has, with the reason.
 REFUSED: dict[str, str] = {
     "trust_remote_code": "code that comes with a model is never run from a recipe",
-    "output_dir": "where a run goes is said on the command line, with --runs-dir or --output",
-    "output": "where a run goes is said on the command line, with --runs-dir or --output",
+    "output_dir": "set a run's directory on the command line, with --runs-dir or --output",
+    "output": "set a run's directory on the command line, with --runs-dir or --output",
 }
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe, with `stage.key=value` settings laid over it.
+    """Read and check a recipe, overridden by `stage.key=value` settings.
 
-    Raises an ErrorList of all its problems. Data files must exist; what is in them, and whether
-    the trainers take the arguments under `trainer:`, is checked when the run is planned.
+    Raises an ErrorList of all its problems. Data files must exist; their content, and the
+    arguments under `trainer:`, are checked when the run is planned.
     """
     if path.suffix != ".json" and (mistaken := as_recipe(str(path))):
         raise RecipeError(mistaken[0], where=str(path), hint=mistaken[1])
@@ -61,15 +61,15 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(document: Document, directory: Path, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe a document describes; relative paths in it start at `directory`."""
+    """Build the recipe that a document describes; its relative paths start at `directory`."""
     if not isinstance(document.value, dict):
         kind = "empty" if document.value is None else f"a {_type_name(document.value)}"
         raise RecipeError(
-            f"a recipe is a mapping with name and stages, this one is {kind}",
+            f"a recipe is a mapping with name and stages, but this is {kind}",
             where=document.where(()),
         )
     refuse_foreign(document.value, document.file, document.where(()))
-    _lay_over(document, settings)
+    _override(document, settings)
     value = dict(document.value)
     entries = value.pop("stages", None)
     head = validated(RecipeHead, value, document, (), known=("stages",))
@@ -90,7 +90,7 @@ def recipe_of(document: Document, directory: Path, settings: Sequence[str] = ())
 
 
 def parse_setting(text: str) -> tuple[list[str], Any]:
-    """`dpo.beta=0.2` is the path dpo, beta and the value 0.2; values are YAML."""
+    """Split `dpo.beta=0.2` into the path dpo, beta and the value 0.2; values are YAML."""
     match = SETTING.fullmatch(text)
     if not match:
         raise RecipeError(
@@ -110,7 +110,7 @@ def validated(
     *,
     known: Iterable[str] = (),
 ) -> C | None:
-    """The settings in `value`, or None with each problem noted in the document."""
+    """Return the settings in `value`, or None with each problem noted in the document."""
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:
@@ -120,7 +120,7 @@ def validated(
 
 
 def resolve(directory: Path, source: str) -> Path:
-    """A data path as written in a recipe in this directory; `$NAME` is the environment's."""
+    """Resolve a data path of a recipe in this directory; `$NAME` is read from the environment."""
     path = Path(os.path.expanduser(os.path.expandvars(source)))
     return path if path.is_absolute() else directory / path
 
@@ -135,8 +135,8 @@ def _stages(entries: Any, document: Document) -> list[Entry]:
         message = "stages is missing" if entries is None else "stages must be a list of stages"
         document.problem(("stages",), message, hint="For example: - sft: {data: rows.jsonl}")
         return []
-    found = [_stage(entry, ("stages", index), document) for index, entry in enumerate(entries)]
-    return [entry for entry in found if entry]
+    checked = [_stage(entry, ("stages", index), document) for index, entry in enumerate(entries)]
+    return [entry for entry in checked if entry]
 
 
 def _stage(entry: Any, path: KeyPath, document: Document) -> Entry | None:
@@ -173,22 +173,22 @@ def _check_names(stages: Sequence[Entry], document: Document) -> None:
             first = document.where(seen[name], key=True).removeprefix(f"{document.file}:")
             document.problem(
                 path,
-                f"a second stage is called {name!r}; the first is at {first}",
-                hint="Give one of them a name of its own, with name:",
+                f"a second stage is named {name!r}; the first is at {first}",
+                hint="Give one of them another name, with name:",
                 key=True,
             )
         seen.setdefault(name, path)
 
 
 def _check_values(stages: Sequence[Entry], document: Document, directory: Path) -> None:
-    """Every value that names a stage, a run or a file must name one that is there."""
+    """Check that every value that names a stage, a run or a file names an existing one."""
     names = [name for _, name, _ in stages]
     kinds = {name: str(path[-1]) for path, name, _ in stages}
     loops = _loops(stages, names)
     for index, (path, name, config) in enumerate(stages):
         if config is None:
             continue
-        earlier = {known: kinds[known] for known in names[:index]}
+        earlier = {other: kinds[other] for other in names[:index]}
         for field, marker in _marked(config):
             for position, value in _values(config, field):
                 problem: Problem | None = None
@@ -222,22 +222,23 @@ def _later(value: str, name: str) -> Problem:
 
 
 def _loops(stages: Sequence[Entry], names: Sequence[str]) -> dict[str, Problem]:
-    """Stages that wait for each other, by name."""
+    """Return the stages that wait for each other, by name."""
     needs = {
         name: [v for field, _ in _marked(config) for _, v in _values(config, field) if v in names]
         for _, name, config in stages
         if config
     }
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for start in needs:
         loop = _path_back(start, needs)
         if loop and len(loop) > 2:
-            found[start] = (f"stages wait for each other: {' → '.join(loop)}", "Break the loop")
-    return found
+            hint = "Break the loop"
+            problems[start] = (f"stages wait for each other: {' → '.join(loop)}", hint)
+    return problems
 
 
 def _path_back(start: str, needs: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The shortest way from a stage along its needs back to itself."""
+    """Return the shortest way from a stage along its needs back to itself."""
     ways = [[start, need] for need in needs.get(start, ())]
     seen = set()
     while ways:
@@ -258,13 +259,13 @@ def _check_source(
         kind = earlier[value.partition(".")[0]]
         if output and kind in marker.stages:
             return None
-        return f"stage {value!r} is a {kind} stage, which leaves no such data", None
+        return f"stage {value!r} is a {kind} stage, which writes no such data", None
     if value.startswith("embedded:"):
         word = value.removeprefix("embedded:")
         if word in EMBEDDED:
             return None
         return f"no embedded data {word!r}{did_you_mean(word, EMBEDDED)}", (
-            f"There is: {', '.join(EMBEDDED)}"
+            f"Known: {', '.join(EMBEDDED)}"
         )
     path = resolve(directory, value)
     # os.path takes a name that is too long for any file for an absent one; Path raises.
@@ -274,10 +275,10 @@ def _check_source(
     if mistaken and not (guessed(name) and nearest):
         return f"{shortened(value)}: {mistaken[0]}", mistaken[1]
     try:
-        known = os.path.isfile(path) or parts_of(str(path)) is not None
+        exists = os.path.isfile(path) or parts_of(str(path)) is not None
     except DataError as error:
         return f"{shortened(value)}: {error.message}", error.hint
-    return None if known else (f"no file {shortened(value)}{nearest}", None)
+    return None if exists else (f"no file {shortened(value)}{nearest}", None)
 
 
 def _check_reference(
@@ -295,9 +296,9 @@ def _check_reference(
         return None
     if os.path.isdir(path):
         return f"{shortened(value)} is not a finished run: it has no manifest.json", None
-    known = [*marker.words, *earlier]
-    return f"no stage or run {shortened(value)}{did_you_mean(value, known)}", (
-        f"Known here: {', '.join(known)}" if known else None
+    choices = [*marker.words, *earlier]
+    return f"no stage or run {shortened(value)}{did_you_mean(value, choices)}", (
+        f"Known here: {', '.join(choices)}" if choices else None
     )
 
 
@@ -318,7 +319,7 @@ def _nearest(path: Path, value: str, earlier: Iterable[str]) -> str:
 # --- settings from the command line ------------------------------------------------------------
 
 
-def _lay_over(document: Document, settings: Sequence[str]) -> None:
+def _override(document: Document, settings: Sequence[str]) -> None:
     problems: list[AlignkitError] = []
     for text in settings:
         try:
@@ -331,15 +332,15 @@ def _lay_over(document: Document, settings: Sequence[str]) -> None:
 
 
 def _setting_path(names: Sequence[str], document: Document) -> KeyPath:
-    """Where a setting goes: a stage's name or kind leads into the list of stages."""
+    """Return the path of a setting: a stage's name or kind leads into the list of stages."""
     first, *rest = names
     if not rest or first == "backbone":
         return tuple(names)
     places = _stage_places(document.value.get("stages"))
     if first not in places:
-        known = [*places, "backbone"]
+        choices = [*places, "backbone"]
         raise RecipeError(
-            f"--set {'.'.join(names)}: no stage {first!r}{did_you_mean(first, known)}",
+            f"--set {'.'.join(names)}: no stage {first!r}{did_you_mean(first, choices)}",
             hint=f"Stages: {', '.join(places)}",
         )
     return (*places[first], *rest)
@@ -355,7 +356,7 @@ def _stage_places(entries: Any) -> dict[str, KeyPath]:
     return places
 
 
-# --- pydantic's words to ours --------------------------------------------------------------------
+# --- pydantic's errors in our words --------------------------------------------------------------
 
 
 def _note(
@@ -377,35 +378,35 @@ def _note(
 
 
 def _unknown(key: str, fields: Sequence[str]) -> str:
-    """What to say of a key that is none of these fields: our word for it, or where it belongs."""
+    """Explain a key that is none of these fields: our word for it, or where it belongs."""
     if key in REFUSED:
-        return f"{key!r} is no recipe key: {REFUSED[key]}"
-    said = f"unknown key {shortened(key)}"
+        return f"{key!r} is not a recipe key: {REFUSED[key]}"
+    message = f"unknown key {shortened(key)}"
     word = Word((normal(key),)) if normal(key) in fields else meaning(key)
-    ours = word.here(fields) if word else None
-    if word and ours:
-        return f"{said}; alignkit calls it {_in_words(ours, word)}"
+    setting = word.here(fields) if word else None
+    if word and setting:
+        return f"{message}; alignkit calls it {_in_words(setting, word)}"
     if word and not word.ours:
-        return f"{said}, and none is needed: {word.note}"
+        return f"{message}, and none is needed: {word.note}"
     close = did_you_mean(key, fields)
     if close:
-        return said + close
+        return message + close
     if place := _place_of(normal(key)):
-        return f"{said}; it is a setting of {place}"
+        return f"{message}; it is a setting of {place}"
     for name in word.ours if word else ():
         if word and (place := _place_of(name)):
-            return f"{said}; alignkit calls it {_in_words(name, word)}, a setting of {place}"
-    return said
+            return f"{message}; alignkit calls it {_in_words(name, word)}, a setting of {place}"
+    return message
 
 
 def _in_words(setting: str, word: Word) -> str:
-    """`'quantization: nf4'`, and what is different about it."""
+    """Return `'quantization: nf4'`, with a note of what is different."""
     shown = f"{setting}: {word.value}" if word.value else setting
     return f"{shown!r} ({word.note})" if word.note else repr(shown)
 
 
 def _place_of(name: str) -> str:
-    """Where a recipe holds a setting: under backbone, in stages of some kinds, at its top."""
+    """Return where a recipe holds a setting: the backbone, stages of some kinds, or its top."""
     if name in BackboneConfig.model_fields:
         return "the backbone"
     kinds = [kind for kind, config in CONFIGS.items() if name in config.model_fields]
@@ -433,12 +434,12 @@ def _wrong(name: str, detail: Any) -> str:
         return str(detail["msg"])
     expected = EXPECTED.get(kind)
     message = expected.format(**context) if expected else detail["msg"].lower()
-    ours = value_meant(name.rpartition(".")[2], value) if kind == "literal_error" else None
-    named = ours is not None and repr(ours) in str(context.get("expected"))
-    meant = f"; alignkit calls it {ours!r}" if named else ""
-    if kind == "literal_error" and isinstance(value, str) and not named:
-        meant = did_you_mean(value, QUOTED.findall(str(context["expected"])))
-    return f"{name!r} must be {message}, not {_given(value)}{meant}"
+    meant = value_meant(name.rpartition(".")[2], value) if kind == "literal_error" else None
+    exists = meant is not None and repr(meant) in str(context.get("expected"))
+    suggestion = f"; alignkit calls it {meant!r}" if exists else ""
+    if kind == "literal_error" and isinstance(value, str) and not exists:
+        suggestion = did_you_mean(value, QUOTED.findall(str(context["expected"])))
+    return f"{name!r} must be {message}, not {_given(value)}{suggestion}"
 
 
 def _given(value: Any) -> str:

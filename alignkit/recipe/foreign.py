@@ -1,8 +1,8 @@
-"""Configurations of other tools: which tool's they are, and how they begin as a recipe.
+"""Recognize configurations of other tools, and show how they begin as a recipe.
 
-Recognised by their keys alone, whatever file they come in; nothing of another tool is run or
-imported. What is shown is a recipe with the settings that mean the same here: it is accepted as it
-stands once its files of rows are there.
+They are recognized by their keys alone, whatever file they come in; nothing of another tool is run
+or imported. The recipe shown has the settings that mean the same here, and is accepted as it is
+once its files of rows exist.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Flat = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tool:
-    """How the configurations of a tool are told, and what of them is understood.
+    """How to recognize the configurations of a tool, and what of them is understood.
 
-    One of the keys in `sure`, or `enough` of `telling` together, tells the tool. `stage` reads what
-    is trained. `words` are its dotted keys by our settings, beyond what keys without dots mean.
+    One of the keys in `sure`, or `enough` of `telling` together, identifies the tool. `stage`
+    returns the stage that is trained. `words` maps dotted keys to our settings; keys without dots
+    are in `other_words`.
     """
 
     name: str
@@ -41,18 +42,18 @@ class Tool:
     words: Mapping[str, str] = field(default_factory=dict)
 
     def score(self, keys: frozenset[str]) -> int:
-        """How much of the configuration speaks of this tool; 0 if too little."""
+        """Return how many of its keys the configuration has; 0 if too few."""
         if self.sure & keys:
             return 100 + len(self.telling & keys)
-        found = len(self.telling & keys)
-        return found if found >= self.enough else 0
+        hits = len(self.telling & keys)
+        return hits if hits >= self.enough else 0
 
 
 def refuse_foreign(value: Any, file: str, where: str) -> None:
-    """Raise a RecipeError when this is the configuration of another tool, or settings of a stage.
+    """Refuse another tool's configuration, or bare settings of a stage, with a RecipeError.
 
-    `value` is the content of the file, plain values; `file` its name, from which the recipe that
-    is shown takes its own.
+    `value` is the content of the file as plain values; `file` is its name, from which the recipe
+    shown takes its own.
     """
     if not isinstance(value, dict) or "stages" in value:
         return
@@ -67,13 +68,13 @@ def refuse_foreign(value: Any, file: str, where: str) -> None:
     raise RecipeError(
         f"this is {tool.name}; an alignkit recipe has a name and stages",
         where=where,
-        hint=f"Start from {shipped('recipes') / EXAMPLES[kind]}, or from this, which says what has "
-        f"the same meaning here:\n\n{as_recipe(tool, kind, flat, Path(file))}",
+        hint=f"Start from {shipped('recipes') / EXAMPLES[kind]}, or from this, with what has the "
+        f"same meaning here:\n\n{as_recipe(tool, kind, flat, Path(file))}",
     )
 
 
 def _refuse_settings(value: Mapping[str, Any], file: str, where: str) -> None:
-    """Settings of one stage, which `--config` takes, are no recipe."""
+    """Refuse settings of one stage, which `--config` takes: they are not a recipe."""
     keys = value.keys() - {"backbone", "seed"} - BackboneConfig.model_fields.keys()
     for kind in TRAINED:
         if keys and keys <= CONFIGS[kind].model_fields.keys() and {"data", "prompts"} & keys:
@@ -81,15 +82,15 @@ def _refuse_settings(value: Mapping[str, Any], file: str, where: str) -> None:
                 "settings without stages",
                 where=where,
                 hint=f"For one stage: alignkit {kind} --config {file} --output DIR; "
-                f"in a recipe they stand under stages: - {kind}:",
+                f"in a recipe they go under stages: - {kind}:",
             )
 
 
-# --- recognising ---------------------------------------------------------------------------------
+# --- recognizing ---------------------------------------------------------------------------------
 
 
 def _flat(value: Any, within: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings; of a list of mappings, its first."""
+    """Yield (dotted key, value) of everything in nested mappings; of a list, its first."""
     if isinstance(value, dict) and depth < 8:
         for key, inner in value.items():
             name = f"{within}.{key}" if within else str(key)
@@ -100,7 +101,7 @@ def _flat(value: Any, within: str = "", depth: int = 0) -> Iterator[tuple[str, A
 
 
 def _tool_of(flat: Flat) -> Tool | None:
-    # A key tells by its whole path, and `_component_` wherever it stands.
+    # A key counts by its whole path, but `_component_` wherever it is.
     keys = frozenset(flat) | {name.rpartition(".")[2] for name in flat if "_component_" in name}
     best = max(TOOLS, key=lambda tool: tool.score(keys))
     return best if best.score(keys) else None
@@ -155,7 +156,7 @@ def _open_rlhf(flat: Flat) -> str | None:
 
 
 def _nemo(flat: Flat) -> str | None:
-    return next((ours for key, ours in NEMO.items() if key in flat), "sft")
+    return next((kind for key, kind in NEMO.items() if key in flat), "sft")
 
 
 NEMO = {"dpo": "dpo", "rm": "reward", "grpo": "rloo", "sft": "sft", "distillation": "sft"}
@@ -326,7 +327,7 @@ ROWS = {
     "rloo": "prompts.jsonl",
 }
 
-# Settings that have the same meaning there and here; a learning rate only where both train LoRA.
+# Settings with the same meaning there and here; a learning rate only if both train LoRA.
 SAME = _keys(
     "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps max_length "
     "weight_decay max_grad_norm warmup_steps lr_scheduler_type beta label_smoothing packing "
@@ -341,7 +342,7 @@ RATES = ("learning_rate", "value_learning_rate")
 
 
 def as_recipe(tool: Tool, kind: str, flat: Flat, file: Path) -> str:
-    """A recipe of one stage of `kind` with what has the same meaning in a tool's configuration."""
+    """Write a recipe of one stage of `kind` with what means the same in a configuration."""
     backbone, stage, data = _translated(tool, kind, flat)
     lines = [f"name: {_name(file)}"]
     if isinstance(flat.get("seed"), int) and 0 <= flat["seed"] < 2**32:
@@ -349,12 +350,12 @@ def as_recipe(tool: Tool, kind: str, flat: Flat, file: Path) -> str:
     if backbone:
         lines += ["backbone:", *(f"  {name}: {_yaml(value)}" for name, value in backbone.items())]
     lines.append("stages:")
-    if kind in PRACTISING:
+    if kind in ONLINE:
         lines += ["  - reward:", f"      data: {ROWS['reward']}"]
     lines.append(f"  - {kind}:")
-    field = "prompts" if kind in PRACTISING else "data"
+    field = "prompts" if kind in ONLINE else "data"
     lines.append(f"      {field}: {ROWS[kind]}{f'  # there: {_comment(data)}' if data else ''}")
-    if kind in PRACTISING:
+    if kind in ONLINE:
         lines.append("      reward_model: reward")
     lines += [f"      {name}: {_yaml(value)}" for name, value in stage.items()]
     return "\n".join(lines) + "\n"
@@ -363,14 +364,14 @@ def as_recipe(tool: Tool, kind: str, flat: Flat, file: Path) -> str:
 def _translated(
     tool: Tool, kind: str, flat: Flat
 ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """(settings of the backbone, of the stage, what the data are) in our spelling."""
+    """Return (settings of the backbone, of the stage, the data) in our spelling."""
     backbone: dict[str, Any] = {}
     stage: dict[str, Any] = {}
-    needed = {"data": ["rows"]} if kind not in PRACTISING else PRACTISED
+    needed = {"data": ["rows"]} if kind not in ONLINE else ONLINE_NEEDS
     data = None
     adapters = _trains_adapters(flat)
     for key, given in flat.items():
-        name, value = _ours(tool, key, given, kind)
+        name, value = _translate(tool, key, given, kind)
         if name in ("data", "prompts") and data is None:
             data = given if isinstance(given, str) else None
         if name in RATES and not adapters:
@@ -382,19 +383,19 @@ def _translated(
     return backbone, stage, data
 
 
-PRACTISING = [kind for kind, config in CONFIGS.items() if issubclass(config, OnlineConfig)]
-PRACTISED = {"prompts": ["rows"], "reward_model": ["reward"]}
+ONLINE = [kind for kind, config in CONFIGS.items() if issubclass(config, OnlineConfig)]
+ONLINE_NEEDS = {"prompts": ["rows"], "reward_model": ["reward"]}
 
 
-def _ours(tool: Tool, key: str, given: Any, kind: str) -> tuple[str, Any]:
-    """Our setting and value for a key of another tool; an empty name for what we do not have."""
+def _translate(tool: Tool, key: str, given: Any, kind: str) -> tuple[str, Any]:
+    """Return our setting and value for another tool's key; an empty name if we have none."""
     fields = {*BackboneConfig.model_fields, *CONFIGS[kind].model_fields}
     name, value = dict(tool.words).get(key, ""), given
     if not name and "." not in key:
         word = meaning(key)
         name = key if key in fields else (word.here(fields) or "") if word else ""
         if word and word.value and key not in fields:
-            if given is not True:  # a switch that is off says nothing
+            if given is not True:  # a switch that is off means nothing
                 return "", None
             value = word.value
     return name, _value(name, value)
@@ -414,7 +415,7 @@ NUMBERS = frozenset(("learning_rate", "weight_decay", "value_learning_rate", "be
 
 
 def _trains_adapters(flat: Flat) -> bool:
-    """Whether the other tool trains LoRA too: its learning rates are then of ours' size."""
+    """Return whether the other tool trains LoRA too: its learning rates then fit ours."""
     last = {normal(key.rpartition(".")[2]): value for key, value in flat.items()}
     switch = next((last[key] for key in ("use_peft", "use_lora") if key in last), None)
     if switch is not None:
@@ -429,7 +430,7 @@ WAYS = ("adapter", "finetuning_type", "train_type", "tuner_type", "peft_type")
 
 
 def _valid(config: type[Config], settings: Mapping[str, Any]) -> bool:
-    """Whether these settings are accepted together."""
+    """Return whether these settings are accepted together."""
     try:
         config.model_validate(dict(settings))
     except ValidationError:
@@ -438,12 +439,12 @@ def _valid(config: type[Config], settings: Mapping[str, Any]) -> bool:
 
 
 def _name(file: Path) -> str:
-    """A run's name made of a file's."""
+    """Make a run's name from a file's."""
     return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_")[:40] or "mine"
 
 
 def _yaml(value: Any) -> str:
-    """A value as our recipes write it."""
+    """Write a value as our recipes do."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The source of a Python function named `module:function`, found without running any of it."""
+"""Find the source of a Python function named `module:function` without running any of it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from alignkit.errors import RecipeError
 
 
 def source_of(name: str, directory: Path) -> Path | None:
-    """The file that defines `module:function`; modules of `directory` come first.
+    """Return the file that defines `module:function`; modules of `directory` come first.
 
-    None where there is no source to read (built in, compiled). Raises RecipeError when there is no
-    such module, when it is not Python, and when it never mentions such a function.
+    None if there is no source to read (built in, compiled). Raises RecipeError if there is no such
+    module, if it is not Python, or if it never mentions such a function.
     """
     module, _, function = name.partition(":")
     spec = _find(module, directory)
     if spec is None:
         raise RecipeError(
-            f"{name}: there is no module {module}",
-            hint=f"modules of {directory} and installed ones are found",
+            f"{name}: no module {module}",
+            hint=f"Put it into {directory}, or install it",
         )
     file = Path(spec.origin) if spec.has_location and spec.origin else None
     if file is None or file.suffix != ".py":
@@ -33,7 +33,7 @@ def source_of(name: str, directory: Path) -> Path | None:
 
 
 def _find(module: str, directory: Path) -> ModuleSpec | None:
-    """importlib's own look-up would import the packages around a module; this one does not."""
+    """Find a module without importing the packages around it, as importlib would."""
     parts = module.split(".")
     spec = PathFinder.find_spec(parts[0], [str(directory)]) or _installed(parts[0], None)
     for depth in range(2, len(parts) + 1):
@@ -49,19 +49,19 @@ def _installed(module: str, places: list[str] | None) -> ModuleSpec | None:
 
 
 def _names(file: Path) -> set[str]:
-    """Every name that the file defines or imports anywhere."""
+    """Return every name that the file defines or imports anywhere."""
     try:
         tree = ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise RecipeError(
             f"not Python: {error.msg}", where=f"{file}:{error.lineno}:{error.offset}"
         ) from None
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.alias):
-            found.add(node.asname or node.name)
+            names.add(node.asname or node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-    return found
+            names.add(node.id)
+    return names

@@ -1,8 +1,8 @@
-"""What other tools call things, and what they are called here: options, keys, values, commands.
+"""Map the words of other tools to ours: options, keys, values, commands.
 
-One table for everything that a person may type: unknown options of every command, unknown keys of
-recipes, `--set`, and the configurations of other tools. It only explains; nothing in it makes a
-word of another tool work. Spellings are compared without case, hyphens and underscores alike.
+One table serves everything that a person may type: unknown options of every command, unknown keys
+of recipes, `--set`, and configurations of other tools. It only explains; it makes no word of
+another tool work. Spellings are compared ignoring case, and hyphens equal underscores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 class Word:
     """Another tool's word: our settings it may mean, the likeliest first, or none and why.
 
-    `value` is what the setting must be to say what the word says; `note` is what differs.
+    `value` is the setting's value that means the same; `note` tells what differs.
     """
 
     ours: tuple[str, ...] = ()
@@ -23,22 +23,22 @@ class Word:
     note: str = ""
 
     def here(self, known: Collection[str]) -> str | None:
-        """The first of our settings that is known here; `trainer.optim` is where `trainer` is."""
+        """Return the first of our settings that is known; `trainer.optim` counts as `trainer`."""
         return next((name for name in self.ours if name.partition(".")[0] in known), None)
 
 
 def normal(text: object) -> str:
-    """One spelling of what may be written with hyphens, underscores, dots or capitals."""
+    """Normalize what may be written with hyphens, spaces or capitals."""
     return str(text).strip().lstrip("-").lower().replace("-", "_").replace(" ", "_")
 
 
 def meaning(word: object) -> Word | None:
-    """What another tool's word means, as far as the table knows it."""
+    """Return what another tool's word means, as far as the table knows it."""
     return WORDS.get(normal(word))
 
 
 def value_meant(setting: str, given: object) -> str | None:
-    """Our value of a setting for another spelling of it: `nf4` for a quantization of `4bit`."""
+    """Return our value for another spelling of it: `nf4` for a quantization of `4bit`."""
     return VALUES.get(setting, {}).get(normal(given))
 
 
@@ -51,7 +51,7 @@ TRAIN_DATA = (
     "prompt_file prompt_dataset preference_dataset_path input_data rl_dataset"
 )
 
-# Our settings, the likeliest first, with the value that says the same; and who else says what.
+# (our settings, the likeliest first, with the value that means the same; words of other tools)
 SETTINGS: tuple[tuple[str, str], ...] = (
     ("data prompts candidates files file", TRAIN_DATA),
     (
@@ -301,11 +301,11 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("trainer.dataloader_num_workers", "num_workers dataloader_num_workers workers"),
 )  # fmt: skip
 
-# Words whose setting is there, with something else to know about it.
+# Notes on words whose setting exists but differs in something.
 NOTES: dict[str, str] = {
     "warmup_ratio": "it counts steps, not a share of them",
     "warmup_epochs": "it counts steps, not epochs",
-    "apply_chat_template": "it is the file of a template; the model's own is always applied",
+    "apply_chat_template": "it is a template file; the model's own template is always applied",
     "reference_model": "start is a frozen copy of the adapter it starts from, backbone the bare "
     "model",
     "ref_model": "start is a frozen copy of the adapter it starts from, backbone the bare model",
@@ -315,21 +315,21 @@ NOTES: dict[str, str] = {
     "saves_per_epoch": "it counts steps between checkpoints",
     "evals_per_epoch": "it counts steps between evaluations",
     "use_vllm": "it is the address of a server",
-    "dataset_text_field": "NEW=OLD reads the column OLD as NEW; data convert --map writes it so",
+    "dataset_text_field": "NEW=OLD reads column OLD as NEW; data convert --map writes it that way",
     "train_on_inputs": "if true; if false, completion",
-    "template": "it is a file, not a name; without it the model's own template is taken",
+    "template": "it is a file, not a name; without it the model's own template is used",
 }
 
-# Settings that are meant by words with a note only.
+# Settings that are meant only by words with a note.
 NOTED: tuple[tuple[str, str], ...] = (
     ("warmup_steps", "warmup_ratio"),
     ("max_length", "max_prompt_length max_prompt_len prompt_max_len"),
 )
 
-# What there is no setting for, and why none is needed.
+# Words that need no setting, and why.
 NONE: tuple[tuple[str, str], ...] = (
     (
-        "adapters (LoRA) are what alignkit always trains; leave it out",
+        "alignkit always trains adapters (LoRA); remove it",
         "use_lora lora use_peft peft finetuning_type tuner_type train_type use_adapter lora_only "
         "peft_type enable_lora full_finetuning adapter_type",
     ),
@@ -338,17 +338,17 @@ NONE: tuple[tuple[str, str], ...] = (
         "trust_remote_code trust_code allow_remote_code model_trust_remote_code",
     ),
     (
-        "the same command again goes on where it stopped",
+        "run the same command again to resume",
         "resume resume_from_checkpoint auto_resume_from_checkpoints resume_from load_checkpoint "
         "auto_resume resume_mode continue_training",
     ),
     (
-        "the device is chosen by itself: a GPU where there is one; CUDA_VISIBLE_DEVICES limits it",
+        "the device is chosen automatically, a GPU if there is one; CUDA_VISIBLE_DEVICES limits it",
         "device device_map gpu gpus use_cuda cuda no_cuda gpu_ids num_gpus n_gpus device_id cpu "
         "use_cpu n_gpus_per_node accelerator",
     ),
     (
-        "several processes are started from outside: torchrun --nproc-per-node N -m alignkit …",
+        "start several processes from outside: torchrun --nproc-per-node N -m alignkit …",
         "num_processes nproc_per_node nnodes num_nodes world_size local_rank num_machines ddp "
         "tensor_parallel_size nproc tensor_model_parallel_size vllm_tensor_parallel_size",
     ),
@@ -367,15 +367,15 @@ NONE: tuple[tuple[str, str], ...] = (
         "use_fast_tokenizer tokenizer_config tokenizer_use_fast processor",
     ),
     (
-        "that the model must be a causal language model needs no option",
+        "the model must be a causal language model, which needs no option",
         "model_type auto_model_type type_of_model architecture task_type",
     ),
     (
-        "training is what the command does; to evaluate and predict there are eval and generate",
+        "the command itself trains; use eval and generate to evaluate and predict",
         "do_train do_predict do_generate predict_with_generate",
     ),
     (
-        "what is trained is fp32; dtype is only that of the arithmetic",
+        "trained weights are fp32; dtype sets only the arithmetic",
         "tf32 amp fp8 autocast use_amp",
     ),
 )  # fmt: skip
@@ -383,11 +383,11 @@ NONE: tuple[tuple[str, str], ...] = (
 
 def _table() -> dict[str, Word]:
     words: dict[str, Word] = {}
-    for reason, theirs in NONE:
-        words |= {word: Word(note=reason) for word in theirs.split()}
-    for ours, theirs in (*SETTINGS, *NOTED):
-        names, _, value = ours.partition("=")
-        for word in theirs.split():
+    for reason, others in NONE:
+        words |= {word: Word(note=reason) for word in others.split()}
+    for settings, others in (*SETTINGS, *NOTED):
+        names, _, value = settings.partition("=")
+        for word in others.split():
             words.setdefault(word, Word(tuple(names.split()), value, NOTES.get(word, "")))
     return words
 
@@ -398,12 +398,12 @@ WORDS: Mapping[str, Word] = _table()
 # --- values --------------------------------------------------------------------------------------
 
 
-def _values(**ours: str) -> dict[str, str]:
-    """Our value of each of the other spellings."""
-    return {word: value for value, words in ours.items() for word in words.split()}
+def _values(**spellings: str) -> dict[str, str]:
+    """Map each other spelling to our value."""
+    return {word: value for value, words in spellings.items() for word in words.split()}
 
 
-# Only spellings of the same thing: what merely resembles a choice is no other word for it.
+# Only spellings of the same thing: a mere resemblance does not count.
 VALUES: dict[str, dict[str, str]] = {
     "quantization": _values(
         nf4="4bit 4_bit 4 int4 q4 bnb_4bit bitsandbytes bnb_nf4 load_in_4bit qlora nf_4",
@@ -458,7 +458,7 @@ VALUES: dict[str, dict[str, str]] = {
 
 # --- commands ------------------------------------------------------------------------------------
 
-# What other tools call a command -> what to type here, by the group that was asked.
+# What other tools call a command -> what to type here, by command group.
 COMMANDS: dict[str, dict[str, str]] = {
     "": _values(
         **{

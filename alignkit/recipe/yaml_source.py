@@ -1,8 +1,8 @@
-"""YAML with places: text becomes plain values, and every key and value knows its line and column.
+"""Parse YAML into plain values, and record the line and column of every key and value.
 
-A small and strict YAML 1.2: numbers as people write them (`1e-4` is a number, `no` is text), no
-tags, no aliases, no merge keys, every key once, limits on size and depth. It builds on PyYAML's
-scanner and parser only; the constructor, which can make objects, is never there.
+A small, strict YAML 1.2: numbers as people write them (`1e-4` is a number, `no` is text), no tags,
+no aliases, no merge keys, every key once, limits on size and depth. It builds only on PyYAML's
+scanner and parser; the constructor, which can create objects, is never used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Value = Any  # str | int | float | bool | None | list[Value] | dict[str, Value]
 
 @dataclass
 class Document:
-    """Plain values, and where each came from as `file:line:column` by its path of keys."""
+    """Plain values, with the `file:line:column` of each by its path of keys."""
 
     file: str
     value: Value = None
@@ -52,7 +52,7 @@ class Document:
     problems: list[AlignkitError] = field(default_factory=list)
 
     def where(self, path: KeyPath, *, key: bool = False) -> str:
-        """Place of the value (or key) at this path, else of the nearest one that holds it."""
+        """Return the place of the value (or key) at this path, else of the nearest parent."""
         for length in range(len(path), -1, -1):
             places = self.keys if key and length == len(path) else self.values
             if path[:length] in places:
@@ -66,7 +66,7 @@ class Document:
         self.problems.append(RecipeError(message, where=self.where(path, key=key), hint=hint))
 
     def assign(self, path: KeyPath, value: Value, where: str) -> None:
-        """Put a value at a path of mapping keys, as if it had been written there."""
+        """Set a value at a path of mapping keys, as if it had been written there."""
         holder = self.value
         for depth, key in enumerate(path[:-1], start=1):
             child = _entry(holder, key, where)
@@ -77,13 +77,13 @@ class Document:
         _entry(holder, path[-1], where)
         holder[path[-1]] = value
         for places in (self.keys, self.values):
-            for known in [known for known in places if known[: len(path)] == path]:
-                del places[known]
+            for inner in [inner for inner in places if inner[: len(path)] == path]:
+                del places[inner]
             places[path] = where
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a YAML file; a RecipeError names the place of what cannot be read at all."""
+    """Read a YAML file; a RecipeError names the place of what cannot be read."""
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -92,12 +92,12 @@ def read_yaml(path: Path) -> Document:
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}", hint=_nearest(path)) from None
     if len(content) > MAX_BYTES:
-        raise RecipeError("larger than 256 KiB; this is no recipe", where=str(path))
+        raise RecipeError("larger than 256 KiB: this is not a recipe", where=str(path))
     return parse_yaml(_decoded(content, str(path)), file=str(path))
 
 
 def parse_yaml(text: str, *, file: str) -> Document:
-    """Parse YAML text. Problems that leave a value are in `.problems`; others are raised."""
+    """Parse YAML text. Problems that still yield a value go to `.problems`; others are raised."""
     document = Document(file)
     try:
         document.value = _Builder(_Events(text), document).document()
@@ -116,7 +116,7 @@ def parse_yaml(text: str, *, file: str) -> Document:
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """Value of an unquoted scalar by YAML 1.2's core schema."""
+    """Return the value of an unquoted scalar by YAML 1.2's core schema."""
     for pattern, convert in SCALARS:
         if pattern.fullmatch(text):
             return convert(text)
@@ -134,7 +134,7 @@ def raise_problems(document: Document) -> None:
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """The text as it may be quoted in a message: printable, and never longer than the limit."""
+    """Quote a text for a message: printable, and never longer than the limit."""
     shown = repr(text if len(text) <= limit else f"{text[: limit - 1]}…")
     return shown if shown.isprintable() else ascii(text[:limit])
 
@@ -163,7 +163,7 @@ class _Events(Reader, Scanner, Parser):
 
 
 class _Builder:
-    """Turns events into plain values; notes problems and goes on where that is possible."""
+    """Turns events into plain values; notes problems and continues where possible."""
 
     def __init__(self, events: _Events, document: Document) -> None:
         self.events = iter(events)
@@ -259,7 +259,7 @@ class _Builder:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise RecipeError(
-                f"more than {MAX_NODES:,} values; this is no recipe", where=self.place(event)
+                f"more than {MAX_NODES:,} values: this is not a recipe", where=self.place(event)
             )
         if len(path) > MAX_DEPTH:
             raise RecipeError(f"nested deeper than {MAX_DEPTH}", where=self.place(event))
@@ -272,7 +272,7 @@ class _Builder:
 
 
 def _entry(holder: Value, key: str | int, where: str) -> Value:
-    """What a mapping (or, by number, a list) holds under a key; None when it has no such key."""
+    """Return the entry of a mapping (or, by number, a list) under a key; None if it is absent."""
     if isinstance(holder, dict) and isinstance(key, str):
         return holder.get(key)
     if isinstance(holder, list) and isinstance(key, int) and key < len(holder):
@@ -328,7 +328,7 @@ def _decoded(content: bytes, file: str) -> str:
 
 
 def _nearest(path: Path) -> str | None:
-    """`Did you mean x.yaml?` when a file of a similar name lies in the same directory."""
+    """Suggest `Did you mean x.yaml?` if the directory has a file of a similar name."""
     from difflib import get_close_matches
 
     if not path.parent.is_dir():
@@ -360,7 +360,7 @@ SCALARS: list[tuple[re.Pattern[str], Callable[[str], str | int | float | bool | 
     (re.compile(r"\.(?:nan|NaN|NAN)"), lambda _: float("nan")),
 ]
 
-# Part of PyYAML's message, ours, and what to do.
+# Part of PyYAML's message, our message, and what to do.
 SYNTAX: list[tuple[str, str, str | None]] = [
     (
         "mapping values are not allowed here",
@@ -371,7 +371,7 @@ SYNTAX: list[tuple[str, str, str | None]] = [
     (
         "expected <block end>",
         "indentation does not match the lines above",
-        "Indent everything of one list or mapping alike",
+        "Indent everything in one list or mapping equally",
     ),
     ("could not find expected ':'", "a key without ':'", "Write key: value"),
     ("found unexpected end of stream", "a quote is never closed", "Add the closing quote"),

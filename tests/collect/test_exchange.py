@@ -383,7 +383,7 @@ def test_what_goes_to_another_tool_comes_back_the_same(
 
 def test_label_studio_takes_full_orders_and_refuses_ties(tmp_path: Path, collected: Path) -> None:
     refused = rank("export", collected, "--to", "label-studio", "-o", tmp_path / "x.json")
-    assert "has no ties" in str(refused.exception) and not (tmp_path / "x.json").exists()
+    assert "cannot hold ties" in str(refused.exception) and not (tmp_path / "x.json").exists()
     path = tmp_path / "s.jsonl"
     with collecting(path, items(2, 3)) as collection:
         vote(collection.session("ann"), "3>1>2")

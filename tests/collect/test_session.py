@@ -482,7 +482,7 @@ def test_events_carry_what_makes_them_rankings(tmp_path: Path) -> None:
     assert ranking.ranks == {shown.shown[1]: 1, shown.shown[0]: 2}
     bare = event.model_copy(update={"extra": {}})
     assert rankings_from_events([bare], [item(1)])[0].ranks == ranking.ranks
-    with pytest.raises(DataError, match="stands in no candidates file"):
+    with pytest.raises(DataError, match="is not in any candidates file"):
         rankings_from_events([bare])
 
 

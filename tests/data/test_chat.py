@@ -253,7 +253,9 @@ def test_an_answer_without_the_thought_that_the_prompt_opens(tiny_tokenizer: Any
         "<｜User｜>1+1?<｜Assistant｜><think>\n\n</think>\n\nTwo.<｜end▁of▁sentence｜>"
     )
     (line,) = encoder.remarks.lines()
-    assert line.startswith("1 answers have no thought, but the chat template's prompt opens one")
+    assert line.startswith(
+        "1 completions have no thought, but the chat template's prompt opens one"
+    )
 
 
 def test_the_assistant_may_begin(tiny_tokenizer: Any) -> None:
@@ -287,7 +289,7 @@ def test_stops_are_those_of_generation_config_too(
     assert encoder.stop_token_ids == stops
     assert encoder.end_token_id == 2
     told = "<|im_end|> (the tokenizer, the chat template)"
-    assert encoder.stops_line().startswith("answers end with <|im_end|>; generation stops at ")
+    assert encoder.stops_line().startswith("completions end with <|im_end|>; generation stops at ")
     assert told in encoder.stops_line()
     assert ("(generation_config.json)" in encoder.stops_line()) == (said is not None)
 
@@ -297,7 +299,9 @@ def test_an_end_that_is_no_token_is_told(tiny_tokenizer: Any) -> None:
     ids = encoder.completion_ids([turn("user", "a")], [turn("assistant", "b")])
     assert text_of(encoder, ids) == "b<|end|>\n<|im_end|>"
     spelled = encoder_for(tiny_tokenizer, "{% for m in messages %}{{ m.content }}###{% endfor %}")
-    assert "writes '###' behind answers, which is text and no token" in spelled.stops_line()
+    assert (
+        "writes '###' after completions, which this tokenizer reads as text" in spelled.stops_line()
+    )
 
 
 def test_a_stop_within_a_thought_of_gpt_oss_is_none(tiny_tokenizer: Any) -> None:
@@ -319,7 +323,7 @@ def test_a_stop_within_a_thought_of_gpt_oss_is_none(tiny_tokenizer: Any) -> None
 
 def test_an_answer_that_holds_its_own_end_is_refused(encoder: Encoder) -> None:
     reply = [turn("assistant", "Yes.<|im_end|>\n<|im_start|>user\nMore?")]
-    with pytest.raises(DataError, match=r"the answer holds <\|im_end\|>, which ends it"):
+    with pytest.raises(DataError, match=r"the completion contains <\|im_end\|>, which ends it"):
         encoder.completion_ids([turn("user", "Hi")], reply)
 
 
@@ -400,7 +404,7 @@ def test_two_calls_are_two_answers(tiny_tokenizer: Any, encoder: Encoder) -> Non
 
 
 def test_arguments_that_are_no_json_are_told(tiny_tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="the arguments of a tool call are no JSON"):
+    with pytest.raises(DataError, match="the arguments of a tool call are not JSON"):
         encoder_for(tiny_tokenizer, installed("qwen2_5")).completion_ids(
             [turn("user", "x")], [call("f", "{city: Oslo")]
         )
@@ -448,7 +452,7 @@ def test_keys_that_are_never_read_are_told_by_name(tiny_tokenizer: Any) -> None:
             )
         )
     assert unread.lines() == [
-        f"talk.jsonl: the chat template never reads {key}: it is in no prompt and no answer"
+        f"talk.jsonl: the chat template never reads {key}: it is in no prompt and no completion"
         for key in ("name", "reasoning_content", "tools", "chat_template_kwargs.enable_thinking")
     ]
     assert unread.lines() == []  # told once a file

@@ -61,6 +61,7 @@ def test_a_system_column_is_a_system_turn(shape: str, name: str, tmp_path: Path)
         [["Hi", "Hello"], ["So?", "Yes"]],
         ["Hi", "Hello", "So?", "Yes"],
         '[["Hi", "Hello"], ["So?", "Yes"]]',
+        "[['Hi', 'Hello'], ('So?', 'Yes')]",
         [{"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"),
                                                ("user", "So?"), ("assistant", "Yes"))],
         [{"from": r, "value": c} for r, c in (("human", "Hi"), ("gpt", "Hello"),
@@ -68,7 +69,7 @@ def test_a_system_column_is_a_system_turn(shape: str, name: str, tmp_path: Path)
         [{"user": "Hi", "assistant": "Hello"}, {"user": "So?", "assistant": "Yes"}],
         "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: So?\n\nAssistant: Yes",
     ],
-    ids=["pairs", "texts", "json", "messages", "sharegpt", "objects", "transcript"],
+    ids=["pairs", "texts", "json", "python", "messages", "sharegpt", "objects", "transcript"],
 )  # fmt: skip
 def test_history_becomes_earlier_turns(shape: str, past: Any, tmp_path: Path) -> None:
     row = {"history": past, "prompt": "And?", "system": "S"} | ANSWERS[shape]
@@ -154,7 +155,7 @@ def test_texts_that_were_found_join_and_objects_stay_columns(tmp_path: Path) -> 
 def test_two_system_prompts_are_a_question_for_the_user(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     path = write(tmp_path / "d.jsonl", {"system": "Be curt.", "prompt": asked, "completion": "x"})
-    with pytest.raises(DataError, match="another system prompt") as error:
+    with pytest.raises(DataError, match="a different system prompt") as error:
         list(read_records(path))
     assert f"{path}:1: " in str(error.value)
     same = write(tmp_path / "e.jsonl", {"system": "Be kind.", "prompt": asked, "completion": "x"})
@@ -167,7 +168,7 @@ def test_two_system_prompts_are_a_question_for_the_user(tmp_path: Path) -> None:
     [
         ({"prompt": "a", "completion": "b", "system": 3}, '"system" is a number, expected text'),
         ({"prompt": "a", "completion": "b", "input": 5}, '"input" is a number, expected text'),
-        ({"prompt": "a", "completion": "b", "history": 5}, "expected an array of [question"),
+        ({"prompt": "a", "completion": "b", "history": 5}, "expected an array of [prompt"),
         ({"prompt": "a", "completion": "b", "history": ["x"]}, "who speaks first"),
         ({"prompt": "a", "completion": "b", "history": [["x"]]}, '"history[0]" is an array'),
     ],

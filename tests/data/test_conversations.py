@@ -410,7 +410,7 @@ def test_a_turn_is_not_trained_in_part(
     assert found(capsys, path) == [("turn-weight", "error", 1)]
     (problem,) = problems(capsys, path)
     assert problem["field"] == "messages[1].weight"
-    assert "trained whole or not at all" in problem["message"]
+    assert "trained wholly or not at all" in problem["message"]
     there_and_back(rows, "openai-chat", tmp_path)
 
 
@@ -453,7 +453,7 @@ def test_only_answers_are_sides(tmp_path: Path, capsys: pytest.CaptureFixture[st
         path = write_lines(tmp_path / f"{name.strip()}.jsonl", [row])
         done = alignkit(capsys, "data", "check", path)
         assert done.code == 2, name
-        assert "whose words would be trained as the answer's" in done.out, name
+        assert "which would be trained as part of the completion" in done.out, name
 
 
 def test_histories_that_differ_are_refused(

@@ -223,6 +223,8 @@ def test_two_sides_under_other_names(sides: tuple[str, str], question: str, tmp_
         ({"answers": ["a", "b"], "ratings": ["1", None]}, {"a": 1}),
         ({"generations": ["a", "b"], "rank": [1, 0]}, {"a": 2, "b": 1}),
         ({"responses": '["a", "b"]', "scores": "[1, 2]"}, {"a": 2, "b": 1}),
+        ({"responses": "['a', 'b']", "scores": " [1, None] "}, {"a": 1}),
+        ({"completions": "['a', \"b's\"]", "ranks": "[2, 1]"}, {"a": 2, "b's": 1}),
         ({"candidates": [{"text": "a", "score": 1}, {"text": "b", "score": 3}]}, {"a": 2, "b": 1}),
         ({"outputs": [{"output": "a", "rank": 1}, {"output": "b", "rank": 2}]}, {"a": 1, "b": 2}),
     ],
@@ -293,12 +295,31 @@ def test_graded_answers_of_one_prompt_are_compared(tmp_path: Path) -> None:
     assert (first["messages"][1]["content"], first["score"]) == ("4", 9)
 
 
+def test_graded_completions_keep_what_their_template_reads(tmp_path: Path) -> None:
+    """Rows with other tools are other prompts: their completions are not compared."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    asked = {"prompt": "2+2?", "tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
+    path = write(
+        tmp_path / "d.jsonl",
+        asked | {"response": "4", "score": 9},
+        asked | {"response": "5", "score": 2},
+        {"prompt": "2+2?", "response": "four", "score": 1},
+    )
+    (ranking,) = load_rankings(path).records
+    assert (ranking.tools, ranking.chat_template_kwargs) == (tools, {"enable_thinking": False})
+    assert order(ranking) == {"4": 1, "5": 2}
+    demonstrations = load_demonstrations(path).records
+    assert [each.tools for each in demonstrations] == [tools, tools, None]
+    (preference,) = load_preferences(path).records
+    assert preference.tools == tools
+
+
 def test_graded_answers_that_compare_nothing_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *GRADED[:2])
-    with pytest.raises(DataError, match="2 graded answers, and no prompt has two of them"):
+    with pytest.raises(DataError, match="2 graded completions, but no prompt has two"):
         load_preferences(path)
     ungraded = write(tmp_path / "e.jsonl", {"prompt": "Q", "completions": ["a", "b"]})
-    with pytest.raises(DataError, match="these are candidates, answers that nobody has ranked"):
+    with pytest.raises(DataError, match="these are candidates, completions that nobody has ranked"):
         load_preferences(ungraded)
 
 
@@ -541,8 +562,10 @@ def test_scores_against_the_sides_are_told_by_line(name: str, tmp_path: Path) ->
     assert {kind: (p.line, p.level) for kind, p in found.items()} == {
         "negative-margin": (2, "error"), "equal-scores": (3, "warning")
     }  # fmt: skip
-    assert found["negative-margin"].message == ("the rejected answer has score 5, the chosen one 3")
-    with pytest.raises(DataError, match=":2: the rejected answer has score 5"):
+    assert found["negative-margin"].message == (
+        "the rejected completion has score 5, the chosen one 3"
+    )
+    with pytest.raises(DataError, match=":2: the rejected completion has score 5"):
         load_preferences(path)
     assert len(load_preferences(path, on_bad_row="drop").records) == 2
 

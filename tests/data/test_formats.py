@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data.checks.dataset_checks import Across
+from alignkit.data.checks.dataset_checks import FilePrints
 from alignkit.data.columns import Columns, parse_columns
 from alignkit.data.edit.convert import canonical, convert, read_to_convert, remember, row_of
 from alignkit.data.formats import FORMATS, detect, format_named
@@ -493,7 +493,7 @@ def test_a_row_its_writer_cannot_say_is_kept_whole_until_it_changes(tmp_path: Pa
     record = record_of("label-studio", 2, folder=tmp_path)
     assert row_of([record], format_named("label-studio")) == ROWS["label-studio"][2]
     record.candidates[0].messages[0].content = "changed"
-    with pytest.raises(RowError, match="no ties"):
+    with pytest.raises(RowError, match="cannot hold ties"):
         row_of([record], format_named("label-studio"))
 
 
@@ -591,7 +591,7 @@ def test_any_values_are_read_or_refused_by_field(name: str, data: st.DataObject)
         return
     if not records:
         return  # told as a row in which nothing is compared
-    across = Across()
+    across = FilePrints()
     for record in records:
         list(findings(record))
         across.add(record, 1)

@@ -126,7 +126,7 @@ def test_the_longer_answer_is_preferred_in_44_percent(
     report: Callable[[str], FileReport],
 ) -> None:
     (bias,) = [p for p in report("hh_harmless_test.jsonl").problems if p.kind == "length-bias"]
-    assert bias.message == ("the longer answer is preferred in 44.5% of 2,301 [42.4%, 46.5%]")
+    assert bias.message == ("the longer completion is preferred in 44.5% of 2,301 [42.4%, 46.5%]")
 
 
 def test_bad_rows_of_hh_are_named_or_dropped(folder: Path) -> None:

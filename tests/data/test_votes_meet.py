@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.cli import main
-from alignkit.data.checks.dataset_checks import Across
+from alignkit.data.checks.dataset_checks import FilePrints
 from alignkit.data.checks.stats import stats_of
 from alignkit.data.edit.collect_pairs import pairs_of_files
 from alignkit.data.pairs import aggregate, expand
@@ -150,14 +150,14 @@ def test_six_items_by_three_people(form: str, tmp_path: Path) -> None:
     said = {(pair.prompt[0].content, pair.chosen[-1].content) for pair in made}
     assert (len(made), said) == (6, {(f"p{n}", "x") for n in range(6)})
     assert [problem.message for problem in told] == ["18 votes by 3 annotators on 6 items"]
-    assert list(Across(near=False).problems("none")) == contradictions(made) == []
+    assert list(FilePrints(near=False).problems("none")) == contradictions(made) == []
     # Uncombined, each vote weighs one, whatever it is read for.
     assert sum(pair.weight for pair in load_preferences(path).records) == 18
     assert len(load_rankings(path).records) == 18
 
 
 def contradictions(made: Sequence[Any]) -> list[str]:
-    across = Across(near=False)
+    across = FilePrints(near=False)
     for line, record in enumerate(made, start=1):
         across.add(record, line)
     return [problem.kind for problem in across.problems("made")]
@@ -209,9 +209,9 @@ def test_the_last_vote_of_a_person_counts_and_that_is_said(tmp_path: Path) -> No
     assert (report["n_items"], report["n_votes"]) == (1, 3)
     assert [pair["agreement"] for pair in report["pairs"]] == [1.0, 1.0, 1.0]
     said = [
-        f"{path}:2: ann said something else on line 1: the last vote counts. "
+        f"{path}:2: ann voted differently on line 1: the last vote counts. "
         "Fix: remove the vote that is wrong",
-        f"{path}:5: cid said the same on line 4: counted once.",
+        f"{path}:5: cid voted the same on line 4: counted once.",
     ]
     assert report["replaced"] == said
     for method in ("majority", "borda", "mean-rank"):
@@ -230,7 +230,7 @@ def test_votes_without_a_name_are_of_several_people(tmp_path: Path) -> None:
     assert (report["n_items"], report["n_votes"], report["pairs"]) == (1, 5, [])
     (made,), told = pairs_of_files([str(path)], aggregate_by="majority")
     assert made.chosen[0].content == "y"
-    assert told[-1].message == "5 votes by people who are not named on 1 item"
+    assert told[-1].message == "5 votes by anonymous people on 1 item"
 
 
 def test_statistics_count_the_agreement_of_one_item(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_training_takes_the_last_vote_of_each_person(column: str, tmp_path: Path
         ("p", "y"), ("p", "y"), ("q", "x")
     ]  # fmt: skip
     assert [str(problem) for problem in plain.problems] == [
-        f"{path}:1: its annotator voted on the same answers again: the last vote counts. "
+        f"{path}:1: the same annotator voted on these completions again: the last vote counts. "
         "Fix: remove the vote that is wrong"
     ]
     ranked_ = load_rankings(path)

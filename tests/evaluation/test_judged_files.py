@@ -288,7 +288,7 @@ BROKEN = {
     "blank": (b"\n \n", "f.jsonl: no records, only 2 blank lines"),
     "no object": (b'{"a": 1}\n[1]\n', "f.jsonl:2: expected object, got array"),
     "nested": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested deeper than 64"),
-    "key twice": (b'{"a": 1, "a": 2}\n', 'f.jsonl:1: key "a" twice'),
+    "key twice": (b'{"a": 1, "a": 2}\n', 'f.jsonl:1: key "a" appears twice'),
     "huge": (b'{"a": 1e999}\n', "f.jsonl:1: number too large"),
     "not a number": (b'{"a": NaN}\n', "f.jsonl:1: NaN is not JSON"),
     "long": (b'{"a": "' + b"x" * (17 << 20) + b'"}\n', "f.jsonl:1: line is 17.0 MiB"),

@@ -352,7 +352,7 @@ def test_values_that_json_does_not_have(tmp_path: Path) -> None:
     assert rows == [{"when": "2026-01-02T03:04:05", "day": "2026-01-02", "price": 12.5,
                      "big": "12345678901234567890.5", "raw": "bytes", "score": None}]  # fmt: skip
     assert (problem.level, problem.message) == (
-        "warning", '"score" holds NaN or infinity, read as null'
+        "warning", '"score" holds NaN or infinity; read as null'
     )  # fmt: skip
 
 
@@ -459,7 +459,7 @@ def in_code(code: str) -> bytes:
          "a Git LFS pointer, not the data. Fix: git lfs pull"),
         ("torn.csv", b'a,b\n1,"2', ":2", "not a table: unexpected end of data"),
         ("s.json", json.dumps({"train": AB, "test": AB}).encode(), ":1",
-         'rows under "train" and under "test". Fix: take one of them: jq -c'),
+         'rows under "train" and under "test". Fix: choose one of them: jq -c'),
         ("n.json", b'{"a": ["x"], "b": ["y", "z"]}', ":1", 'columns of different lengths: "a" 1'),
         ("w.json", b'{"data": [{"a": 1},\n{"a":', ":2", "the array ends in the middle of an item"),
     ],
@@ -510,7 +510,10 @@ def test_a_folder_of_several_splits_names_them(tmp_path: Path) -> None:
     part(tmp_path / "train" / "0000.parquet", "a")
     part(tmp_path / "train" / "0001.parquet", "b")
     part(tmp_path / "test" / "0000.parquet", "c")
-    said = r"a folder of several sets: test \(1 file\), train \(2 files\). Fix: name one: .*#train"
+    said = (
+        r"a folder of several splits: test \(1 file\), train \(2 files\)\. "
+        "Fix: name one of them: .*#train"
+    )
     with pytest.raises(DataError, match=said):
         read(tmp_path)
     assert [row["prompt"] for row in read(f"{tmp_path}#train")[0]] == ["a", "b"]
@@ -535,7 +538,7 @@ def test_folders_without_data_or_in_two_forms(tmp_path: Path) -> None:
         read(tmp_path)
     part(tmp_path / "train.parquet", "a")
     lines(tmp_path / "train.jsonl", [ROW])
-    with pytest.raises(DataError, match="train is there in several forms: jsonl, parquet"):
+    with pytest.raises(DataError, match="train exists in several containers: jsonl, parquet"):
         read(tmp_path)
 
 
@@ -556,7 +559,7 @@ def test_a_run_takes_a_folder_that_holds_one_set(
     assert _data_hash(tmp_path / "in") != before
     lines(tmp_path / "in" / "test-00000-of-00001.jsonl", [ROW])
     assert run("dpo", "--data", tmp_path / "in", "--output", tmp_path / "run") == 2
-    assert "several sets: test (1 file), train (1 file)" in capsys.readouterr().err
+    assert "several splits: test (1 file), train (1 file)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["dpo", "--output", "run", "--data"], ["data", "check"]])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.data.due import MENDED, PLURAL
 from alignkit.data.records import KINDS
+from alignkit.data.wrong_kind import PLURAL, REMEDIES
 from alignkit.errors import DataError
 from tests.command import alignkit
 
@@ -74,7 +74,7 @@ def test_every_kind_that_does_not_fit_has_an_answer() -> None:
         "candidates": {"candidates"},
         "prompt": KINDS.keys() - {"event", "judgement"},
     }
-    assert {due: MENDED[due].keys() | takes[due] for due in MENDED} == dict.fromkeys(
+    assert {due: REMEDIES[due].keys() | takes[due] for due in REMEDIES} == dict.fromkeys(
         takes, KINDS.keys()
     )
 
@@ -87,7 +87,7 @@ def test_rows_that_do_not_fit_are_named_with_what_they_are_good_for(
     said = alignkit(capsys, *command.split(), f"{kind}s.jsonl")
     assert said.code == 2
     assert re.search(
-        rf"{kind}s\.jsonl:1: these are {re.escape(PLURAL[kind])}, and .* due", said.err
+        rf"{kind}s\.jsonl:1: these are {re.escape(PLURAL[kind])}, but .* expected", said.err
     )
     assert sorted(here.rglob("*")) == before
 
@@ -96,13 +96,13 @@ def test_demonstrations_and_votes_are_no_candidates(here: Path) -> None:
     from alignkit.data.read import load_candidates
 
     for kind in KINDS.keys() - {"candidates"}:
-        with pytest.raises(DataError, match=f"these are {PLURAL[kind]}, and candidates") as found:
+        with pytest.raises(DataError, match=f"these are {PLURAL[kind]}, but candidates") as found:
             load_candidates(here / f"{kind}s.jsonl")
         assert found.value.hint
 
 
 NAMED = re.compile(r"alignkit ((?:[a-z]+ )+(?:--[a-z]+ )?\S+?s\.jsonl)")
-MENDING = sorted({(kind, row[kind]) for row in MENDED.values() for kind in row})
+MENDING = sorted({(kind, row[kind]) for row in REMEDIES.values() for kind in row})
 
 
 @pytest.mark.parametrize(("kind", "hint"), MENDING)
@@ -125,8 +125,8 @@ def test_the_commands_that_are_named_take_the_rows(
 # --- things that are no rows, no recipe, no model ------------------------------------------------
 
 HUB = (
-    "data come from files on this machine, and there is none of this name. For a data set of the "
-    "hub, two lines of Python make one:\n    from datasets import load_dataset\n"
+    "data are read from files on this machine, and no file has this name. To use a data set of the "
+    "hub, run two lines of Python:\n    from datasets import load_dataset\n"
     '    load_dataset("own-er/na.me", split="train").to_json("na.me.jsonl")'
 )
 THINGS: dict[str, str] = {  # path -> what is in it
@@ -157,24 +157,24 @@ AS_DATA: list[tuple[str, str]] = [
     ("https://huggingface.co/datasets/own-er/na.me/tree/main", HUB),
     ("hf://datasets/own-er/na.me/data", HUB),
     ("imdb", 'load_dataset("imdb", split="train").to_json("imdb.jsonl")'),
-    ("s3://bucket/x.jsonl", "data come from files on this machine. Download it"),
+    ("s3://bucket/x.jsonl", "data are read from files on this machine. Download it"),
     ("row.jsonl", "did you mean 'rows.jsonl'?"),
     ("gone/x.jsonl", "no "),
-    ("*.jsonl", "patterns are not expanded here. Name each file"),
-    ("rows.jsonl, prompts.jsonl", "give each by itself: rows.jsonl, prompts.jsonl"),
+    ("*.jsonl", "patterns are not expanded. Name each file"),
+    ("rows.jsonl, prompts.jsonl", "list them separately: rows.jsonl, prompts.jsonl"),
     ("run", "a finished run (sft), not data"),
-    ("made", "The rows it made are in made/candidates.jsonl"),
+    ("made", "The rows it wrote are in made/candidates.jsonl"),
     ("broken", "a finished run (of alignkit), not data"),
     ("runs", "a directory of runs, not data"),
-    ("model", "a model, not data. Give it as --model model"),
+    ("model", "a model, not data. Pass it as --model model"),
     ("adapter", "an adapter, not data"),
     ("saved", 'load_from_disk("saved").to_json("saved.jsonl")'),
     ("split", 'load_from_disk("split").to_json("split.jsonl")'),
-    ("cache", "a data set as save_to_disk or the cache of datasets leaves it"),
+    ("cache", "a data set in the format of save_to_disk or of the datasets cache"),
     ("x.arrow", 'Dataset.from_file("x.arrow").to_json("x.jsonl")'),
-    ("w.safetensors", "weights of a model, not rows"),
+    ("w.safetensors", "model weights, not rows"),
     ("b.xlsx", "a workbook, not rows. Save its sheet as CSV"),
-    ("r.yaml", "A recipe is run by: alignkit run r.yaml"),
+    ("r.yaml", "Run a recipe with: alignkit run r.yaml"),
     ("p.py", "a program, not rows"),
     ("d.zip", "an archive. Unpack it"),
     ("p.pkl", "loading them can run code"),
@@ -182,20 +182,20 @@ AS_DATA: list[tuple[str, str]] = [
 AS_RECIPE: list[tuple[str, str]] = [
     ("rows.jsonl", "data, not a recipe. To check it: alignkit data check rows.jsonl"),
     ("p.py", "a program, not a recipe"),
-    ("run", "a finished run (sft), not a recipe. Give the recipe it came from"),
+    ("run", "a finished run (sft), not a recipe. Pass the recipe it came from"),
     ("runs", "a directory of runs, not a recipe"),
     ("model", "a model, not a recipe"),
-    ("own-er/na.me", "models and data of the hub are named in a recipe"),
-    ("w.safetensors", "weights of a model, not a recipe"),
+    ("own-er/na.me", "name models and data of the hub inside a recipe"),
+    ("w.safetensors", "model weights, not a recipe"),
     ("empty", "empty is a directory. Name a YAML file in it"),
     ("gone.yaml", "cannot read gone.yaml"),
 ]
 AS_MODEL: list[tuple[str, str]] = [
-    ("rows.jsonl", "data, not a model. Give it as --data rows.jsonl"),
-    ("r.yaml", "YAML, not a model. A recipe is run by: alignkit run r.yaml"),
+    ("rows.jsonl", "data, not a model. Pass it as --data rows.jsonl"),
+    ("r.yaml", "YAML, not a model. Run a recipe with: alignkit run r.yaml"),
     ("w.safetensors", "Name the directory that also holds its config.json: ."),
     ("w.gguf", "GGUF holds weights for llama.cpp, which cannot be trained"),
-    ("made", "a finished run (generate) that left no model"),
+    ("made", "a finished run (generate) that saved no model"),
     ("runs", "a directory of runs. Name one run in it"),
     ("shards", "a directory of data, not a model"),
     ("saved", "a data set, not a model"),

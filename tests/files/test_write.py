@@ -120,7 +120,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_table_needs_the_same_columns_in_every_row(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 2 has 'x', which the first row has not"):
+    with pytest.raises(DataError, match="row 2 has 'x', which the first row lacks"):
         write_rows(tmp_path / "out.csv", [ROW, ROW | {"x": "1"}])
 
 

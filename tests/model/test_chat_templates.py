@@ -91,7 +91,7 @@ ENDS = {
 }
 # Conversations that a template does not take, and the words that say so.
 NO_SYSTEM = {("gemma", "system"): "System role not supported"}
-NO_TOOLS = "the answer only calls a tool, and the chat template does not write tool_calls"
+NO_TOOLS = "the completion only calls a tool, and the chat template does not write tool_calls"
 REFUSED: dict[tuple[str, str], str] = {
     **{
         (name, "tools"): NO_TOOLS
@@ -101,7 +101,7 @@ REFUSED: dict[tuple[str, str], str] = {
         )
     },
     # Its prompt closes an empty thought; the answer's rendering has one.
-    ("qwen3_5_nothink", "thinking"): "renders the prompt differently once an answer follows",
+    ("qwen3_5_nothink", "thinking"): "renders the prompt differently once a completion follows",
     **NO_SYSTEM,
 }  # fmt: skip
 

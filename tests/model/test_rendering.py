@@ -183,7 +183,7 @@ def test_the_tokens_of_a_frozen_day_do_not_change(tiny_tokenizer: Any) -> None:
 def test_reserved_variables_are_refused() -> None:
     record = Prompt(prompt=[Message(role="user", content="x")],
                     chat_template_kwargs={"messages": []})  # fmt: skip
-    with pytest.raises(DataError, match="chat_template_kwargs must not hold 'messages'"):
+    with pytest.raises(DataError, match="chat_template_kwargs must not contain 'messages'"):
         TemplateContext.of(record)
 
 

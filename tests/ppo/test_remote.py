@@ -183,7 +183,7 @@ def test_token_ids_up_to_the_limits_are_taken(server):
 
 @pytest.mark.parametrize("url", ["localhost", "http://[bad", "http://localhost:99999/v1"])
 def test_an_address_that_is_none_is_refused_at_once(url):
-    with pytest.raises(RecipeError, match="^rollout_url .* is no http address"):
+    with pytest.raises(RecipeError, match="^rollout_url .* is not an http address"):
         RemotePolicy(url, [2])
 
 

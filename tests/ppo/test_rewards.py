@@ -172,7 +172,9 @@ def test_a_service_that_is_not_there_or_hangs_stops_the_run():
     ],
 )
 def test_addresses_that_are_none_are_refused(url):
-    with pytest.raises(RecipeError, match="^reward_url .* is no http address.* such as http://"):
+    with pytest.raises(
+        RecipeError, match="^reward_url .* is not an http address.* such as http://"
+    ):
         UrlReward(url, timeout=1, batch_size=1)
 
 

@@ -325,7 +325,7 @@ def test_settings_of_one_stage_are_no_recipe(
     (here / "r.yaml").write_text("data: rows.jsonl\nbeta: 0.2\nlora_r: 8\n")
     said = alignkit(capsys, "run", "r.yaml")
     assert said.code == 2
-    assert "alignkit dpo --config r.yaml --output DIR; in a recipe they stand" in said.err
+    assert "alignkit dpo --config r.yaml --output DIR; in a recipe they go under" in said.err
 
 
 def test_a_recipe_with_words_of_other_tools_stays_a_recipe(

@@ -39,7 +39,7 @@ def test_a_module_is_found_and_nothing_of_it_runs(here: Path) -> None:
     assert source_of("outer.inner:score", here) == here / "outer" / "inner.py"
     with pytest.raises(RecipeError, match=r"inner has no function 'scores'"):
         source_of("outer.inner:scores", here)
-    with pytest.raises(RecipeError, match=r"there is no module outer\.other"):
+    with pytest.raises(RecipeError, match=r"no module outer\.other"):
         source_of("outer.other:score", here)
 
 
@@ -55,7 +55,7 @@ def test_a_name_that_only_running_can_tell_is_left_to_it(here: Path) -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("absent_scores:score", "there is no module absent_scores"),
+        ("absent_scores:score", "no module absent_scores"),
         ("bad_scores:score", "bad_scores.py:1:5: not Python"),
         ("good_scores:scored", "good_scores has no function 'scored'"),
         ("good_scores", "is not of the form module:function"),

@@ -75,10 +75,10 @@ MALFORMED: list[tuple[str, str, str]] = [
     (
         "output key",
         STAGE.format("dpo: {data: rows.jsonl, output: ../../etc}"),
-        "'output' is no recipe key: where a run goes is said on the command line",
+        "'output' is not a recipe key: set a run's directory on the command line",
     ),
     ("run name", "name: ../x\nstages: [{sft: {data: rows.jsonl}}]\n", "'../x' is not a name"),
-    ("empty", "", "a recipe is a mapping with name and stages, this one is empty"),
+    ("empty", "", "a recipe is a mapping with name and stages, but this is empty"),
     ("no stages", "name: x\n", "stages is missing"),
     ("no name", "stages: [{sft: {data: rows.jsonl}}]\n", "'name' is missing"),
     ("unknown kind", STAGE.format("dop: {}"), "unknown stage 'dop'; did you mean 'dpo'?"),
@@ -87,12 +87,12 @@ MALFORMED: list[tuple[str, str, str]] = [
     (
         "remote code",
         "name: x\nbackbone: {trust_remote_code: true}\nstages: [{sft: {data: rows.jsonl}}]\n",
-        "r.yaml:2:12: 'trust_remote_code' is no recipe key: code that comes with a model is never",
+        "r.yaml:2:12: 'trust_remote_code' is not a recipe key: code that comes with a model is",
     ),
     (
         "same name twice",
         STAGE.format("sft: {data: rows.jsonl}"),
-        "r.yaml:4:5: a second stage is called 'sft'; the first is at 3:5",
+        "r.yaml:4:5: a second stage is named 'sft'; the first is at 3:5",
     ),
     (
         "later stage",
@@ -139,7 +139,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         "not the text 'sigmoidd'; did you mean 'sigmoid'?",
     ),
     ("nobody's home", STAGE.format("dpo: {data: ~nobody-here/x}"), "no file '~nobody-here/x'"),
-    ("directory", STAGE.format("dpo: {data: .}"), "rankings or preferences are due"),
+    ("directory", STAGE.format("dpo: {data: .}"), "rankings or preferences are expected"),
     ("embedded", STAGE.format("dpo: {data: 'embedded:promts'}"), "did you mean 'prompts'?"),
     (
         "settings together",

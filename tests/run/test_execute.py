@@ -213,7 +213,7 @@ def test_first_rows_are_encoded_before_the_run(here: Path) -> None:
         check_plan(plan.stages, plan, say=said.append)
     assert error.value.exit_code == 2
     assert "odd.jsonl:1: the chat template renders the prompt differently" in str(error.value)
-    assert said[0].startswith("answers end with <|end|>; generation stops at <|end|>")
+    assert said[0].startswith("completions end with <|end|>; generation stops at <|end|>")
 
 
 def test_templates_are_told_the_day_of_the_first_start(

@@ -131,12 +131,12 @@ def cleaned(tmp_path: Path) -> Path:
         ('{"prompt": "a"}', "log.jsonl:1: not a line of a change log"),
         ('{"position": -1, "path": []}', "not a line of a change log"),
         ('{"position": 0}', "not a line of a change log"),
-        ('{"position": 0, "dropped": {}}', "holds no such record as the log says"),
-        ('{"position": 0, "dropped": {"kind": ["x"]}}', "holds no such record as the log says"),
-        ('{"position": 0, "dropped": {"kind": "prompt"}}', "holds no such record as the log says"),
-        ('{"position": 0, "path": ["x", 0], "before": 1}', "holds no such record as the log says"),
-        ('{"position": 0, "path": [], "before": 1}', "holds no such record as the log says"),
-        ('{"position": 9, "path": ["id"], "before": "x"}', "holds no such record as the log says"),
+        ('{"position": 0, "dropped": {}}', "lacks a record that the log mentions"),
+        ('{"position": 0, "dropped": {"kind": ["x"]}}', "lacks a record that the log mentions"),
+        ('{"position": 0, "dropped": {"kind": "prompt"}}', "lacks a record that the log mentions"),
+        ('{"position": 0, "path": ["x", 0], "before": 1}', "lacks a record that the log mentions"),
+        ('{"position": 0, "path": [], "before": 1}', "lacks a record that the log mentions"),
+        ('{"position": 9, "path": ["id"], "before": "x"}', "lacks a record that the log mentions"),
     ],
 )
 def test_a_log_of_something_else_undoes_nothing(cleaned: Path, line: str, says: str) -> None:
@@ -166,6 +166,6 @@ def test_what_was_dropped_to_the_last_row_comes_back(tmp_path: Path) -> None:
 def test_the_log_of_cleaning_is_not_written_over_its_output(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", ROWS)
     out = tmp_path / "out.jsonl"
-    with pytest.raises(DataError, match="the log and the output are one file"):
+    with pytest.raises(DataError, match="the log and the output are the same file"):
         clean(path, out, Plan(), log=str(out))
     assert not out.exists()

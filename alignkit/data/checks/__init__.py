@@ -1,1 +1,1 @@
-"""What is wrong with data, found before it trains a model."""
+"""Find what is wrong with data before it trains a model."""

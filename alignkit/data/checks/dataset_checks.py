@@ -1,7 +1,7 @@
-"""What takes more than one record to see: duplicates, contradictions, leaks, biases, outliers.
+"""Find what needs several records: duplicates, contradictions, leaks, biases, outliers.
 
-Each record leaves a few 64-bit fingerprints in flat arrays (about 200 bytes a row); everything is
-found at the end by sorting them, so memory stays flat on files of any size.
+Each record leaves a few 64-bit fingerprints in flat arrays, about 200 bytes per row. They are
+sorted at the end to find everything, so memory stays flat for files of any size.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ OUTLIER_SPREAD = 4.0
 RARE_SCRIPT = 0.01
 
 
-def spoken(messages: Sequence[Message]) -> Hashable:
-    """What a conversation says and calls, white space at the ends of its turns aside."""
+def conversation_key(messages: Sequence[Message]) -> Hashable:
+    """Return a key of a conversation's texts and calls, ignoring white space at ends of turns."""
     if len(messages) == 1:  # nearly always, and this runs several times for every row
         first = messages[0]
         if not (first.tool_calls or first.reasoning_content or first.thinking):
             return (first.role, first.content.strip())
-    return tuple([_spoken(message) for message in messages])
+    return tuple([_message_key(message) for message in messages])
 
 
-def _spoken(message: Message) -> Hashable:
-    """Role and text, and where there is more what it calls and what was thought before."""
+def _message_key(message: Message) -> Hashable:
+    """Return role and text, plus calls and thoughts if there are any."""
     if message.tool_calls or message.reasoning_content or message.thinking:
-        called = json.dumps(message.tool_calls, sort_keys=True)
-        thought = (message.reasoning_content, message.thinking)
-        return (message.role, message.content.strip(), called, *thought)
+        calls = json.dumps(message.tool_calls, sort_keys=True)
+        thoughts = (message.reasoning_content, message.thinking)
+        return (message.role, message.content.strip(), calls, *thoughts)
     return (message.role, message.content.strip())
 
 
 def prompt_of(record: Any) -> Sequence[Message]:
-    """The messages of a record that its answers answer."""
+    """Return the messages of a record that come before its completion."""
     if not isinstance(record, Demonstration):
         return cast(Sequence[Message], record.prompt)
     turns = record.messages
     return turns[:-1] if turns[-1].role == "assistant" else turns
 
 
-# What a kind of record has besides its prompt: all that tells two rows apart, and its answers.
+# What a record has besides its prompt: a key that sets rows apart, and its completions.
 Taken = tuple[Hashable, list[list[Message]]]
 
 
 @dataclass
 class Edges:
-    """`better > worse` under one prompt and annotator, one entry each, with its line."""
+    """`better > worse` per prompt and annotator, one entry each, with its line."""
 
     prompt: array[int] = field(default_factory=lambda: array("q"))
     better: array[int] = field(default_factory=lambda: array("q"))
@@ -77,7 +77,7 @@ class Edges:
     line: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, prompt: int, better: int, worse: int, line: int) -> None:
-        """One preference."""
+        """Add one preference."""
         self.prompt.append(prompt)
         self.better.append(better)
         self.worse.append(worse)
@@ -86,19 +86,19 @@ class Edges:
 
 @dataclass
 class Side:
-    """How often the one of two (the longer, the first shown, the positive) was preferred."""
+    """Counts how often one of two (the longer, the first shown, the positive) was preferred."""
 
     wins: int = 0
     total: int = 0
 
     def count(self, won: bool) -> None:
-        """One case that was decided."""
+        """Count one decided case."""
         self.wins += won
         self.total += 1
 
 
 @dataclass
-class Across:
+class FilePrints:
     """Fingerprints of the records of one file, in order."""
 
     near: bool = True
@@ -114,67 +114,70 @@ class Across:
     index: NearIndex = field(default_factory=NearIndex)
 
     def add(self, record: Record, line: int) -> None:
-        """Take the fingerprints of one record."""
+        """Add the fingerprints of one record."""
         taker = TAKERS.get(record.kind)
         if taker is None:
             return
         prompt = prompt_of(record)
-        asked = hash(spoken(prompt))
-        rest, answers = taker(self, record, line, asked)
+        prompt_print = hash(conversation_key(prompt))
+        rest, completions = taker(self, record, line, prompt_print)
         self.lines.append(line)
-        self.prompts.append(asked)
-        self.rows.append(hash((asked, rest)))
-        self.lengths.append(max(map(_length, answers), default=0))
-        self.scripts.append(script_of(answers or [prompt]))
+        self.prompts.append(prompt_print)
+        self.rows.append(hash((prompt_print, rest)))
+        self.lengths.append(max(map(text_length, completions), default=0))
+        self.scripts.append(script_of(completions or [prompt]))
         if self.near:
-            self.index.add(_text(prompt or (answers[0] if answers else ())))
+            self.index.add(_text(prompt or (completions[0] if completions else ())))
 
-    def _preference(self, record: Preference, line: int, asked: int) -> Taken:
-        chosen, rejected = hash(spoken(record.chosen)), hash(spoken(record.rejected))
+    def _preference(self, record: Preference, line: int, prompt_print: int) -> Taken:
+        chosen, rejected = (
+            hash(conversation_key(record.chosen)),
+            hash(conversation_key(record.rejected)),
+        )
         if not record.tie and chosen != rejected:
-            self.edges.add(asked, chosen, rejected, line)
+            self.edges.add(prompt_print, chosen, rejected, line)
             self._compare_lengths(record.chosen, record.rejected)
         return (chosen, rejected, record.tie), [record.chosen, record.rejected]
 
-    def _ranking(self, record: Ranking, line: int, asked: int) -> Taken:
-        prints = {c.cid: hash(spoken(c.messages)) for c in record.candidates}
-        said = {c.cid: c.messages for c in record.candidates}
-        by_whom = hash((asked, record.annotator))
+    def _ranking(self, record: Ranking, line: int, prompt_print: int) -> Taken:
+        prints = {c.cid: hash(conversation_key(c.messages)) for c in record.candidates}
+        messages = {c.cid: c.messages for c in record.candidates}
+        by_annotator = hash((prompt_print, record.annotator))
         ranked = sorted(record.ranks, key=lambda cid: record.ranks[cid])
         for upper, lower in zip(ranked, ranked[1:], strict=False):
             if record.ranks[upper] < record.ranks[lower] and prints[upper] != prints[lower]:
-                self.edges.add(by_whom, prints[upper], prints[lower], line)
+                self.edges.add(by_annotator, prints[upper], prints[lower], line)
         if len(ranked) > 1 and record.ranks[ranked[0]] < record.ranks[ranked[-1]]:
-            self._compare_lengths(said[ranked[0]], said[ranked[-1]])
+            self._compare_lengths(messages[ranked[0]], messages[ranked[-1]])
             if len(record.candidates) == 2:
                 self.first.count(ranked[0] == record.candidates[0].cid)
         ranks = tuple((prints[cid], record.ranks[cid]) for cid in ranked)
-        return (tuple(prints.values()), ranks, record.annotator), [*said.values()]
+        return (tuple(prints.values()), ranks, record.annotator), [*messages.values()]
 
-    def _demonstration(self, record: Demonstration, _line: int, _asked: int) -> Taken:
-        answer = record.messages[len(prompt_of(record)) :]
-        return spoken(answer), [answer] if answer else []
+    def _demonstration(self, record: Demonstration, _line: int, _prompt_print: int) -> Taken:
+        completion = record.messages[len(prompt_of(record)) :]
+        return conversation_key(completion), [completion] if completion else []
 
-    def _label(self, record: Label, _line: int, _asked: int) -> Taken:
+    def _label(self, record: Label, _line: int, _prompt_print: int) -> Taken:
         self.positive.count(record.label)
-        return (spoken(record.completion), record.label), [record.completion]
+        return (conversation_key(record.completion), record.label), [record.completion]
 
-    def _prompt(self, _record: Prompt, _line: int, _asked: int) -> Taken:
+    def _prompt(self, _record: Prompt, _line: int, _prompt_print: int) -> Taken:
         return (), []
 
-    def _candidates(self, record: Candidates, _line: int, _asked: int) -> Taken:
-        said = [candidate.messages for candidate in record.candidates]
-        return tuple(map(spoken, said)), said
+    def _candidates(self, record: Candidates, _line: int, _prompt_print: int) -> Taken:
+        completions = [candidate.messages for candidate in record.candidates]
+        return tuple(map(conversation_key, completions)), completions
 
     def _compare_lengths(self, better: Sequence[Message], worse: Sequence[Message]) -> None:
-        difference = _length(better) - _length(worse)
+        difference = text_length(better) - text_length(worse)
         if difference:
             self.longer.count(difference > 0)
 
-    # --- what they show -------------------------------------------------------------------------
+    # --- problems -------------------------------------------------------------------------------
 
     def problems(self, file: str) -> Iterator[Problem]:
-        """Everything the fingerprints of this file show."""
+        """Yield every problem that the fingerprints of this file reveal."""
         yield from self._duplicates(file)
         yield from self._near_duplicates(file)
         yield from contradictions(self.edges, file)
@@ -206,9 +209,9 @@ class Across:
         for position in np.flatnonzero(logs > high + OUTLIER_SPREAD * spread).tolist():
             message = (
                 f"a completion of {self.lengths[position]:,} characters; "
-                f"half of them are under {int(np.expm1(middle)):,}"
+                f"half of them have under {int(np.expm1(middle)):,}"
             )
-            fix = "look at the row; remove it if it is an accident"
+            fix = "inspect the row; remove it if it is an accident"
             yield Problem(
                 file, self.lines[position], None, "length-outlier", message, fix, "warning"
             )
@@ -231,13 +234,13 @@ class Across:
             (
                 "length-bias",
                 self.longer,
-                "the longer answer is preferred in",
+                "the longer completion is preferred in",
                 "a judge of length would do as well: see alignkit eval winrate --length-control",
             ),
             (
                 "position-bias",
                 self.first,
-                "the answer listed first is preferred in",
+                "the completion listed first is preferred in",
                 "shuffle the sides: alignkit data augment --method order",
             ),
             ("label-balance", self.positive, "label true in", "alignkit data balance --by label"),
@@ -254,35 +257,40 @@ class Across:
 
 
 def wilson(wins: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927), 95 % by default."""
+    """Return Wilson's score interval of a share (Wilson 1927), 95 % by default."""
     share, z2 = wins / total, z * z
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = z * sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def leaks(across: Across, file: str, held_out: Across, held_out_file: str) -> Iterator[Problem]:
-    """Prompts of a file that stand, exactly or nearly, in a file kept for testing."""
-    ours = np.frombuffer(across.prompts, dtype=np.int64)
-    theirs = np.frombuffer(held_out.prompts, dtype=np.int64)
-    values, where = np.unique(theirs, return_index=True)
-    found = np.searchsorted(values, ours).clip(max=max(len(values) - 1, 0))
-    exact = values[found] == ours if len(values) else np.zeros(len(ours), dtype=bool)
+def leaks(
+    prints: FilePrints, file: str, held_out: FilePrints, held_out_file: str
+) -> Iterator[Problem]:
+    """Yield prompts of a file that are also, exactly or nearly, in a held-out file."""
+    train_prompts = np.frombuffer(prints.prompts, dtype=np.int64)
+    test_prompts = np.frombuffer(held_out.prompts, dtype=np.int64)
+    values, where = np.unique(test_prompts, return_index=True)
+    places = np.searchsorted(values, train_prompts).clip(max=max(len(values) - 1, 0))
+    if len(values):
+        exact = values[places] == train_prompts
+    else:
+        exact = np.zeros(len(train_prompts), dtype=bool)
     fix = f"split by prompt, or: alignkit data clean --not-in {held_out_file}"
     for position in np.flatnonzero(exact).tolist():
-        line = held_out.lines[int(where[found[position]])]
+        line = held_out.lines[int(where[places[position]])]
         message = f"the prompt is also held out: {held_out_file}:{line}"
-        yield Problem(file, across.lines[position], "prompt", "leak", message, fix, "warning")
-    for position, other in across.index.matches(held_out.index):
+        yield Problem(file, prints.lines[position], "prompt", "leak", message, fix, "warning")
+    for position, other in prints.index.matches(held_out.index):
         if not exact[position]:
             message = f"nearly the same prompt is held out: {held_out_file}:{held_out.lines[other]}"
             yield Problem(
-                file, across.lines[position], "prompt", "near-leak", message, fix, "warning"
+                file, prints.lines[position], "prompt", "near-leak", message, fix, "warning"
             )
 
 
 def repeated(prints: Fingerprints) -> Iterator[tuple[int, int]]:
-    """(first, later) positions of equal fingerprints, in the order of `later`."""
+    """Yield (first, later) positions of equal fingerprints, in the order of `later`."""
     if len(prints) < 2:
         return
     order = np.argsort(prints, kind="stable")
@@ -298,26 +306,26 @@ def repeated(prints: Fingerprints) -> Iterator[tuple[int, int]]:
 
 
 def contradictions(edges: Edges, file: str) -> Iterator[Problem]:
-    """A>B and B>A, or longer cycles, under one prompt: each names the lines it is made of."""
+    """Report A>B and B>A, or longer cycles, under one prompt, with the lines involved."""
     for group in _suspects(edges):
-        said: dict[tuple[int, int], int] = {}
+        lines: dict[tuple[int, int], int] = {}
         paired = False
         for position in group:
             better, worse = edges.better[position], edges.worse[position]
-            other = said.get((worse, better))
+            other = lines.get((worse, better))
             if other is not None and other != edges.line[position]:
                 paired = True
                 yield _contradiction(file, edges.line[position], [other])
-            said.setdefault((better, worse), edges.line[position])
+            lines.setdefault((better, worse), edges.line[position])
         if not paired:
-            cycle = _cycle(said)
+            cycle = _cycle(lines)
             if cycle:
                 yield _contradiction(file, max(cycle), sorted(set(cycle) - {max(cycle)}))
 
 
 def _contradiction(file: str, line: int, others: Sequence[int]) -> Problem:
     if len(others) == 1:
-        message = f"contradicts line {others[0]}: the same answers the other way round"
+        message = f"contradicts line {others[0]}: the same completions the other way round"
     else:
         message = f"closes a cycle with lines {', '.join(map(str, others))}"
     fix = "keep the judgement you trust, or aggregate: alignkit data pairs --aggregate majority"
@@ -325,11 +333,11 @@ def _contradiction(file: str, line: int, others: Sequence[int]) -> Problem:
 
 
 def _suspects(edges: Edges) -> Iterator[list[int]]:
-    """Edge positions by prompt, for prompts where some answer both wins and loses."""
+    """Yield edge positions per prompt, if some completion of it both wins and loses."""
     if len(edges.line) < 2:
         return
     prompt = np.frombuffer(edges.prompt, dtype=np.int64)
-    mix = prompt * 3 + np.int64(1)  # wraps: only equality of (prompt, answer) matters
+    mix = prompt * 3 + np.int64(1)  # wraps: only equality of (prompt, completion) matters
     better = mix ^ np.frombuffer(edges.better, dtype=np.int64)
     worse = mix ^ np.frombuffer(edges.worse, dtype=np.int64)
     both = np.intersect1d(better, worse)
@@ -343,10 +351,10 @@ def _suspects(edges: Edges) -> Iterator[list[int]]:
     yield from sorted(groups, key=lambda group: group[0])
 
 
-def _cycle(said: dict[tuple[int, int], int]) -> list[int]:
-    """The lines of one cycle of `better > worse`, empty if there is none."""
+def _cycle(lines: dict[tuple[int, int], int]) -> list[int]:
+    """Return the lines of one cycle of `better > worse`, empty if there is none."""
     beats: dict[int, list[int]] = {}
-    for better, worse in said:
+    for better, worse in lines:
         beats.setdefault(better, []).append(worse)
     done: set[int] = set()
     for start in beats:
@@ -358,7 +366,7 @@ def _cycle(said: dict[tuple[int, int], int]) -> list[int]:
                 pending.pop()
             elif following in path:
                 cycle = [*path[path.index(following) :], following]
-                return [said[pair] for pair in zip(cycle, cycle[1:], strict=False)]
+                return [lines[pair] for pair in zip(cycle, cycle[1:], strict=False)]
             elif following not in done:
                 path.append(following)
                 pending.append(iter(beats.get(following, ())))
@@ -381,7 +389,7 @@ SAMPLE = 200
 
 
 def script_of(sides: Sequence[Sequence[Message]]) -> int:
-    """The script most letters of the first side's beginning are written in, as an index."""
+    """Return the index of the script that most letters at the first side's start are in."""
     text = sides[0][0].content if sides and sides[0] else ""
     if text.isascii():
         return 0
@@ -389,7 +397,7 @@ def script_of(sides: Sequence[Sequence[Message]]) -> int:
     for character in text[:SAMPLE]:
         if character.isalpha():
             counts[_script(ord(character))] += 1
-    # Japanese mixes Kana and Han; any good share of Kana says Japanese.
+    # Japanese mixes Kana and Han; a good share of Kana means Japanese.
     if counts[8] * 5 > counts[9]:
         counts[8] += counts[9]
     return counts.index(max(counts))
@@ -401,7 +409,8 @@ def _script(point: int) -> int:
     return next((index for first, last, index in _RANGES if first <= point <= last), 10)
 
 
-def _length(messages: Sequence[Message]) -> int:
+def text_length(messages: Sequence[Message]) -> int:
+    """Return the characters of all texts of a conversation."""
     if len(messages) == 1:
         return len(messages[0].content)
     return sum([len(message.content) for message in messages])
@@ -413,13 +422,13 @@ def _text(messages: Sequence[Message]) -> str:
     return "\n".join([message.content for message in messages])
 
 
-Taker = Callable[[Across, Any, int, int], Taken]
+Taker = Callable[[FilePrints, Any, int, int], Taken]
 
 TAKERS: dict[str, Taker] = {
-    "preference": Across._preference,
-    "ranking": Across._ranking,
-    "demonstration": Across._demonstration,
-    "label": Across._label,
-    "prompt": Across._prompt,
-    "candidates": Across._candidates,
+    "preference": FilePrints._preference,
+    "ranking": FilePrints._ranking,
+    "demonstration": FilePrints._demonstration,
+    "label": FilePrints._label,
+    "prompt": FilePrints._prompt,
+    "candidates": FilePrints._candidates,
 }

@@ -1,4 +1,4 @@
-"""Every problem of a file, row by row and across rows, with its line, its reason and a way out."""
+"""Check a file row by row and across rows; report each problem with line, reason and fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignkit.data.checks.dataset_checks import Across, leaks
+from alignkit.data.checks.dataset_checks import FilePrints, leaks
 from alignkit.data.columns import Columns
 from alignkit.data.read import Reading, row_findings, scan
 from alignkit.data.records import Record
@@ -16,23 +16,23 @@ from alignkit.errors import AlignkitError, DataError, ErrorList
 from alignkit.files.problems import Finding, Problem
 from alignkit.files.shards import parts_of
 
-# Problems of one kind kept with their text in one file; all are counted.
+# Problems of one kind kept with their text per file; all are counted.
 MOST_KEPT = 10_000
 
 
 class Inspector(Protocol):
-    """Looks at every record for what this module does not know (tokens, say)."""
+    """Looks at every record for what this module does not know, such as tokens."""
 
     def inspect(self, record: Record) -> Iterable[Finding]:
-        """What is wrong with one record."""
+        """Yield what is wrong with one record."""
 
     def overall(self) -> Iterable[Finding]:
-        """What is wrong with all of them together; starts anew for the next file."""
+        """Yield what is wrong with all of them together; reset for the next file."""
 
 
 @dataclass
 class FileReport:
-    """What was found in one file."""
+    """The problems of one file."""
 
     file: str
     format: str | None = None
@@ -43,18 +43,18 @@ class FileReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error; warnings and notes are allowed."""
+        """Return whether there is no error; warnings and notes are allowed."""
         return not self.levels.get("error")
 
     def add(self, problem: Problem) -> None:
-        """Count a problem, and keep it while there are not too many of its kind."""
+        """Count a problem, and keep it unless there are too many of its kind."""
         seen = self.counts[problem.kind] = self.counts.get(problem.kind, 0) + 1
         self.levels[problem.level] = self.levels.get(problem.level, 0) + 1
         if seen <= MOST_KEPT:
             self.problems.append(problem)
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `data check --json` prints for a file."""
+        """Return the object that `data check --json` prints per file."""
         return {
             "file": self.file,
             "format": self.format,
@@ -72,31 +72,31 @@ def check_file(
     near: bool = True,
     allowed: Collection[str] = (),
     inspectors: Sequence[Inspector] = (),
-) -> tuple[FileReport, Across]:
-    """The report of one file, and the fingerprints of its records for comparison with others."""
-    report, across = FileReport(str(path)), Across(near=near)
+) -> tuple[FileReport, FilePrints]:
+    """Report on one file; also return its records' fingerprints for comparison with others."""
+    report, prints = FileReport(str(path)), FilePrints(near=near)
     reading = Reading(str(path))
 
-    def tell(problem: Problem) -> None:
+    def add(problem: Problem) -> None:
         if problem.kind in allowed and problem.level != "note":
             problem = replace(problem, level="note")
         report.add(problem)
 
-    for row, records in scan(path, tell, format=format, columns=columns, reading=reading):
+    for row, records in scan(path, add, format=format, columns=columns, reading=reading):
         for record in records:
-            across.add(record, row.line)
+            prints.add(record, row.line)
             for finding in chain(
                 row_findings(record, row, reading), *(each.inspect(record) for each in inspectors)
             ):
-                tell(Problem.found(finding, row.file or str(path), row.line))
+                add(Problem.from_finding(finding, row.file or str(path), row.line))
     overall = chain.from_iterable(inspector.overall() for inspector in inspectors)
-    found = (Problem.found(finding, str(path), None) for finding in overall)
-    for problem in chain(across.problems(str(path)), found):
-        tell(problem)
+    of_file = (Problem.from_finding(finding, str(path), None) for finding in overall)
+    for problem in chain(prints.problems(str(path)), of_file):
+        add(problem)
     report.format = reading.format.name if reading.format else None
     report.rows = reading.rows
     report.problems.sort(key=lambda problem: problem.line or 0)
-    return report, across
+    return report, prints
 
 
 def check_files(
@@ -109,24 +109,23 @@ def check_files(
     allowed: Collection[str] = (),
     inspectors: Sequence[Inspector] = (),
 ) -> list[FileReport]:
-    """Reports of all files, held-out ones last; prompts that stand on both sides are leaks."""
+    """Report on all files, held-out ones last; a prompt in both is a leak."""
     options: dict[str, Any] = {
         "format": format, "columns": columns, "near": near, "allowed": allowed,
         "inspectors": inspectors
     }  # fmt: skip
     checked = [check_file(part, **options) for path in paths for part in _parts(path)]
     tests = [check_file(part, **options) for path in held_out for part in _parts(path)]
-    for report, across in checked:
-        for test_report, test_across in tests:
-            for problem in leaks(across, report.file, test_across, test_report.file):
-                kept = replace(problem, level="note") if problem.kind in allowed else problem
-                report.add(kept)
+    for report, prints in checked:
+        for test_report, test_prints in tests:
+            for problem in leaks(prints, report.file, test_prints, test_report.file):
+                report.add(replace(problem, level="note") if problem.kind in allowed else problem)
         report.problems.sort(key=lambda problem: problem.line or 0)
     return [report for report, _ in [*checked, *tests]]
 
 
 def _parts(path: str | Path) -> Sequence[str | Path]:
-    """The files of a folder, each with lines of its own; a file itself."""
+    """Return the files of a folder, each with lines of its own, or the file itself."""
     return parts_of(str(path)) or [path]
 
 
@@ -137,9 +136,9 @@ def require_clean(
     format: str | None = None,
     on_bad_row: str = "error",
 ) -> list[FileReport]:
-    """The reports of files about to be trained on; errors raise before a model is loaded.
+    """Report on files about to be trained on; raise on errors before a model is loaded.
 
-    With `on_bad_row="drop"` bad rows are allowed as long as some are left.
+    With `on_bad_row="drop"` bad rows are allowed as long as some rows remain.
     """
     reports = check_files(paths, held_out=held_out, format=format)
     errors: list[AlignkitError] = []
@@ -156,7 +155,7 @@ def require_clean(
 
 
 def summary(report: FileReport) -> str:
-    """One line for people: format, rows, and how many problems of each kind."""
+    """Summarize in one line: format, rows, and the number of problems of each kind."""
     kinds = ", ".join(f"{kind} {count}" for kind, count in _by_count(report.counts))
     form = report.format or "unknown format"
     return f"{report.file}: {form}, {report.rows:,} rows, {kinds or 'no problems'}"

@@ -1,10 +1,10 @@
-"""Near-duplicate texts by MinHash over word triples, vectorised: microseconds and 128 bytes a text.
+"""Find near-duplicate texts by MinHash over word triples, vectorized: microseconds per text.
 
 One-permutation hashing (Li, Owen, Zhang 2012, arXiv:1208.1259) with rotation densification
 (Shrivastava, Li 2014, arXiv:1406.4784): each text's triples are hashed once and fall into `BINS`
-bins, the smallest hash of a bin is its signature there. Two texts agree in a bin with the
-probability of their Jaccard similarity. Bands of `BAND` bins find candidate pairs; the share of
-agreeing bins decides. Hashes do not depend on the process, so neither does the result.
+bins; the smallest hash of a bin is its signature there. Two texts agree in a bin with the
+probability of their Jaccard similarity. Bands of `BAND` bins find candidate pairs, and the share
+of agreeing bins decides. Hashes do not depend on the process, so neither does the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 
 
 def _powers(base: int, count: int) -> U64:
-    """base**0 … base**(count-1) modulo 2**64."""
+    """Return base**0 … base**(count-1) modulo 2**64."""
     powers = np.full(count, base, dtype=np.uint64)
     powers[0] = 1
     return np.multiply.accumulate(powers)
@@ -41,14 +41,14 @@ _BACKWARD = _powers(pow(_PRIME, -1, 1 << 64), _SIZE)
 
 
 def _mixed(values: U64) -> U64:
-    """A bijective scrambling of 64-bit values (the finaliser of MurmurHash3)."""
+    """Scramble 64-bit values bijectively (the finalizer of MurmurHash3)."""
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return values ^ (values >> np.uint64(33))
 
 
 def _word_hashes(text: npt.NDArray[np.uint8]) -> tuple[U64, npt.NDArray[np.int64]]:
-    """(hash, start) of each word of the bytes, words being what white space separates.
+    """Return (hash, start) of each word, words being separated by white space.
 
     The hash of bytes s…e is (P[e] - P[s]) * base**-s for P the running polynomial, modulo 2**64.
     """
@@ -61,7 +61,7 @@ def _word_hashes(text: npt.NDArray[np.uint8]) -> tuple[U64, npt.NDArray[np.int64
 
 
 def _triples(words: U64, owner: npt.NDArray[np.int64]) -> tuple[U64, npt.NDArray[np.int64]]:
-    """(hash, owner) of each run of three words of one text; shorter texts give one for all."""
+    """Return (hash, owner) per run of three words of one text; a shorter text gives one hash."""
     first, second, third = words.copy(), np.zeros_like(words), np.zeros_like(words)
     same_next = np.zeros(len(words), dtype=bool)
     same_next[:-1] = owner[1:] == owner[:-1]
@@ -80,7 +80,7 @@ def _triples(words: U64, owner: npt.NDArray[np.int64]) -> tuple[U64, npt.NDArray
 
 
 def signatures(texts: Sequence[bytes]) -> U32:
-    """MinHash signatures, shape (texts, BINS); a text without words has an empty signature."""
+    """Return MinHash signatures, shape (texts, BINS); empty for a text without words."""
     lengths = np.fromiter((len(text) + 1 for text in texts), dtype=np.int64, count=len(texts))
     whole = np.frombuffer(b" ".join(texts) + b" ", dtype=np.uint8)
     words, starts = _word_hashes(whole)
@@ -93,7 +93,7 @@ def signatures(texts: Sequence[bytes]) -> U32:
 
 
 def _densified(table: U32) -> U32:
-    """Empty bins borrow from the next filled bin to the right, marked by the distance."""
+    """Fill empty bins from the next filled bin to the right, marked by the distance."""
     for step in (1, 2, 4, 8, 16, 32):
         empty = table == _EMPTY
         if not empty.any():
@@ -106,7 +106,7 @@ def _densified(table: U32) -> U32:
 
 
 def _bands(table: U32) -> U32:
-    """One 32-bit hash a band, shape (texts, BINS / BAND)."""
+    """Return one 32-bit hash per band, shape (texts, BINS / BAND)."""
     grouped = table.reshape(len(table), BINS // BAND, BAND).astype(np.uint64)
     value = np.zeros(grouped.shape[:2], dtype=np.uint64)
     for position in range(BAND):
@@ -116,7 +116,7 @@ def _bands(table: U32) -> U32:
 
 @dataclass
 class NearIndex:
-    """Signatures of a stream of texts; `pairs` are found at the end. 128 bytes a text."""
+    """Signatures of a stream of texts, 128 bytes per text; `pairs` are found at the end."""
 
     threshold: float = 0.8
     _pending: list[bytes] = field(default_factory=list)
@@ -126,7 +126,7 @@ class NearIndex:
     _empty: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """One more text; its number is how many were added before it."""
+        """Add a text; its number is the count of texts before it."""
         data = text[:MAX_TEXT].lower().encode("utf-8", "surrogatepass")[:MAX_TEXT]
         self._pending.append(data)
         self._pending_size += len(data) + 1
@@ -142,25 +142,28 @@ class NearIndex:
             self._pending, self._pending_size = [], 0
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """(earlier, later) numbers of near-duplicates; each text with the first it resembles in a
-        band, so that a cluster gives a chain, not all its pairs."""
-        low, bands, usable = self._settled()
-        found: dict[int, int] = {}
+        """Yield (earlier, later) numbers of near-duplicates.
+
+        Each text is paired with the first it resembles in a band, so that a cluster gives a
+        chain, not all its pairs.
+        """
+        low, bands, usable = self._merged()
+        firsts: dict[int, int] = {}
         for band in range(bands.shape[1]):
             for earlier, later in self._in_band(low, bands[:, band], usable):
-                if earlier < found.get(later, later):
-                    found[later] = earlier
-        yield from sorted((earlier, later) for later, earlier in found.items())
+                if earlier < firsts.get(later, later):
+                    firsts[later] = earlier
+        yield from sorted((earlier, later) for later, earlier in firsts.items())
 
     def _in_band(
         self, low: npt.NDArray[np.uint8], keys: U32, usable: npt.NDArray[np.int64]
     ) -> list[tuple[int, int]]:
-        """Pairs that share this band's hash and agree in enough bins."""
+        """Return pairs that share this band's hash and agree in enough bins."""
         order = usable[np.argsort(keys[usable], kind="stable")]
         same = keys[order][1:] == keys[order][:-1]
         if not same.any():
             return []
-        # The head of each run of equal keys, and for every other member its head and neighbour.
+        # The head of each run of equal keys; every other member is paired with head and neighbor.
         starts = np.flatnonzero(np.concatenate([[True], ~same]))
         heads = order[np.repeat(starts, np.diff(np.append(starts, len(order))))]
         later = order[1:][same]
@@ -171,28 +174,28 @@ class NearIndex:
         return pairs
 
     def matches(self, other: NearIndex) -> Iterator[tuple[int, int]]:
-        """(ours, theirs) numbers of near-duplicates between two indexes, one for each of ours."""
-        low, bands, usable = self._settled()
-        their_low, their_bands, their_usable = other._settled()
-        found: dict[int, int] = {}
+        """Yield (own, other) numbers of near-duplicates between two indexes, one per own text."""
+        low, bands, usable = self._merged()
+        other_low, other_bands, other_usable = other._merged()
+        pairs: dict[int, int] = {}
         for band in range(BINS // BAND):
-            order = their_usable[np.argsort(their_bands[their_usable, band], kind="stable")]
-            keys = their_bands[order, band]
+            order = other_usable[np.argsort(other_bands[other_usable, band], kind="stable")]
+            keys = other_bands[order, band]
             if not len(keys):
                 return
             place = np.searchsorted(keys, bands[usable, band]).clip(max=len(keys) - 1)
             hit = keys[place] == bands[usable, band]
-            ours, theirs = usable[hit], order[place[hit]]
-            agree = (low[ours] == their_low[theirs]).mean(axis=1)
-            for left, right, share in zip(ours.tolist(), theirs.tolist(), agree, strict=True):
+            lefts, rights = usable[hit], order[place[hit]]
+            agree = (low[lefts] == other_low[rights]).mean(axis=1)
+            for left, right, share in zip(lefts.tolist(), rights.tolist(), agree, strict=True):
                 if _similarity(share) >= self.threshold:
-                    found.setdefault(left, right)
-        yield from sorted(found.items())
+                    pairs.setdefault(left, right)
+        yield from sorted(pairs.items())
 
-    def _settled(
+    def _merged(
         self,
     ) -> tuple[npt.NDArray[np.uint8], U32, npt.NDArray[np.int64]]:
-        """(low bits, bands, positions of texts that have words) of all texts so far."""
+        """Return (low bits, bands, positions of texts that have words) of all texts so far."""
         self._flush()
         if not self._bins:
             nothing = np.zeros((0, BINS), dtype=np.uint8)
@@ -208,7 +211,7 @@ class NearIndex:
         left: npt.NDArray[np.int64],
         right: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
-        """Whether the estimated similarity reaches the threshold."""
+        """Return whether the estimated similarity reaches the threshold."""
         result = np.empty(len(left), dtype=bool)
         for start in range(0, len(left), 65536):
             chunk = slice(start, start + 65536)
@@ -218,9 +221,9 @@ class NearIndex:
 
 
 def _similarity(agree: Any) -> Any:
-    """Jaccard similarity from the share of bins whose eight kept bits agree.
+    """Estimate Jaccard similarity from the share of bins whose eight kept bits agree.
 
-    Unequal hashes agree in them by chance once in 256 (b-bit minwise hashing, Li and König 2010,
-    arXiv:0910.3349, eq. 5).
+    Unequal hashes agree in these bits by chance once in 256 (b-bit minwise hashing, Li and König
+    2010, arXiv:0910.3349, eq. 5).
     """
     return (agree - 1 / 256) / (1 - 1 / 256)

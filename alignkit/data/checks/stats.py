@@ -1,7 +1,6 @@
-"""What a file holds in numbers and pictures: kinds, lengths, turns, roles, sources, agreement.
+"""Describe a file in numbers and pictures: kinds, lengths, turns, roles, sources, agreement.
 
-Counting is streaming; the page is one self-contained HTML file in which every text from the data
-is escaped.
+Counting streams. The page is one self-contained HTML file that escapes every text from the data.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from html import escape
 from itertools import combinations
 from typing import Any
 
-from alignkit.data.checks.dataset_checks import SCRIPTS, script_of, wilson
+from alignkit.data.checks.dataset_checks import SCRIPTS, script_of, text_length, wilson
 from alignkit.data.records import (
     Demonstration,
     Label,
@@ -38,11 +37,11 @@ class Lengths:
     counts: Counter[int] = field(default_factory=Counter)
 
     def add(self, length: int) -> None:
-        """One text."""
+        """Add one text."""
         self.counts[length] += 1
 
     def quantile(self, share: float) -> int:
-        """The smallest length that this share of the texts do not exceed."""
+        """Return the smallest length that this share of the texts does not exceed."""
         wanted, seen = share * self.counts.total(), 0
         for length in sorted(self.counts):
             seen += self.counts[length]
@@ -51,7 +50,7 @@ class Lengths:
         return 0
 
     def as_dict(self) -> dict[str, float]:
-        """Count, mean and quantiles."""
+        """Return count, mean and quantiles."""
         n = self.counts.total()
         total = sum(length * count for length, count in self.counts.items())
         return {
@@ -84,7 +83,7 @@ class Stats:
     examples: list[Record] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
-        """One more record."""
+        """Add one record."""
         self.rows += 1
         self.kinds[record.kind] += 1
         if record.source:
@@ -107,7 +106,7 @@ class Stats:
 
     def _judgement(self, record: Record) -> None:
         if isinstance(record, Preference) and not record.tie:
-            better, worse = _length(record.chosen), _length(record.rejected)
+            better, worse = text_length(record.chosen), text_length(record.rejected)
             self.longer[0] += better > worse
             self.longer[1] += better != worse
         elif isinstance(record, Label):
@@ -120,7 +119,7 @@ class Stats:
                 self.votes[place.item][record.annotator] = place.ranks(record.ranks)
 
     def agreement(self) -> float | None:
-        """The share of pairs of completions on which two annotators of an item say the same."""
+        """Return the share of pairs of completions on which two annotators of an item agree."""
         same = total = 0
         for by_annotator in self.votes.values():
             for left, right in combinations(by_annotator.values(), 2):
@@ -130,7 +129,7 @@ class Stats:
         return same / total if total else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers, as `data stats --json` prints them."""
+        """Return the numbers that `data stats --json` prints."""
         longer, compared = self.longer
         low, high = wilson(longer, compared) if compared else (None, None)
         return {
@@ -152,16 +151,12 @@ class Stats:
         }  # fmt: skip
 
 
-def _length(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
-
-
 def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
 def stats_of(records: Iterable[Record]) -> Stats:
-    """The statistics of a stream of records."""
+    """Return the statistics of a stream of records."""
     stats = Stats()
     for record in records:
         stats.add(record)
@@ -189,7 +184,7 @@ monospace}
 
 
 def page(stats: Stats, title: str, *, examples: bool = True) -> str:
-    """One self-contained HTML page; `examples=False` leaves the texts out."""
+    """Build one self-contained HTML page; `examples=False` leaves the texts out."""
     numbers = stats.as_dict()
     parts = [
         f"<h1>{_text(title)}</h1>",
@@ -219,7 +214,7 @@ def page(stats: Stats, title: str, *, examples: bool = True) -> str:
 
 
 def _text(value: object) -> str:
-    """Escaped, with invisible direction and control characters shown as their code points."""
+    """Escape a value; show invisible direction and control characters as code points."""
     shown = "".join(c if c in "\n\t" or c.isprintable() else f"\\u{ord(c):04x}" for c in str(value))
     return escape(shown)
 
@@ -237,7 +232,7 @@ def _length_table(lengths: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _histogram(name: str, lengths: Lengths) -> str:
-    """Bars of equal width up to the 99th percentile; the last one holds what is longer."""
+    """Draw bars of equal width up to the 99th percentile; the last one holds all beyond."""
     top = max(lengths.quantile(0.99), BARS)
     heights = [0] * BARS
     for length, count in lengths.counts.items():
@@ -261,7 +256,7 @@ def _judgements(numbers: Mapping[str, Any]) -> str:
     lines = []
     if longer["n"]:
         lines.append(
-            f"<p>The longer answer is preferred in {longer['share']:.1%} of {longer['n']:,} "
+            f"<p>The longer completion is preferred in {longer['share']:.1%} of {longer['n']:,} "
             f"[{longer['low']:.1%}, {longer['high']:.1%}].</p>"
         )
     if agreement is not None:

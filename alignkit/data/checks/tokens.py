@@ -1,4 +1,4 @@
-"""What a chat template and tokenizer make of records: lengths, cuts, trained shares, EOS."""
+"""Measure what template and tokenizer make of records: lengths, cuts, trained shares, EOS."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from alignkit.data.chat import Encoder
 
 FEW_TRAINED = 0.01
-# Kinds of problems that one record shows to a template and its tokenizer.
+# Kinds of problems that a template and its tokenizer find in a single record.
 TOKEN_KINDS = ("template", "overlong", "no-target")
 
 
 @dataclass
-class Seen:
+class TokenCounts:
     """Counts over the records of one file; `by_role` holds (trained, all) tokens of texts."""
 
     lengths: list[int] = field(default_factory=list)
@@ -42,12 +42,12 @@ class Seen:
 
 @dataclass
 class TokenInspector:
-    """Renders and tokenizes every record as training would, and says what does not fit."""
+    """Renders and tokenizes every record as training would, and reports what does not fit."""
 
     encoder: Encoder
     max_length: int
     train_on: str = "completion"
-    seen: Seen = field(default_factory=Seen)
+    seen: TokenCounts = field(default_factory=TokenCounts)
 
     def __post_init__(self) -> None:
         from alignkit.data.checks.unread_keys import UnreadKeys
@@ -63,9 +63,9 @@ class TokenInspector:
         train_on: str = "completion",
         chat_template: str | None = None,
     ) -> TokenInspector:
-        """The inspector for a model's name, directory or run; only its tokenizer is loaded.
+        """Load the inspector for a model's name, directory or run; loads only the tokenizer.
 
-        `chat_template`: a file used in place of the model's own, or of the run's.
+        `chat_template` is a file used instead of the model's own, or of the run's.
         """
         from alignkit.data.chat import Encoder
         from alignkit.model.files import find_model
@@ -73,7 +73,7 @@ class TokenInspector:
         from alignkit.model.template_check import check_templates, templates_of
         from alignkit.model.tokenizer_check import checked_tokenizer
 
-        files = find_model(model)  # a wrong name is told before seconds go into imports
+        files = find_model(model)  # report a wrong name before slow imports
         template = template_for(files, chat_template)
         check_templates(files.path, template)
         tokenizer = checked_tokenizer(files)
@@ -82,9 +82,9 @@ class TokenInspector:
         return cls(Encoder(tokenizer), max_length, train_on)
 
     def inspect(self, record: Record) -> Iterator[Finding]:
-        """Template errors, rows over the limit, rows that keep no target.
+        """Yield template errors, rows over the limit, and rows that keep no target.
 
-        Raises ModelError for a template that goes beyond the limits of time and memory.
+        Raises ModelError for a template that exceeds the limits of time and memory.
         """
         try:
             yield from self._measure(record)
@@ -97,7 +97,7 @@ class TokenInspector:
     def _measure(self, record: Record) -> Iterator[Finding]:
         if isinstance(record, Demonstration):
             encoded = self.encoder.encode_demonstration(record, self.train_on)
-            self._count_said(record.messages)
+            self._count_roles(record.messages)
             for tokens in encoded:
                 self._count(tokens.ids, tokens.trained)
                 yield from self._fit(
@@ -111,19 +111,19 @@ class TokenInspector:
         else:
             prompt, sides = _sides(record)
             context = TemplateContext.of(record)
-            asked = len(self.encoder.prompt_ids(prompt, context=context)) if prompt else 0
-            if asked >= self.max_length:
-                yield self._no_room(asked, "prompt")
+            before = len(self.encoder.prompt_ids(prompt, context=context)) if prompt else 0
+            if before >= self.max_length:
+                yield self._no_room(before, "prompt")
             for name, side in sides:
                 ids = self.encoder.completion_ids(prompt, side, context=context)
                 self.seen.targets += 1
                 self.seen.targets_with_eos += bool(ids) and ids[-1] in self.encoder.stop_token_ids
                 self.seen.trained += len(ids)
-                self.seen.total += asked + len(ids)
-                yield from self._fit(asked + len(ids), len(ids), name, asked)
+                self.seen.total += before + len(ids)
+                yield from self._fit(before + len(ids), len(ids), name, before)
 
     def _count(self, ids: list[int], trained: list[bool]) -> None:
-        """Trained tokens in all; a target is a run of trained tokens."""
+        """Count trained tokens, and targets, which are runs of trained tokens."""
         self.seen.trained += sum(trained)
         self.seen.total += len(ids)
         for position, is_trained in enumerate(trained):
@@ -131,16 +131,16 @@ class TokenInspector:
                 self.seen.targets += 1
                 self.seen.targets_with_eos += ids[position] in self.encoder.stop_token_ids
 
-    def _count_said(self, messages: Iterable[Message]) -> None:
-        """Tokens that each role said, and those of turns that are trained."""
+    def _count_roles(self, messages: Iterable[Message]) -> None:
+        """Count tokens per role, and those of turns that are trained."""
         for message in messages:
-            said = len(self.encoder.tokenizer(message.content, add_special_tokens=False).input_ids)
+            size = len(self.encoder.tokenizer(message.content, add_special_tokens=False).input_ids)
             counts = self.seen.by_role.setdefault(message.role, [0, 0])
             is_target = self.train_on == "all" or (
                 message.role == "assistant" and message.train is not False
             )
-            counts[0] += said * is_target
-            counts[1] += said
+            counts[0] += size * is_target
+            counts[1] += size
 
     def _fit(self, length: int, targets: int, name: str, before: int) -> Iterator[Finding]:
         self.seen.lengths.append(length)
@@ -167,20 +167,20 @@ class TokenInspector:
         return Finding(
             "overlong",
             f"the prompt is {prompt:,} tokens, the limit {self.max_length:,}: "
-            "no answer token is left",
+            "no room for a completion is left",
             "raise max_length, or shorten the prompt",
             name,
         )
 
     def overall(self) -> Iterator[Finding]:
-        """The lengths, the share of trained tokens and of targets that end in EOS."""
+        """Report lengths, the share of trained tokens, and the share of targets with EOS."""
         if self.seen.lengths:
             ordered = sorted(self.seen.lengths)
             middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
             over = sum(length > self.max_length for length in ordered)
             yield Finding(
                 "tokens",
-                f"tokens a row: median {middle:,}, 99 % under {high:,}, most "
+                f"tokens per row: median {middle:,}, 99 % under {high:,}, most "
                 f"{ordered[-1]:,}; {over:,} of {len(ordered):,} over "
                 f"{self.max_length:,}",
                 "",
@@ -189,18 +189,18 @@ class TokenInspector:
             )
         if self.seen.total:
             yield from self._trained_share()
-        self.seen = Seen()
-        yield from self._of_the_template()
+        self.seen = TokenCounts()
+        yield from self._template_findings()
 
-    def _of_the_template(self) -> Iterator[Finding]:
-        """How answers end, what was odd about them, and what the template never reads."""
+    def _template_findings(self) -> Iterator[Finding]:
+        """Report how completions end, their oddities, and what the template never reads."""
         yield Finding("stops", self.encoder.stops_line(), "", None, "note")
         for line in self.encoder.remarks.lines():
             yield Finding("template", line, "", None, "warning")
         self.encoder.remarks.clear()
-        for name, told in self.unread.findings():
-            fix = "use a chat template that reads it, or leave it out"
-            yield Finding("unread-key", told, fix, name, "warning")
+        for name, message in self.unread.findings():
+            fix = "use a chat template that reads it, or remove it"
+            yield Finding("unread-key", message, fix, name, "warning")
         self.unread.reset()
 
     def _trained_share(self) -> Iterator[Finding]:
@@ -221,19 +221,19 @@ class TokenInspector:
             yield Finding(
                 "eos-share",
                 f"{ends:.1%} of {self.seen.targets:,} targets end in a stop token",
-                "" if ends == 1 else "answers may never end: check the template",
+                "" if ends == 1 else "completions may never end: check the template",
                 None,
                 "note" if ends == 1 else "warning",
             )
 
 
 def _first(trained: list[bool]) -> int:
-    """How many tokens stand before the first trained one."""
+    """Return the number of tokens before the first trained one."""
     return trained.index(True) if True in trained else len(trained)
 
 
 def _sides(record: Record) -> tuple[list[Message], list[tuple[str, list[Message]]]]:
-    """(prompt, [(field, completion)]) of a record with completions."""
+    """Return (prompt, [(field, completion)]) of a record with completions."""
     if isinstance(record, Preference):
         return record.prompt, [("chosen", record.chosen), ("rejected", record.rejected)]
     if isinstance(record, Label):

@@ -1,6 +1,6 @@
-"""Keys of the data that a chat template never reads: told, since what is not read is not trained.
+"""Report keys of the data that a chat template never reads: they are not trained either.
 
-Whether a key is read shows by encoding a record with and without it.
+Encoding a record with and without a key shows whether the template reads it.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from alignkit.data.records import (
 from alignkit.data.template_input import MESSAGE_KEYS, TemplateContext
 from alignkit.errors import DataError
 
-MOST_TRIED = 20  # records with a key that are looked at before it counts as never read
-SELDOM_ALONE = ("system", "tool")  # roles whose turns some templates leave out
+MOST_TRIED = 20  # records tried before a key counts as never read
+OFTEN_DROPPED = ("system", "tool")  # roles whose turns some templates drop
 Without = Callable[[list[Message]], list[Message]]
 
 
 class UnreadKeys:
-    """Collects the keys and turns of a file that leave the tokens as they are."""
+    """Collects the keys and turns of a file that leave the tokens unchanged."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.reset()
 
     def reset(self) -> None:
-        """Start anew, for the next file."""
+        """Reset for the next file."""
         self.read: set[str] = set()
         self.tried: Counter[str] = Counter()
         self.files: dict[str, str] = {}
 
     def look(self, record: Record) -> None:
-        """Try each key of the record that no record so far has shown to be read."""
+        """Try each key of the record that no earlier record has shown to be read."""
         conversations = list(_conversations(record))
         if not conversations:
             return
@@ -56,16 +56,16 @@ class UnreadKeys:
                 self.read.add(name)
 
     def lines(self) -> list[str]:
-        """What was never read, one line each; starts anew for the next file."""
-        found = [f"{self.files[name]}: {told}" if name in self.files else told
-                 for name, told in self.findings()]  # fmt: skip
+        """Return one line per key that was never read; reset for the next file."""
+        lines = [f"{self.files[name]}: {message}" if name in self.files else message
+                 for name, message in self.findings()]  # fmt: skip
         self.reset()
-        return found
+        return lines
 
     def findings(self) -> list[tuple[str, str]]:
-        """The name of each key or role that was never read, and a sentence about it."""
+        """Return the name of each key or role that was never read, with a message."""
         return [
-            (name, f"the chat template never reads {name}: it is in no prompt and no answer")
+            (name, f"the chat template never reads {name}: it is in no prompt and no completion")
             for name in self.tried
             if name not in self.read
         ]
@@ -76,14 +76,14 @@ class UnreadKeys:
         try:
             with_it = self._ids(turns, TemplateContext.of(record))
         except DataError:
-            return True  # told where the record is encoded
+            return True  # reported where the record is encoded
         try:
             return with_it != self._ids(without(turns), given)
         except DataError:
-            return True  # the template misses it, so it reads it
+            return True  # the template needs it, so it reads it
 
     def _ids(self, turns: list[Message], context: TemplateContext) -> list[list[int]]:
-        """The ids of the conversation: with its last answer, or what an answer would follow."""
+        """Return the ids of a conversation: with its last completion, or of its prompt alone."""
         if turns and turns[-1].role == "assistant":
             prompt, last = turns[:-1], turns[-1:]
             return [
@@ -96,13 +96,13 @@ class UnreadKeys:
 def _keys(
     record: Record, conversations: list[list[Message]]
 ) -> Iterator[tuple[str, Without, TemplateContext]]:
-    """Names of what a record gives the template, and how to leave each out."""
+    """Yield the names of what a record gives the template, with a way to remove each."""
     same = TemplateContext.of(record)
     messages = [message for turns in conversations for message in turns]
     for key in MESSAGE_KEYS:
         if any(getattr(message, key) is not None for message in messages):
             yield key, lambda turns, key=key: [_less(turn, key) for turn in turns], same  # type: ignore[misc]
-    for role in SELDOM_ALONE:
+    for role in OFTEN_DROPPED:
         if any(message.role == role for message in messages):
             yield (
                 f"turns of role {role}",
@@ -127,14 +127,14 @@ def _without_variables(record: Record) -> Iterator[tuple[str, Record]]:
 
 
 def _less(message: Message, key: str) -> Message:
-    """The message without a key. A thought goes by two names, of which one would do."""
+    """Return the message without a key; a thought has two names, of which one would do."""
     thoughts = ("reasoning_content", "thinking")
     names = thoughts if key in thoughts else (key,)
     return message.model_copy(update=dict.fromkeys(names))
 
 
 def _conversations(record: Record) -> Iterator[list[Message]]:
-    """Every conversation that a record holds; a demonstration once for each of its answers."""
+    """Yield every conversation of a record; a demonstration once per assistant turn."""
     if isinstance(record, Demonstration):
         ends = [at for at, turn in enumerate(record.messages) if turn.role == "assistant"]
         if not getattr(record, "plain", False):

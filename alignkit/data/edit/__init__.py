@@ -1,1 +1,1 @@
-"""New files from old ones: repaired, mixed, split, paired, converted."""
+"""Make new files from old ones: repaired, mixed, split, paired, converted."""

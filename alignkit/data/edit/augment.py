@@ -1,8 +1,8 @@
-"""New rows from old ones by sound transformations only; each says which row it came from.
+"""Make new rows from old ones by sound transformations; each names the row it came from.
 
 `order` shows a ranking's completions in another order, `template` puts a prompt into the user's
-own words, `paraphrase` asks an OpenAI-compatible endpoint to say a prompt differently. Answers and
-judgements are never touched.
+own words, `paraphrase` asks an OpenAI-compatible endpoint to reword a prompt. Completions and
+judgements are never changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ASK = (
 
 
 def child(record: Record, method: str, number: int, **changes: Any) -> Record:
-    """A changed copy that names its parent and has an id of its own."""
+    """Return a changed copy that names its parent and has an id of its own."""
     extra = {key: value for key, value in record.extra.items() if key != "as_read"}
     extra |= {"parent": record.id, "augmented": method}
     update = {"id": f"{record.id}~{method}{number}", "extra": extra, "source": None, **changes}
@@ -35,7 +35,7 @@ def child(record: Record, method: str, number: int, **changes: Any) -> Record:
 
 
 def reordered(records: Iterable[Record], *, copies: int = 1, seed: int = 0) -> Iterator[Record]:
-    """Rankings with their completions in another order; the ranks stay with the completions."""
+    """Yield rankings with their completions in another order; ranks follow the completions."""
     for record in records:
         if not isinstance(record, Ranking):
             raise DataError(
@@ -54,7 +54,7 @@ def reordered(records: Iterable[Record], *, copies: int = 1, seed: int = 0) -> I
 
 
 def _other_order(candidates: list[Any], seen: Sequence[list[str]], rng: random.Random) -> Any:
-    """A random order that was not seen yet, null when 100 tries find none."""
+    """Return a random order not seen yet, None if 100 tries find none."""
     for _ in range(100):
         rng.shuffle(candidates)
         if [candidate.cid for candidate in candidates] not in seen:
@@ -63,10 +63,10 @@ def _other_order(candidates: list[Any], seen: Sequence[list[str]], rng: random.R
 
 
 def templated(records: Iterable[Record], templates: Sequence[str]) -> Iterator[Record]:
-    """Each record once for each template, its last user turn put in the place of `{prompt}`."""
+    """Yield each record once per template, its last user turn in the place of `{prompt}`."""
     for template in templates:
         if template.count(SLOT) != 1:
-            raise RecipeError(f"template {template!r:.60} must hold {SLOT} exactly once")
+            raise RecipeError(f"template {template!r:.60} must contain {SLOT} exactly once")
     for record in records:
         for number, template in enumerate(templates, start=1):
             yield _with_prompt(record, "template", number, partial(template.replace, SLOT))
@@ -75,9 +75,9 @@ def templated(records: Iterable[Record], templates: Sequence[str]) -> Iterator[R
 def paraphrased(
     records: Iterable[Record], *, endpoint: str, model: str, key: str | None, copies: int = 1
 ) -> Iterator[Record]:
-    """Each record with its last user turn said differently by an OpenAI-compatible endpoint.
+    """Yield each record with its last user turn reworded by an OpenAI-compatible endpoint.
 
-    A reply that is empty or equal to the prompt gives no row.
+    An empty reply, or one equal to the prompt, gives no row.
     """
     from alignkit.service import Limits, Service, check_address
 
@@ -106,14 +106,14 @@ def _rewritten(service: Service, model: str, seed: int, text: str) -> str:
         return str(answer["choices"][0]["message"]["content"]).strip()
     except (ServiceFailed, LookupError, TypeError) as error:
         raise DataError(
-            f"the endpoint gave no paraphrase: {error}",
+            f"the endpoint returned no paraphrase: {error}",
             where=service.url,
             hint="Fix: check --endpoint and --endpoint-model",
         ) from None
 
 
 def _messages_of(record: Record) -> tuple[str, list[Message]]:
-    """(field, messages) of the conversation that holds the prompt."""
+    """Return (field, messages) of the conversation that holds the prompt."""
     for name in ("prompt", "messages"):
         messages = getattr(record, name, None)
         if isinstance(messages, list) and messages:
@@ -136,7 +136,7 @@ def _last_user_text(record: Record) -> str:
 def _with_prompt(record: Record, method: str, number: int, change: Callable[[str], str]) -> Record:
     name, messages = _messages_of(record)
     position = _last_user(messages, record)
-    said = messages[position]
+    turn = messages[position]
     changed = [*messages]
-    changed[position] = said.model_copy(update={"content": change(said.content)})
+    changed[position] = turn.model_copy(update={"content": change(turn.content)})
     return child(record, method, number, **{name: changed})

@@ -1,7 +1,7 @@
-"""Named, counted repairs of a file into a new file, with a log that undoes them.
+"""Repair a file into a new file by named, counted repairs, with a log that undoes them.
 
-A text repair is a function from text to text; a row repair decides whether a row stays. What a
-repair changes is written to the log before and after, what it drops is written whole.
+A text repair maps text to text; a row repair decides whether a row stays. The log holds what a
+repair changes before and after, and what it drops in full.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignkit.data.checks.dataset_checks import spoken
+from alignkit.data.checks.dataset_checks import conversation_key
 from alignkit.data.checks.file_check import Inspector
 from alignkit.data.checks.near import NearIndex
 from alignkit.data.checks.tokens import TOKEN_KINDS
@@ -38,7 +38,7 @@ from alignkit.files.write import json_line, refuse_in_place, whole_file, write_r
 
 TextRepair = Callable[[str], str]
 Steps = tuple[str | int, ...]
-Change = tuple[Steps, str, str]  # where in the record, before, after
+Change = tuple[Steps, str, str]  # (path in the record, before, after)
 
 # Strings under these keys are names, not text.
 NAMES = frozenset(
@@ -53,34 +53,34 @@ PATTERN_SECONDS = 0.5
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _MANY_LINES = re.compile(r"\n{4,}")
-# Runs of what Windows-1252 makes of UTF-8: re-encoded they must be valid UTF-8 to be touched.
+# Runs of what Windows-1252 makes of UTF-8: changed only if they re-encode to valid UTF-8.
 _HIGH_RUN = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
                        "\u2013\u2014\u2018-\u201a\u201c-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a"
                        "\u20ac\u2122]{2,}")  # fmt: skip
 
 
 def nfc(text: str) -> str:
-    """Unicode normal form C: one code point for é, not two."""
+    """Return Unicode normal form C: one code point for é, not two."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def without_control(text: str) -> str:
-    """No control characters but tab and line breaks, no byte order mark; CR LF becomes LF."""
+    """Remove control characters except tab and line breaks, and byte order marks; CR LF to LF."""
     return _CONTROL.sub("", text.replace("\r\n", "\n"))
 
 
 def tidy_space(text: str) -> str:
-    """No white space at the ends or before line breaks, at most two blank lines in a row."""
+    """Strip white space at the ends and before line breaks; keep at most two blank lines."""
     lines = (line.rstrip(" \t") for line in text.split("\n"))
     return _MANY_LINES.sub("\n\n\n", "\n".join(lines)).strip()
 
 
-def remade(text: str) -> str:
-    """UTF-8 that was read as Windows-1252, read rightly; anything else stays."""
-    return text if text.isascii() else _HIGH_RUN.sub(_remade_run, text)
+def fix_mojibake(text: str) -> str:
+    """Restore UTF-8 that was read as Windows-1252; leave anything else."""
+    return text if text.isascii() else _HIGH_RUN.sub(_fix_run, text)
 
 
-# The bytes that Windows-1252 shows as characters beyond Latin-1.
+# Bytes that Windows-1252 shows as characters beyond Latin-1.
 _BYTE_OF = {
     ord(bytes([byte]).decode("cp1252")): byte
     for byte in range(0x80, 0xA0)
@@ -88,7 +88,7 @@ _BYTE_OF = {
 }
 
 
-def _remade_run(match: re.Match[str]) -> str:
+def _fix_run(match: re.Match[str]) -> str:
     try:
         return match[0].translate(_BYTE_OF).encode("latin-1").decode("utf-8")
     except (UnicodeEncodeError, UnicodeDecodeError):
@@ -99,18 +99,18 @@ TEXT_REPAIRS: dict[str, tuple[TextRepair, str]] = {
     "unicode": (nfc, "Unicode normal form C"),
     "control": (without_control, "control characters and byte order marks removed, CR LF to LF"),
     "whitespace": (tidy_space, "white space at the ends of texts and lines removed"),
-    "mojibake": (remade, "UTF-8 that was read as Windows-1252 restored"),
+    "mojibake": (fix_mojibake, "UTF-8 that was read as Windows-1252 restored"),
 }
 
 ROW_REPAIRS = {
-    "template": "texts that went through a chat template taken back to turns, its marks removed",
-    "duplicates": "a row that says the same as an earlier one dropped",
-    "near-duplicates": "a row whose prompt nearly equals an earlier one dropped",
+    "template": "texts that went through a chat template split into turns, its marks removed",
+    "duplicates": "rows equal to an earlier one dropped",
+    "near-duplicates": "rows whose prompt nearly equals an earlier one dropped",
 }
 
 OTHER_REPAIRS = {
-    "swap-negative": "chosen and rejected swapped where their scores say the contrary",
-    "pii": "e-mail, phone, IP, card and IBAN numbers masked, alike within a row",
+    "swap-negative": "chosen and rejected swapped where their scores contradict them",
+    "pii": "e-mail, phone, IP, card and IBAN numbers masked, consistently within a row",
     "pii-names": "person names masked too (needs spaCy)",
 }
 
@@ -121,12 +121,12 @@ NOT_DROPPED = {
     "leak": "--not-in FILE",
     "near-leak": "--not-in FILE",
     "contradiction": "alignkit data pairs --aggregate majority",
-    "mixed": "write all rows one way: alignkit data convert",
-    "length-outlier": "look at the lines that alignkit data check names",
-    "language-outlier": "look at the lines that alignkit data check names",
+    "mixed": "write all rows the same way: alignkit data convert",
+    "length-outlier": "inspect the lines that alignkit data check lists",
+    "language-outlier": "inspect the lines that alignkit data check lists",
 }
 
-# What is wrong with a row before it is a record, and what was read unlike the rows before it.
+# Kinds of rows that cannot become records.
 ROW_KINDS = ("malformed",)
 
 DEFAULT = ("unicode", "control", "duplicates")
@@ -134,26 +134,26 @@ DEFAULT_DROPS = ("empty-side", "empty-prompt", "identical")
 
 
 def known_repairs() -> dict[str, str]:
-    """Every repair and what it does."""
+    """Return every repair with what it does."""
     texts = {name: about for name, (_, about) in TEXT_REPAIRS.items()}
     return texts | ROW_REPAIRS | OTHER_REPAIRS
 
 
 @dataclass
 class Pattern:
-    """A user's regular expression and what to write instead, under a time limit per text."""
+    """A user's regular expression with its replacement, under a time limit per text."""
 
     expression: Any
     replacement: str
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """`REGEX=>REPLACEMENT`."""
+        """Parse `REGEX=>REPLACEMENT`."""
         import regex
 
         source, arrow, replacement = text.partition("=>")
         if not arrow or not source:
-            raise RecipeError(f"--pattern {text!r} is no REGEX=>REPLACEMENT")
+            raise RecipeError(f"--pattern {text!r} is not REGEX=>REPLACEMENT")
         try:
             return cls(regex.compile(source), replacement)
         except regex.error as error:
@@ -170,7 +170,7 @@ class Pattern:
 
 
 def filler(values: Mapping[str, str]) -> TextRepair:
-    """Fills `{{name}}` placeholders; unknown names stay."""
+    """Return a repair that fills `{{name}}` placeholders; unknown names stay."""
     names = re.compile(r"\{\{\s?(" + "|".join(map(re.escape, values)) + r")\s?\}\}")
     return lambda text: names.sub(lambda m: values[m[1]], text) if "{{" in text else text
 
@@ -190,24 +190,24 @@ class Plan:
     inspector: Inspector | None = None
 
     def text_repairs(self) -> dict[str, TextRepair]:
-        """The text repairs by name, in the order they are applied."""
+        """Return the text repairs by name, in the order they are applied."""
         chosen = {name: TEXT_REPAIRS[name][0] for name in TEXT_REPAIRS if name in self.repairs}
         if self.fill:
             chosen["fill"] = filler(self.fill)
         return chosen | {f"pattern {i}": p for i, p in enumerate(self.patterns, start=1)}
 
     def check(self, *, tokenizer: bool = False) -> None:
-        """Unknown names are errors with the nearest one; `tokenizer`: whether there will be one."""
+        """Refuse unknown names, with the nearest one; `tokenizer`: whether there will be one."""
         for name in self.repairs:
             pick(known_repairs(), name, what="repair")
         for name in self.drops:
             self._check_drop(name, tokenizer or self.inspector is not None)
 
     def _check_drop(self, name: str, tokenizer: bool) -> None:
-        """Refuse a kind that no row can be dropped for: nothing would happen, without a word."""
+        """Refuse a kind that no row can be dropped for: it would silently do nothing."""
         if name in NOT_DROPPED:
             raise RecipeError(
-                f"--drop {name}: it takes more than one row to see",
+                f"--drop {name}: it takes more than one row to detect",
                 hint=f"Fix: {NOT_DROPPED[name]}",
             )
         if name in TOKEN_KINDS and name not in RULE_KINDS and not tokenizer:
@@ -220,7 +220,7 @@ class Plan:
 
 @dataclass
 class Cleaned:
-    """What cleaning did: rows read and written, changes by repair, drops by reason."""
+    """The result of cleaning: rows read and written, changes by repair, drops by reason."""
 
     read: int = 0
     written: int = 0
@@ -239,10 +239,10 @@ def clean(
     columns: Columns | None = None,
     log: str | Path | None = None,
 ) -> Cleaned:
-    """Clean a file into a new one, in its own format unless `to` says another.
+    """Clean a file into a new one, in its own format unless `to` names another.
 
-    The log gets one JSON line for every change and drop: position in the input, place, repair,
-    before and after.
+    The log gets one JSON line per change and drop: position in the input, place, repair, before
+    and after.
     """
     plan.check()
     log_path = Path(log or f"{output}.changes.jsonl")
@@ -250,7 +250,9 @@ def clean(
     refuse_in_place([path, output], log_path)
     if os.path.abspath(log_path) == os.path.abspath(output):
         raise DataError(
-            "the log and the output are one file", where=str(output), hint="Name another --log"
+            "the log and the output are the same file",
+            where=str(output),
+            hint="Name another --log",
         )
     done, reading = Cleaned(), Reading(str(path))
     with whole_file(log_path) as log_stream:
@@ -270,7 +272,7 @@ def clean(
 
 
 def _row_of(records: list[Record], form: Format, path: str | Path) -> dict[str, Any]:
-    """The row of what was cleaned, which its own format may no longer hold."""
+    """Return the row of cleaned records; an error if their own format can no longer hold them."""
     try:
         return row_of(records, form)
     except RowError as error:
@@ -286,20 +288,20 @@ class _Cleaner:
 
     plan: Plan
     done: Cleaned
-    tell: Callable[[dict[str, Any]], object]
+    write_log: Callable[[dict[str, Any]], object]
     seen: dict[object, int] = field(default_factory=dict)
     place: dict[str, Any] = field(default_factory=dict)
 
     def records(
         self, path: str | Path, reading: Reading, format: str | None, columns: Columns | None
     ) -> Iterator[Record]:
-        """The cleaned records that stay."""
+        """Yield the cleaned records that stay."""
         held_out = {prompt_key(r) for name in self.plan.not_in for r in _records_in(name)}
         near = self._near(path, format, columns) if self._wants("near-duplicates") else {}
         bad = self._refuse if "malformed" not in self.plan.drops else self._drop_malformed
-        for row, found in scan(path, bad, format=format, columns=columns, reading=reading):
+        for row, records in scan(path, bad, format=format, columns=columns, reading=reading):
             assert reading.format is not None
-            for record in remember(found, row, reading.format):
+            for record in remember(records, row, reading.format):
                 position, self.done.read = self.done.read, self.done.read + 1
                 self.place = {"position": position, "line": row.line, "id": record.id}
                 repaired = self._repaired(self._swapped(record))
@@ -308,7 +310,8 @@ class _Cleaner:
                     yield repaired
                 else:
                     count(self.done.dropped, reason)
-                    self.tell({**self.place, "repair": reason, "dropped": repaired.model_dump()})
+                    entry = {"repair": reason, "dropped": repaired.model_dump()}
+                    self.write_log(self.place | entry)
 
     def _wants(self, repair: str) -> bool:
         return repair in self.plan.repairs
@@ -323,16 +326,16 @@ class _Cleaner:
             self.done.problems.append(problem)
         else:
             count(self.done.dropped, "malformed")
-            self.tell({"position": None, "line": problem.line, "id": None, "repair": "malformed",
-                       "message": problem.message})  # fmt: skip
+            self.write_log({"position": None, "line": problem.line, "id": None,
+                            "repair": "malformed", "message": problem.message})  # fmt: skip
 
     def _near(
         self, path: str | Path, format: str | None, columns: Columns | None
     ) -> dict[int, int]:
-        """Position -> the earlier position whose prompt it nearly equals, by a pass of its own."""
+        """Map position to the earlier position with nearly the same prompt, in a separate pass."""
         index, prints = NearIndex(), []
-        for _, found in scan(path, lambda _: None, format=format, columns=columns):
-            for record in found:
+        for _, records in scan(path, lambda _: None, format=format, columns=columns):
+            for record in records:
                 prompt = prompt_of(record)
                 text = "\n".join(m.content for m in prompt.prompt) if prompt else ""
                 index.add(text)
@@ -342,12 +345,12 @@ class _Cleaner:
     def _reason(
         self, record: Record, position: int, held_out: set[str], near: Mapping[int, int]
     ) -> str | None:
-        """Why a record is dropped, null if it stays."""
+        """Return why a record is dropped, None if it stays."""
         for finding in self._findings(record):
             if finding.kind in self.plan.drops:
                 return finding.kind
         if self._wants("duplicates"):
-            key = _everything_said(record)
+            key = _content_key(record)
             if self.seen.setdefault(key, position) != position:
                 return "duplicates"
         if position in near:
@@ -362,12 +365,12 @@ class _Cleaner:
             yield from self.plan.inspector.inspect(record)
 
     def _repaired(self, record: Record) -> Record:
-        """The record with every text repaired, and each change told."""
+        """Repair every text of the record, and log each change."""
         repairs = self.plan.text_repairs()
         if self._wants("pii") or self._wants("pii-names"):
             finders = dict(FINDERS) if self._wants("pii") else {}
             if self._wants("pii-names"):
-                finders["NAME"] = _names()
+                finders["NAME"] = name_finder()
             repairs["pii"] = Masker(finders).mask
         before = record.model_dump()
         after = self._untemplated(before) if self._wants("template") else before
@@ -376,19 +379,15 @@ class _Cleaner:
             after = _mapped(after, repair, (), changes)
             for path, old, new in changes:
                 count(self.done.changed, name)
-                self.tell(self.place | {"repair": name, "path": path, "before": old, "after": new})
+                entry = {"repair": name, "path": path, "before": old, "after": new}
+                self.write_log(self.place | entry)
         if after is before or canonical(after) == canonical(before):
             return record
         if AS_READ in after["extra"]:
-            # What was kept of the row as read may hold the very text that was repaired.
-            kept = after["extra"].pop(AS_READ)
-            entry: dict[str, Any] = {
-                "repair": AS_READ,
-                "path": ("extra", AS_READ),
-                "before": kept,
-                "after": None,
-            }
-            self.tell(self.place | entry)
+            # The row as read may hold the very text that was repaired.
+            as_read = after["extra"].pop(AS_READ)
+            change = {"path": ("extra", AS_READ), "before": as_read, "after": None}
+            self.write_log(self.place | {"repair": AS_READ} | change)
         return KINDS[record.kind].model_validate(after)
 
     def _untemplated(self, before: dict[str, Any]) -> dict[str, Any]:
@@ -396,50 +395,36 @@ class _Cleaner:
         changed = [key for key in after if after[key] != before.get(key)]
         for key in changed:
             entry = {"path": (key,), "before": before[key], "after": after[key]}
-            self.tell(self.place | {"repair": "template"} | entry)
+            self.write_log(self.place | {"repair": "template"} | entry)
         if changed:
             count(self.done.changed, "template")
         return after
 
     def _swapped(self, record: Record) -> Record:
-        """The record, its sides swapped where that is wanted and its scores ask for it."""
+        """Swap the record's sides if that repair is on and its scores require it."""
         turned = swapped(record) if self._wants("swap-negative") else record
         if turned is not record:
             count(self.done.changed, "swap-negative")
             for path, old, new in differences(record, turned):
                 entry = {"path": path, "before": old, "after": new}
-                self.tell(self.place | {"repair": "swap-negative"} | entry)
+                self.write_log(self.place | {"repair": "swap-negative"} | entry)
         return turned
 
 
-_NAME_FINDERS: list[Any] = []
+def _records_in(path: str | Path) -> Iterator[Record]:
+    """Yield all records of a file, if any; a row that is unreadable or cut short is an error."""
+    for _, records in scan(path, _refuse):
+        yield from records
 
 
-def _names() -> Any:
-    if not _NAME_FINDERS:
-        _NAME_FINDERS.append(name_finder())
-    return _NAME_FINDERS[0]
-
-
-def _records_in(path: str) -> Iterator[Record]:
-    """All records of a file, or none; a row that cannot be read, or is cut short, is an error."""
-
-    def bad(problem: Problem) -> None:
-        if (problem.level == "error" and problem.kind != "empty") or problem.kind == "torn":
-            raise problem.error()
-
-    for _, found in scan(path, bad):
-        yield from found
-
-
-def _everything_said(record: Record) -> object:
-    said = tuple((name, spoken(messages)) for name, messages in sides_of(record))
+def _content_key(record: Record) -> object:
+    texts = tuple((name, conversation_key(messages)) for name, messages in sides_of(record))
     rest = record.model_dump(include={"ranks", "label", "tie", "annotator"})
-    return hash((record.kind, said, canonical(rest | template_keys(record))))
+    return hash((record.kind, texts, canonical(rest | template_keys(record))))
 
 
 def _mapped(value: Any, repair: TextRepair, path: Steps, changes: list[Change]) -> Any:
-    """The value with each text repaired; names and numbers are left alone."""
+    """Repair each text inside a value; leave names and numbers alone."""
     if isinstance(value, str):
         repaired = repair(value)
         if repaired != value:
@@ -456,7 +441,7 @@ def _mapped(value: Any, repair: TextRepair, path: Steps, changes: list[Change]) 
 
 
 def count(table: dict[str, int], name: str) -> None:
-    """One more of `name`."""
+    """Count one more of `name`."""
     table[name] = table.get(name, 0) + 1
 
 
@@ -464,16 +449,16 @@ def count(table: dict[str, int], name: str) -> None:
 
 
 def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
-    """Our records as they were before cleaning, from a cleaned file and its log; how many.
+    """Restore our records as before cleaning, from a cleaned file and its log; return how many.
 
-    Raises DataError for a log of another file, and for one that is no log.
+    Raises DataError for a log of another file, and for a file that is not a log.
     """
     refuse_in_place([cleaned, log], output)
     changes: dict[int, list[dict[str, Any]]] = {}
     for entry in _entries(log):
         if entry["position"] is not None:
             changes.setdefault(entry["position"], []).append(entry)
-    kept = (record for _, found in scan(str(cleaned), _raised) for record in found)
+    remaining = _records_in(cleaned)
     position = written = 0
     with whole_file(output) as stream:
         pending = True
@@ -482,42 +467,42 @@ def undo(cleaned: str | Path, log: str | Path, output: str | Path) -> int:
             dropped = next((entry["dropped"] for entry in entries if "dropped" in entry), None)
             record = dropped
             if record is None:
-                following = next(kept, None)
+                following = next(remaining, None)
                 pending = following is not None
                 record = following.model_dump() if following else None
             if record is not None:
-                stream.write(to_json(_as_it_was(record, entries)))
+                stream.write(to_json(_restored(record, entries)))
                 written += 1
             position += 1
-        if changes:  # of rows that neither stand in the file nor were dropped
+        if changes:  # of rows that are neither in the file nor dropped
             raise _other_log(next(iter(changes.values())))
     return written
 
 
-def _raised(problem: Problem) -> None:
-    """Raise what makes the file another one than was written; every row may have been dropped."""
+def _refuse(problem: Problem) -> None:
+    """Raise a problem that hides rows; a file may be empty, since all may have been dropped."""
     if problem.kind == "torn" or (problem.level == "error" and problem.kind != "empty"):
         raise problem.error()
 
 
 def _entries(log: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a change log, each with its place."""
+    """Yield the lines of a change log, each with its place."""
     if os.path.isfile(log) and not os.path.getsize(log):
         return  # nothing was changed
-    for row in read_rows(log, _raised):
+    for row in read_rows(log, _refuse):
         entry = row.value | {"where": f"{log}:{row.line}"}
         position = entry.get("position", "")
         is_place = position is None or (type(position) is int and position >= 0)
-        whole = isinstance(entry.get("path"), list) or isinstance(entry.get("dropped"), dict)
-        if not is_place or not (whole or position is None):
+        complete = isinstance(entry.get("path"), list) or isinstance(entry.get("dropped"), dict)
+        if not is_place or not (complete or position is None):
             raise DataError(
-                "not a line of a change log", where=entry["where"], hint="Give the log of the file"
+                "not a line of a change log", where=entry["where"], hint="Give the file's own log"
             )
         yield entry
 
 
-def _as_it_was(record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Record:
-    """The record with what the entries say put back, the last change first."""
+def _restored(record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Record:
+    """Undo the entries on a record, the last change first."""
     try:
         for entry in reversed([e for e in entries if "before" in e]):
             _put_back(record, entry)
@@ -528,14 +513,14 @@ def _as_it_was(record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Rec
 
 def _other_log(entries: Sequence[dict[str, Any]]) -> DataError:
     return DataError(
-        "the file holds no such record as the log says",
+        "the file lacks a record that the log mentions",
         where=entries[0]["where"] if entries else None,
         hint="Give the cleaned file as it was written, and its own log",
     )
 
 
 def _put_back(record: dict[str, Any], entry: Mapping[str, Any]) -> None:
-    """Set what stands at the entry's path to what it was before."""
+    """Set the value at the entry's path back to what it was before."""
     place: Any = record
     for step in entry["path"][:-1]:
         place = place[step]
@@ -543,7 +528,7 @@ def _put_back(record: dict[str, Any], entry: Mapping[str, Any]) -> None:
 
 
 def counts_line(done: Cleaned) -> str:
-    """One line for people."""
+    """Summarize in one line."""
     changed = ", ".join(f"{name} {n:,}" for name, n in done.changed.items()) or "none"
     dropped = ", ".join(f"{name} {n:,}" for name, n in done.dropped.items()) or "none"
     return (

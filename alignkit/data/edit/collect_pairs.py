@@ -1,4 +1,4 @@
-"""Files of rankings, preferences or collected votes to weighted preferences."""
+"""Turn files of rankings, preferences or collected votes into weighted preferences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pairs_of_files(
     candidates: str | None = None,
     **reading: Any,
 ) -> tuple[list[Preference], list[Problem]]:
-    """(preferences, what was left out) of rankings, votes and preferences in several files."""
+    """Return (preferences, problems) of rankings, votes and preferences in several files."""
     problems: list[Problem] = []
     votes: list[tuple[str, Ranking]] = []
     preferences: list[Preference] = []
@@ -47,19 +47,21 @@ def pairs_of_files(
             preferences += [record for record in compared if not record.tie]
         else:
             votes += [(path, ranking_of(record)) for record in compared]
-    rankings, told = _that_count(votes)
+    rankings, replaced = _without_replaced(votes)
     if aggregate_by is not None:
-        told.append(_counts(", ".join(files), rankings))
+        replaced.append(_counts(", ".join(files), rankings))
         rankings = aggregate(rankings, aggregate_by, min_agreement=min_agreement)
-    cut = [pair for ranking in rankings for pair in expand(ranking, pairs=pairs, weight=weight)]
-    return cut + preferences, problems + told
+    expanded = [pair for each in rankings for pair in expand(each, pairs=pairs, weight=weight)]
+    return expanded + preferences, problems + replaced
 
 
-def _that_count(votes: Sequence[tuple[str, Ranking]]) -> tuple[list[Ranking], list[Problem]]:
-    """Of several votes of one annotator on one item the last, and what was left out for it."""
+def _without_replaced(
+    votes: Sequence[tuple[str, Ranking]],
+) -> tuple[list[Ranking], list[Problem]]:
+    """Keep each annotator's last vote on an item; return the rankings, and the replaced votes."""
     together = aligned(ranking for _, ranking in votes)
     counted = last_votes(range(len(votes)), lambda i: voter(together[i]))
-    told = [
+    replaced = [
         replaced_problem(
             str(together[later].annotator),
             (votes[earlier][0], line_of(votes[earlier][1]), together[earlier].ranks),
@@ -67,14 +69,14 @@ def _that_count(votes: Sequence[tuple[str, Ranking]]) -> tuple[list[Ranking], li
         )
         for earlier, later in counted.replaced
     ]
-    return [votes[i][1] for i in sorted(counted.votes)], told
+    return [votes[i][1] for i in sorted(counted.votes)], replaced
 
 
 def _counts(files: str, rankings: Sequence[Ranking]) -> Problem:
-    """How many votes of how many people meet on how many items."""
+    """Report how many votes of how many people meet on how many items."""
     together = aligned(rankings)
     people = len({ranking.annotator for ranking in together} - {None})
-    by = _number(people, "annotator") if people else "people who are not named"
+    by = _number(people, "annotator") if people else "anonymous people"
     items = len({ranking.item for ranking in together})
     message = f"{_number(len(together), 'vote')} by {by} on {_number(items, 'item')}"
     return Problem(files, None, None, "votes", message, "", "note")
@@ -85,7 +87,7 @@ def _number(count: int, noun: str) -> str:
 
 
 def _from_votes(events: Sequence[Event], candidates: str | None) -> list[Ranking]:
-    """The standing votes as rankings; the texts are those of the file that was ranked."""
+    """Return the standing votes as rankings, with the texts of the file that was ranked."""
     if candidates is None:
         return rankings_from_votes(events)
     loaded = load_candidates(candidates)

@@ -1,8 +1,8 @@
-"""Records to any format and back without loss, or with a list of what would be lost.
+"""Convert records to any format and back without loss, or list what would be lost.
 
-Where a writer would not give back the row a record was read from (an empty column left out, an
-unusual role name), the difference is kept in `extra.as_read`. It is used again only if that part
-of the record has not been changed since.
+If a writer would not restore the row that a record was read from (an empty column, an unusual role
+name), the difference is kept in `extra.as_read`. It is used again only while that part of the
+record is unchanged.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import orjson
 
 from alignkit.data.columns import Columns
 from alignkit.data.formats import Format, format_named
-from alignkit.data.formats.beside import claims
-from alignkit.data.formats.shape import Fields
+from alignkit.data.formats.fields import Fields
+from alignkit.data.formats.prompt_columns import claims
 from alignkit.data.formats.template_keys import write_template_keys
 from alignkit.data.grades import demonstration_of
 from alignkit.data.pairs import ranking_of
@@ -37,7 +37,7 @@ MOST_SHOWN = 5
 
 
 def canonical(value: Any) -> bytes:
-    """Bytes that are equal exactly when two JSON values are; true is not 1."""
+    """Return bytes that are equal exactly when two JSON values are; true is not 1."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -52,42 +52,42 @@ def _digest(value: Any) -> str:
 
 
 def remember(records: list[Record], row: Row, form: Format) -> list[Record]:
-    """The records of a row with what their format's writer would not give back by itself."""
+    """Store in a row's records what their format's writer alone would not restore."""
     if form.name == "alignkit" or not records:
         return records
     try:
         written = _merged([_plain_row(record, form) for record in records], form)
     except RowError:
-        # The writer cannot say this at all: the row is kept whole, for as long as nothing changes.
+        # The writer cannot express this: the row is kept whole as long as nothing changes.
         records[0].extra[AS_READ] = {
             "format": form.name, "whole": exact_value(row), "of": _content(records)
         }  # fmt: skip
         return records
     value = exact_value(row)
-    kept = {
+    different = {
         key: [_digest(written.get(key)), cell]
         for key, cell in value.items()
         if key not in written or canonical(written[key]) != canonical(cell)
     }
     absent = {key: _digest(written[key]) for key in written if key not in value}
-    if kept or absent or list(written) != list(value):
+    if different or absent or list(written) != list(value):
         order = list(value)
         records[0].extra[AS_READ] = {
-            "format": form.name, "keep": kept, "absent": absent, "order": order
+            "format": form.name, "keep": different, "absent": absent, "order": order
         }  # fmt: skip
     return records
 
 
 def _content(records: list[Record]) -> str:
-    """A digest of what records say, where they came from and what they carry aside."""
+    """Return a digest of the records without their source and extra keys."""
     return _digest([record.model_dump(exclude={"extra", "source"}) for record in records])
 
 
 def _restored(written: Fields, as_read: Any, form: Format) -> Fields:
-    """The row as it was read, as far as the record still says the same."""
+    """Return the row as it was read, as far as the record is unchanged."""
     if not isinstance(as_read, dict) or as_read.get("format") != form.name:
         return written
-    # All or nothing: an instruction repaired while its input is put back would say it twice.
+    # All or nothing: if only an instruction is repaired, restoring its input would repeat it.
     unchanged = all(
         _digest(written.get(key)) == digest
         for key, digest in [
@@ -107,7 +107,7 @@ def _restored(written: Fields, as_read: Any, form: Format) -> Fields:
 
 
 def _plain_row(record: Record, form: Format) -> Fields:
-    """What the writer says, with the unknown keys and an id that means something."""
+    """Return what the writer writes, plus unknown keys and an id that is not generated."""
     row = form.write(record)
     row |= write_template_keys(record, form.places)
     for key, value in record.extra.items():
@@ -130,7 +130,7 @@ def _merged(rows: list[Fields], form: Format) -> Fields:
 
 
 def row_of(records: list[Record], form: Format) -> Fields:
-    """The row of a record, or of several that came from one row, in a format."""
+    """Return a record, or several that came from one row, as a row of a format."""
     if form.name == "alignkit":
         return records[0].model_dump()
     as_read = records[0].extra.get(AS_READ)
@@ -144,15 +144,15 @@ def row_of(records: list[Record], form: Format) -> Fields:
 
 
 def fit_kind(record: Record, form: Format) -> Record:
-    """The record as the kind a format holds, where that takes no decision."""
+    """Return the record as the kind a format holds, if that takes no decision."""
     if form.kind in ("any", record.kind):
         return record
     if form.kind == "ranking" and isinstance(record, Preference):
         return ranking_of(record)
     if form.kind == "demonstration" and isinstance(record, Candidates):
-        shown = demonstration_of(record)
-        if shown is not None:
-            return shown
+        demonstration = demonstration_of(record)
+        if demonstration is not None:
+            return demonstration
     if form.kind == "preference" and isinstance(record, Ranking):
         raise RowError(
             "kind",
@@ -167,7 +167,7 @@ def fit_kind(record: Record, form: Format) -> Record:
 
 
 def lost_in(record: Record, row: Fields, form: Format) -> list[str]:
-    """The fields of a record that reading the row would not give back."""
+    """Return the fields of a record that reading the row would not restore."""
     if form.name == "alignkit":
         return []
     source = record.source
@@ -194,7 +194,7 @@ def lost_in(record: Record, row: Fields, form: Format) -> list[str]:
 
 @dataclass
 class Conversion:
-    """What a conversion did."""
+    """The result of a conversion."""
 
     rows: int = 0
     format: str = ""
@@ -205,21 +205,21 @@ class Conversion:
 
 def read_to_convert(
     path: str | Path,
-    tell: Callable[[Problem], object],
+    warn: Callable[[Problem], object],
     *,
     format: str | None = None,
     columns: Columns | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Record]:
-    """Every well-formed record, whatever the rules say of it, able to become its row again.
+    """Yield every well-formed record, whatever the rules find, able to become its row again.
 
-    `tell` is told what is left out or doubtful: a last row that is cut short, say.
+    `warn` receives what is dropped or doubtful, such as a last row that is cut short.
     """
 
     def bad(problem: Problem) -> None:
         if problem.level == "error":
             raise problem.error()
-        tell(problem)
+        warn(problem)
 
     state = reading or Reading(str(path))
     for row, records in scan(path, bad, format=format, columns=columns, reading=state):
@@ -236,7 +236,7 @@ def convert(
     columns: Columns | None = None,
     lossy: bool = False,
 ) -> Conversion:
-    """Convert files into one; what the target cannot hold is an error unless `lossy`."""
+    """Convert files into one; it is an error unless `lossy` if the target cannot hold all."""
     files = list(paths)
     refuse_in_place(files, output)
     form, done = format_named(to), Conversion(format=to)
@@ -276,7 +276,7 @@ def _place(record: Record, path: str | Path) -> str:
 
 
 def _as_cells(row: Fields) -> Fields:
-    """The row as a table gives it back, but that numbers become text there: a table has no types.
+    """Return the row as a table restores it, except that numbers become text in a table.
 
     A text that reads as an object or an array becomes one, and null becomes an empty text.
     """
@@ -287,7 +287,7 @@ def _as_cells(row: Fields) -> Fields:
 
 
 def by_row(records: Iterable[Record], form: Format) -> Iterator[list[Record]]:
-    """Records that came from one row of a format that merges, together; others alone."""
+    """Group records that came from one row if the format merges; else yield each alone."""
     if form.merge is None:
         yield from ([record] for record in records)
         return
@@ -296,12 +296,12 @@ def by_row(records: Iterable[Record], form: Format) -> Iterator[list[Record]]:
 
 
 def lossy_error(done: Conversion) -> DataError:
-    """What would be lost, and where it first stands."""
-    listed = "; ".join(
+    """Report what would be lost, and where first."""
+    fields = "; ".join(
         f"{name} in {count:,} rows (first {done.first_lost[name]})"
         for name, count in sorted(done.lost.items(), key=lambda item: -item[1])[:MOST_SHOWN]
     )
     return DataError(
-        f"{done.format} cannot hold: {listed}",
+        f"{done.format} cannot hold: {fields}",
         hint="Fix: choose another format, or accept the loss with --lossy",
     )

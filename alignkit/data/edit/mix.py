@@ -1,4 +1,4 @@
-"""Several files into one with weights and caps, and a file balanced by a field; seeded, exact."""
+"""Mix several files into one by weights and caps, or balance one by a field; seeded, exact."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def quotas(
     total: int | None = None,
     cap: int | None = None,
 ) -> dict[str, int]:
-    """How many records of each source: in the ratio of the weights, none taken twice.
+    """Return how many records to take of each source: in the ratio of the weights, none twice.
 
-    Without `total` as many as the scarcest source allows. `cap` bounds every source.
+    Without `total`, as many as the scarcest source allows. `cap` bounds every source.
     """
     positive = {name: weight for name, weight in weights.items() if weight > 0}
     if not positive:
@@ -43,7 +43,7 @@ def quotas(
 def _rounded(
     weights: Mapping[str, float], total: int, available: Mapping[str, int]
 ) -> dict[str, int]:
-    """`total` divided by the largest-remainder method (Hamilton)."""
+    """Divide `total` by the largest-remainder method (Hamilton)."""
     whole = sum(weights.values())
     exact = {name: total * weight / whole for name, weight in weights.items()}
     counts = {name: min(int(share + 1e-9), available[name]) for name, share in exact.items()}
@@ -62,7 +62,7 @@ def mix(
     cap: int | None = None,
     seed: int = 0,
 ) -> list[Record]:
-    """A seeded sample of each source in the ratio of the weights, shuffled together."""
+    """Sample each source, seeded, in the ratio of the weights, and shuffle them together."""
     sizes = {name: len(records) for name, records in sources.items()}
     rng = random.Random(seed)
     mixed: list[Record] = []
@@ -75,10 +75,10 @@ def mix(
 def balance(
     records: Sequence[Record], by: str, *, method: Method = "down", seed: int = 0
 ) -> list[Record]:
-    """The records with every value of a field equally heavy.
+    """Give every value of a field equal weight.
 
-    `down` samples each value down to the rarest, `up` repeats the rarer ones (ids say so),
-    `weight` keeps all and gives weights whose mean is 1. Order is kept, repetitions follow.
+    `down` samples each value down to the rarest, `up` repeats the rarer ones (marked in ids),
+    `weight` keeps all and sets weights whose mean is 1. Order is kept; repetitions come last.
     """
     groups: dict[str, list[int]] = {}
     for position, record in enumerate(records):
@@ -86,8 +86,8 @@ def balance(
     if len(groups) < 2:
         only = next(iter(groups), "")
         raise DataError(
-            f"field {by!r} has one value only: {only!r}",
-            hint="Fix: name a field that tells the rows apart",
+            f"field {by!r} has only one value: {only!r}",
+            hint="Fix: name a field that differs between rows",
         )
     return METHODS[method](records, groups, random.Random(seed))
 
@@ -97,8 +97,8 @@ Groups = Mapping[str, Sequence[int]]
 
 def _down(records: Sequence[Record], groups: Groups, rng: random.Random) -> list[Record]:
     least = min(len(members) for members in groups.values())
-    kept = {p for name in sorted(groups) for p in rng.sample(list(groups[name]), least)}
-    return [record for position, record in enumerate(records) if position in kept]
+    chosen = {p for name in sorted(groups) for p in rng.sample(list(groups[name]), least)}
+    return [record for position, record in enumerate(records) if position in chosen]
 
 
 def _up(records: Sequence[Record], groups: Groups, rng: random.Random) -> list[Record]:
@@ -110,8 +110,8 @@ def _up(records: Sequence[Record], groups: Groups, rng: random.Random) -> list[R
             if copy % len(members) == 0:
                 rng.shuffle(members)
             original = records[members[copy % len(members)]]
-            again = f"{original.id}+{copy // len(members) + 1}"
-            result.append(original.model_copy(update={"id": again}))
+            copy_id = f"{original.id}+{copy // len(members) + 1}"
+            result.append(original.model_copy(update={"id": copy_id}))
     return result
 
 

@@ -1,7 +1,7 @@
-"""Personal data in texts, found by bounded patterns and checksums, masked consistently in a row.
+"""Find personal data by bounded patterns and checksums, and mask it consistently in a row.
 
 The same e-mail address becomes the same `[EMAIL_1]` everywhere in a row. Every pattern has bounded
-repetition, so a hostile text costs linear time.
+repetition, so hostile text costs linear time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from alignkit.errors import DataError
 
@@ -33,7 +34,7 @@ _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3
 
 
 def luhn(digits: str) -> bool:
-    """Whether a number passes the Luhn check (ISO/IEC 7812-1) that cards carry."""
+    """Return whether a number passes the Luhn check of cards (ISO/IEC 7812-1)."""
     total = 0
     for position, digit in enumerate(reversed(digits)):
         value = int(digit) * (1 + position % 2)
@@ -42,7 +43,7 @@ def luhn(digits: str) -> bool:
 
 
 def iban(text: str) -> bool:
-    """Whether the check digits of an IBAN are right (ISO 13616: remainder 1 modulo 97)."""
+    """Return whether an IBAN's check digits are right (ISO 13616: remainder 1 modulo 97)."""
     moved = text[4:] + text[:4]
     return int("".join(str(int(character, 36)) for character in moved)) % 97 == 1
 
@@ -69,9 +70,9 @@ def _ibans(text: str) -> Iterable[str]:
 
 
 def _addresses(text: str) -> Iterable[str]:
-    found = [match[0] for match in _IPV4.finditer(text)]
-    found += [match[0] for match in _IPV6.finditer(text) if match[0].count(":") > 1]
-    for candidate in found:
+    candidates = [match[0] for match in _IPV4.finditer(text)]
+    candidates += [match[0] for match in _IPV6.finditer(text) if match[0].count(":") > 1]
+    for candidate in candidates:
         try:
             ipaddress.ip_address(candidate)
         except ValueError:
@@ -79,7 +80,7 @@ def _addresses(text: str) -> Iterable[str]:
         yield candidate
 
 
-# In this order: an IBAN holds digits that look like a card, a card some that look like a phone.
+# The order matters: an IBAN holds digits that look like a card, a card some like a phone.
 FINDERS: dict[str, Finder] = {
     "IBAN": _ibans,
     "CARD": _cards,
@@ -89,8 +90,9 @@ FINDERS: dict[str, Finder] = {
 }
 
 
+@cache
 def name_finder() -> Finder:
-    """A finder of person names by spaCy's small English model, an optional library."""
+    """Return a finder of person names by spaCy's small English model, an optional library."""
     try:
         import spacy
 
@@ -109,23 +111,22 @@ def name_finder() -> Finder:
 
 @dataclass
 class Masker:
-    """Masks the personal data of one row; equal data get equal names across its texts."""
+    """Masks the personal data of one row; equal data get equal labels across its texts."""
 
     finders: dict[str, Finder] = field(default_factory=lambda: dict(FINDERS))
     _names: dict[str, str] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
 
     def mask(self, text: str) -> str:
-        """The text with every find replaced by its name."""
+        """Replace every match by its label."""
         for kind, find in self.finders.items():
-            for found in sorted(set(find(text)), key=lambda item: (text.find(item), -len(item))):
-                text = text.replace(found, self._name(kind, found))
+            for match in sorted(set(find(text)), key=lambda item: (text.find(item), -len(item))):
+                text = text.replace(match, self._label(kind, match))
         return text
 
-    def _name(self, kind: str, found: str) -> str:
-        key = (
-            f"{kind} {re.sub(r'[ .()-]', '', found).lower() if kind != 'EMAIL' else found.lower()}"
-        )
+    def _label(self, kind: str, match: str) -> str:
+        plain = match if kind == "EMAIL" else re.sub(r"[ .()-]", "", match)
+        key = f"{kind} {plain.lower()}"
         if key not in self._names:
             self._counts[kind] = self._counts.get(kind, 0) + 1
             self._names[key] = f"[{kind}_{self._counts[kind]}]"

@@ -1,4 +1,4 @@
-"""Shares by name (`train=0.9,test=0.1`) and the value of a field a record carries."""
+"""Parse shares by name (`train=0.9,test=0.1`), and read the value of a record's field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from alignkit.errors import RecipeError
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """`train=0.9,test=0.1` as names and numbers."""
+    """Parse `train=0.9,test=0.1` into names and numbers."""
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().partition("=")
@@ -16,12 +16,14 @@ def parse_shares(text: str) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name or not equals or shares[name] < 0:
-            raise RecipeError(f"{part.strip()!r} is no NAME=NUMBER", hint="Fix: train=0.9,test=0.1")
+            raise RecipeError(
+                f"{part.strip()!r} is not NAME=NUMBER", hint="Fix: train=0.9,test=0.1"
+            )
     return shares
 
 
 def field_of(record: Record, path: str) -> str:
-    """The value of a field, or of a key in `extra`, as text; empty when it is not there."""
+    """Return the value of a field, or of a key in `extra`, as text; empty if it is absent."""
     value: object = record.model_dump(include={path.split(".")[0]} - {"extra"})
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -33,7 +35,7 @@ def field_of(record: Record, path: str) -> str:
 
 
 def parse_weight(text: str) -> tuple[str, float]:
-    """`FILE=0.7` as (file, weight); a file alone weighs 1, also when its name holds a sign."""
+    """Parse `FILE=0.7` into (file, weight); a file alone weighs 1, even if its name has a `=`."""
     name, equals, number = text.rpartition("=")
     try:
         return (name, float(number)) if equals and name else (text, 1.0)

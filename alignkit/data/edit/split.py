@@ -1,4 +1,4 @@
-"""Splitting by prompt: no prompt stands in two parts, groups stay whole, a seed decides."""
+"""Split by prompt: no prompt is in two parts, groups stay whole, a seed decides."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ R = TypeVar("R", bound=Record)
 
 
 def prompt_key(record: Record) -> str:
-    """What two records share when they have the same prompt, white space at the ends aside.
+    """Return a key that records with the same prompt share, ignoring white space at the ends.
 
-    A plain text has no prompt and is all that it asks.
+    Plain text has no prompt; the whole text serves as its key.
     """
     prompt = prompt_of(record)
     if prompt is not None:
@@ -33,7 +33,7 @@ def prompt_key(record: Record) -> str:
 
 
 def split_by_prompt(records: Iterable[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
-    """(train, held out) with about `fraction` of the prompts held out; order is kept."""
+    """Return (train, held out) with about `fraction` of the prompts held out; order is kept."""
     train, held_out = split_parts(records, [1.0 - fraction, fraction], seed)
     return train, held_out
 
@@ -45,24 +45,24 @@ def split_parts(
     *,
     stratum: Callable[[R], str] | None = None,
 ) -> list[list[R]]:
-    """The records in parts of about these shares of the prompts; order is kept within a part.
+    """Split records into parts of about these shares of the prompts; order is kept in a part.
 
-    With `stratum` each value of it is split in these shares (a prompt group belongs to the
+    With `stratum`, each of its values is split in these shares (a prompt group belongs to the
     stratum of its first record).
     """
-    listed = list(records)
-    strata = [stratum(record) for record in listed] if stratum else None
+    records = list(records)
+    strata = [stratum(record) for record in records] if stratum else None
     ties = Ties()
-    for record in listed:
+    for record in records:
         ties.add(record)
-    return [[listed[position] for position in part] for part in ties.split(shares, seed, strata)]
+    return [[records[position] for position in part] for part in ties.split(shares, seed, strata)]
 
 
 class Ties:
-    """What keeps records beside others: their prompts, and the groups they belong to.
+    """Keeps records together that share a prompt or a group.
 
-    Of each name 64 bits of its hash are kept, so that 100,000 records take two megabytes; two
-    names that share them by chance would be kept together, nothing worse.
+    Only 64 bits of each name's hash are stored, so that 100,000 records take two megabytes. Two
+    names with equal bits by chance would only be kept together.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Ties:
         return len(self.prompts)
 
     def add(self, record: Record) -> None:
-        """One more record."""
+        """Add one record."""
         group = None
         if isinstance(record, Preference):
             group = record.group
@@ -85,15 +85,15 @@ class Ties:
     def split(
         self, shares: Sequence[float], seed: int, strata: Sequence[str] | None = None
     ) -> list[list[int]]:
-        """Positions of the records in parts of about these shares of what is kept together."""
+        """Return the records' positions in parts of about these shares of what stays together."""
         if not shares or any(share < 0 for share in shares) or abs(sum(shares) - 1.0) > 1e-9:
             raise RecipeError(
                 f"shares {list(shares)} do not sum to 1", hint="Fix: e.g. 0.8,0.1,0.1"
             )
         first = self._first_of_each()
         by_stratum: dict[str, list[int]] = {}
-        for position, beside in enumerate(first):
-            if position == beside:
+        for position, leader in enumerate(first):
+            if position == leader:
                 by_stratum.setdefault(strata[position] if strata else "", []).append(position)
         part_of = array("Q", bytes(8 * len(self)))
         for name in sorted(by_stratum):
@@ -101,12 +101,12 @@ class Ties:
             for part, position in dealt:
                 part_of[position] = part
         parts: list[list[int]] = [[] for _ in shares]
-        for position, beside in enumerate(first):
-            parts[part_of[beside]].append(position)
+        for position, leader in enumerate(first):
+            parts[part_of[leader]].append(position)
         return parts
 
     def _first_of_each(self) -> array[int]:
-        """For every record the first of those it must stay with, itself perhaps."""
+        """Map each record to the first of those it must stay with, possibly itself."""
         parent = array("Q", range(len(self)))
 
         def root(position: int) -> int:
@@ -125,12 +125,14 @@ class Ties:
 
 def _hash64(name: str) -> int:
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest) or 1  # nothing is 0
+    return int.from_bytes(digest) or 1  # 0 means none
 
 
 def _dealt(groups: list[int], shares: Sequence[float], rng: random.Random) -> list[tuple[int, int]]:
-    """Each group with its part: shuffled, then cut where the shares say, at least one group for
-    every positive share while there are enough."""
+    """Shuffle the groups and cut them by the shares into (part, group).
+
+    Of two positive shares, each gets at least one group if there are two.
+    """
     shuffled = list(groups)
     rng.shuffle(shuffled)
     cuts, total = [], 0.0

@@ -1,4 +1,4 @@
-"""Preferences whose scores say the contrary of their sides, turned round."""
+"""Swap the sides of preferences whose scores contradict them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SIDES = (("chosen", "rejected"), ("prompt_chosen", "prompt_rejected"))
 
 
 def swapped(record: Record) -> Record:
-    """The preference with its sides exchanged, and all that came with each (scores, models).
+    """Return the preference with its sides swapped, and all that belongs to each (scores, models).
 
-    The record itself when nothing says that its rejected answer is the better one.
+    Return the record itself if nothing shows its rejected completion to be better.
     """
     if not isinstance(record, Preference):
         return record
@@ -31,7 +31,7 @@ def swapped(record: Record) -> Record:
 
 
 def _turned(extra: dict[str, Any]) -> dict[str, Any]:
-    """What came with each side, with the other side; the row as it was read no longer holds."""
+    """Swap what came with each side; drop the row as read, which no longer holds."""
     turned = {name: value for name, value in extra.items() if name != AS_READ}
     for name in turned:
         other = name.replace("chosen", "rejected")
@@ -41,7 +41,7 @@ def _turned(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Record, after: Record) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """(path, old value, new value) of each field that changed, those of `extra` one by one."""
+    """Yield (path, old value, new value) per changed field, those of `extra` one by one."""
     old, new = before.model_dump(), after.model_dump()
     for key in old:
         if key != "extra" and old[key] != new[key]:

@@ -1,28 +1,28 @@
-"""Exports of Argilla, one ranking for each annotator: records of both versions, hub data sets."""
+"""Exports of Argilla, one ranking per annotator: records of both versions, hub data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.data.formats import beside
-from alignkit.data.formats.shape import (
+from alignkit.data.formats import prompt_columns
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
     as_number,
     either,
     expected,
-    json_list,
     keys,
     not_text,
     only_text,
     prompt_text,
     ranks_by_score,
 )
+from alignkit.data.formats.literals import json_list
 from alignkit.data.formats.sides import (
     PROMPT_KEYS,
-    answers_in,
+    completion_series,
     named_side,
     prompt_among,
     ranks_of_winner,
@@ -31,7 +31,7 @@ from alignkit.data.formats.sides import (
 from alignkit.data.records import Ranking
 from alignkit.files.problems import RowError
 
-Votes = dict[str, list[tuple[str | None, Any]]]  # question -> (annotator, value) of each answer
+Votes = dict[str, list[tuple[str | None, Any]]]  # question -> (annotator, value) per answer
 
 
 def _submitted(answers: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, Any]]:
@@ -43,7 +43,7 @@ def _submitted(answers: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, A
 
 
 def _argilla_votes(responses: Any) -> Votes:
-    """The submitted answers to each question, in the layout of version 2 and of version 1."""
+    """Return the submitted answers to each question, in the layout of version 2 or 1."""
     if isinstance(responses, dict):
         return {question: _submitted(answers) for question, answers in responses.items()}
     if not isinstance(responses, list):
@@ -57,12 +57,12 @@ def _argilla_votes(responses: Any) -> Votes:
 
 
 def _rankings(fields: Mapping[str, Any], votes: Votes, where: str) -> list[Fields]:
-    """One ranking for each answer that orders the texts of a record.
+    """Build one ranking per answer that orders the texts of a record.
 
-    An answer does so as a list of {value, rank}, as a list of fields from best to worst, or as the
-    name of the best. Ratings do so together, when each text has a question of its own.
+    An answer orders them as a list of {value, rank}, as a list of fields from best to worst, or as
+    the name of the best. Ratings order them together, if each text has a question of its own.
     """
-    found: list[Fields] = []
+    rankings: list[Fields] = []
     refused: list[str] = []
     for question, answers in votes.items():
         for annotator, value in answers:
@@ -72,24 +72,24 @@ def _rankings(fields: Mapping[str, Any], votes: Votes, where: str) -> list[Field
                 refused.append(error.message)
                 continue
             if ranks is not None:
-                found.append(_ranked(fields, ranks, annotator, where))
-    if not found:
-        found = [_ranked(fields, *rated, where) for rated in _rated(fields, votes)]
-    if not found and refused:
+                rankings.append(_ranked(fields, ranks, annotator, where))
+    if not rankings:
+        rankings = [_ranked(fields, *rated, where) for rated in _rated(fields, votes)]
+    if not rankings and refused:
         raise RowError(
             "ranks",
-            f"no answer says which text is better: {refused[0]}",
+            f"no answer tells which text is better: {refused[0]}",
             "name the field in the answer, or the sides: --map chosen=COLUMN,rejected=COLUMN",
             field=where,
         )
-    if not found:
+    if not rankings:
         raise RowError("ranks", "no submitted ranking in this record", "remove the row",
                        field="responses")  # fmt: skip
-    return found
+    return rankings
 
 
 def _ranks_of(value: Any, fields: Mapping[str, Any], question: str) -> dict[str, int] | None:
-    """Field -> rank; null when the value is no order of texts (a rating, a comment)."""
+    """Map field to rank; None if the value does not order texts (a rating, a comment)."""
     if isinstance(value, dict) and isinstance(value.get("value"), list):
         named, given = value["value"], value.get("rank")
         if not isinstance(given, list) or len(named) != len(given):
@@ -115,9 +115,9 @@ def _is_ranked(item: Any) -> bool:
 
 
 def _best_of(value: str, fields: Mapping[str, Any], question: str) -> dict[str, int] | None:
-    """The ranks of all candidates by the name of the best, or by a word for a tie."""
+    """Rank all candidates by the name of the best, or by a word for a tie."""
     names = [name for name in fields if isinstance(fields[name], str | list)]
-    series = answers_in(names)
+    series = completion_series(names)
     if series is None:
         rest = [name for name in names if name not in PROMPT_KEYS]
         if value not in rest or len(rest) < 2:
@@ -128,8 +128,8 @@ def _best_of(value: str, fields: Mapping[str, Any], question: str) -> dict[str, 
 
 
 def _rated(fields: Mapping[str, Any], votes: Votes) -> Iterator[tuple[dict[str, int], str | None]]:
-    """(ranks, annotator) of those who rated every text, by questions numbered as the texts are."""
-    series = answers_in([name for name in fields if isinstance(fields[name], str | list)])
+    """Yield (ranks, annotator) for those who rated every text in questions numbered alike."""
+    series = completion_series([name for name in fields if isinstance(fields[name], str | list)])
     if series is None:
         return
     for questions in series_of(votes):
@@ -160,19 +160,19 @@ def _ranked(
         "ranks": dict(ranks),
         "annotator": annotator,
     }
-    beside.add(result, fields, beside.names_in(fields, (prompt, *ranks)))
+    prompt_columns.add(result, fields, prompt_columns.names_in(fields, (prompt, *ranks)))
     return result
 
 
 def _read_of_fields(fields: Mapping[str, Any]) -> list[str]:
-    """The fields of a record that are read: the candidates, the prompt, what stands beside it."""
+    """Return the fields of a record that are read: candidates, prompt and prompt columns."""
     texts = [name for name, value in fields.items() if isinstance(value, str | list)]
-    series = answers_in(texts)
+    series = completion_series(texts)
     sides = series.names if series else [name for name in texts if name not in PROMPT_KEYS]
     prompts = [name for name in PROMPT_KEYS if name in texts] or [
         name for name in texts if name not in sides
     ]
-    return [*sides, *prompts[:1], *beside.names_in(fields, (*sides, *prompts[:1]))]
+    return [*sides, *prompts[:1], *prompt_columns.names_in(fields, (*sides, *prompts[:1]))]
 
 
 def _read_of_argilla(row: Row) -> frozenset[str]:
@@ -182,7 +182,7 @@ def _read_of_argilla(row: Row) -> frozenset[str]:
 
 
 def read_argilla(row: Row) -> list[Fields]:
-    """`fields` hold prompt and candidates, `responses` what each annotator said of them."""
+    """Read prompt and candidates from `fields`, each annotator's answers from `responses`."""
     fields = row["fields"]
     if type(fields) is not dict:
         raise expected(fields, "an object", "fields")
@@ -194,7 +194,7 @@ def read_argilla(row: Row) -> list[Fields]:
 
 
 def write_argilla(record: Ranking) -> Fields:
-    """fields and one response to the question `ranking`."""
+    """Write fields and one response to the question `ranking`."""
     fields = {"prompt": prompt_text(record)}
     fields |= {c.cid: only_text(c.messages, c.cid) for c in record.candidates}
     value = [{"value": cid, "rank": rank} for cid, rank in record.ranks.items()]
@@ -203,25 +203,25 @@ def write_argilla(record: Ranking) -> Fields:
 
 
 def merge_argilla(rows: Sequence[Fields]) -> Fields:
-    """One record with the responses of all."""
+    """Merge rows of one record: the responses of all."""
     answers = [answer for row in rows for answer in row["responses"]["ranking"]]
     return rows[0] | {"responses": {"ranking": answers}}
 
 
-# A data set of Argilla on a hub: one column a field, three columns a question.
+# A data set of Argilla on a hub: one column per field, three columns per question.
 
 
 def _questions(row: Row) -> dict[str, tuple[str, ...]]:
-    """Question -> its columns: `q.responses`, `q.responses.users`, `q.responses.status`, or `q`."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Map question to its columns: `q.responses`, `.users` and `.status` after it, or `q`."""
+    questions: dict[str, tuple[str, ...]] = {}
     for name, value in row.items():
         question = name.removesuffix(".responses")
         if question != name and f"{name}.users" in row:
             columns = (name, f"{name}.users", f"{name}.status")
-            found[question] = tuple(column for column in columns if column in row)
+            questions[question] = tuple(column for column in columns if column in row)
         elif f"{name}-suggestion" in row and isinstance(value, list):
-            found[name] = (name,)
-    return found
+            questions[name] = (name,)
+    return questions
 
 
 def _hub_votes(row: Row) -> Votes:
@@ -247,7 +247,7 @@ NO_FIELDS = ("id", "status", "_server_id", "external_id", "inserted_at", "update
 
 
 def _hub_fields(row: Row) -> dict[str, Any]:
-    """The columns that are texts to look at, by their names."""
+    """Return the columns that are texts to look at, by name."""
     questions = _questions(row)
     return {
         name: value
@@ -260,7 +260,7 @@ def _hub_fields(row: Row) -> dict[str, Any]:
 
 
 def read_argilla_hub(row: Row) -> list[Fields]:
-    """Fields and the answers to questions as columns."""
+    """Read fields, and answers to questions, from columns."""
     return _rankings(_hub_fields(row), _hub_votes(row), "")
 
 
@@ -270,9 +270,9 @@ def _read_of_hub(row: Row) -> frozenset[str]:
 
 
 def write_argilla_hub(record: Ranking) -> Fields:
-    """The fields, and the question `ranking` as columns: candidates from best to worst."""
+    """Write fields, and the question `ranking` as columns: candidates from best to worst."""
     if len(set(record.ranks.values())) != len(record.ranks):
-        raise RowError("ranks", "a list of fields has no ties", "choose another format")
+        raise RowError("ranks", "a list of fields cannot hold ties", "choose another format")
     row: Fields = {"prompt": prompt_text(record)}
     row |= {c.cid: only_text(c.messages, c.cid) for c in record.candidates}
     order = sorted(record.ranks, key=lambda cid: record.ranks[cid])
@@ -284,7 +284,7 @@ def write_argilla_hub(record: Ranking) -> Fields:
 
 
 def merge_argilla_hub(rows: Sequence[Fields]) -> Fields:
-    """One row with the answers of all."""
+    """Merge rows of one record: the answers of all."""
     names = [name for name in rows[0] if name.startswith("ranking.responses")]
     return rows[0] | {name: [answer for row in rows for answer in row[name]] for name in names}
 

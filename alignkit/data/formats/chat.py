@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
@@ -34,6 +34,7 @@ from alignkit.data.formats.shape import (
     text_or_rows,
     trained_rows,
     turns,
+    untrained,
 )
 from alignkit.data.formats.template_keys import calls_as_openai, tools_of
 from alignkit.data.records import Demonstration, Label, Message, Preference, Prompt
@@ -43,38 +44,37 @@ from alignkit.files.problems import RowError
 
 
 def read_messages(row: Row) -> Fields:
-    """`messages` as a demonstration."""
+    """Read `messages` as a demonstration."""
     return {"messages": turns(row["messages"], "messages")}
 
 
 def write_messages(record: Demonstration) -> Fields:
-    """`messages`, with `train` on turns that say whether they are trained."""
+    """Write `messages`, with `train` on turns that state whether they are trained."""
     return {"messages": trained_rows(record.messages, "train", bool)}
 
 
 def write_openai(record: Demonstration) -> Fields:
-    """`messages` with OpenAI's `weight` for what is trained and what is not."""
+    """Write `messages`, with OpenAI's `weight` on turns that state whether they are trained."""
     return {"messages": openai_rows(record.messages)}
 
 
 def read_text(row: Row) -> Fields:
-    """Bare text to imitate, whole and without a template."""
+    """Read bare text to imitate, whole and without a template."""
     return {"messages": [assistant(text(row, "text"))], "plain": True}
 
 
 def write_text(record: Demonstration) -> Fields:
-    """The one text there is."""
+    """Write the record's only text."""
     return {"text": only_text(record.messages, "messages")}
 
 
 def demonstration_of(prompt: list[Turn], completion: list[Turn]) -> Fields:
-    """A demonstration whose earlier assistant turns are context, not targets."""
-    context = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
-    return {"messages": [*context, *completion]}
+    """Build a demonstration whose earlier assistant turns are context, not targets."""
+    return {"messages": [*map(untrained, prompt), *completion]}
 
 
 def split_messages(record: Demonstration) -> tuple[list[Message], list[Message]]:
-    """(prompt, completion) of a demonstration: completion is all after the last user turn."""
+    """Split a demonstration into (prompt, completion), after the last user turn."""
     end = len(record.messages)
     while end and record.messages[end - 1].role in ("assistant", "tool"):
         end -= 1
@@ -83,7 +83,7 @@ def split_messages(record: Demonstration) -> tuple[list[Message], list[Message]]
 
 
 def pair_format(name: str, prompt_key: str, completion_key: str, about: str) -> Format:
-    """A demonstration in two columns, each text or messages."""
+    """Build a format of demonstrations in two columns, each text or messages."""
 
     def read(row: Row) -> Fields:
         return demonstration_of(
@@ -104,7 +104,7 @@ def pair_format(name: str, prompt_key: str, completion_key: str, about: str) -> 
 
 
 def _in_one_shape(sides: Mapping[str, tuple[Sequence[Message], str]]) -> Fields:
-    """All sides as text when all can be, otherwise all as messages: rows must not mix the two."""
+    """Write all sides as text if all can be, else all as messages: rows must not mix the two."""
     as_text = {key: text_or_rows(messages, role) for key, (messages, role) in sides.items()}
     if all(isinstance(value, str) for value in as_text.values()):
         return as_text
@@ -112,7 +112,7 @@ def _in_one_shape(sides: Mapping[str, tuple[Sequence[Message], str]]) -> Fields:
 
 
 def read_preference(row: Row) -> Fields:
-    """`chosen` and `rejected` with a `prompt`, or as conversations that begin alike."""
+    """Read `chosen` and `rejected` with a `prompt`, or as conversations that begin alike."""
     fields: Fields = {
         name: row[name]
         for name in ("margin", "weight", "group", "tie")
@@ -133,22 +133,22 @@ def read_preference(row: Row) -> Fields:
 
 
 def is_text(value: object) -> bool:
-    """Whether a side is text, and no messages that a table wrote as text."""
+    """Return whether a side is text, not messages that a table wrote as text."""
     return isinstance(value, str) and messages_in(value, "") is None
 
 
 def _is_whole(side: Sequence[Turn]) -> bool:
-    """Whether a side is a chat with its questions, not an answer."""
+    """Return whether a side is a chat that includes its prompt."""
     return len(side) > 1 and side[0]["role"] != "assistant" and side[-1]["role"] == "assistant"
 
 
 def _after(prompt: list[Turn], side: list[Turn]) -> list[Turn]:
-    """The whole chat: the prompt and the side, which may begin with the prompt."""
+    """Return the whole chat: the prompt and the side, which may repeat the prompt."""
     return side if side[: len(prompt)] == prompt else [*prompt, *side]
 
 
 def write_preference(record: Preference) -> Fields:
-    """Explicit prompt, chosen and rejected; weight, group and margin where they say something."""
+    """Write prompt, chosen and rejected; weight, group and margin where they are set."""
     sides: dict[str, tuple[Sequence[Message], str]] = {
         "prompt": (record.prompt, "user"),
         "chosen": (record.chosen, "assistant"),
@@ -173,7 +173,7 @@ def write_preference(record: Preference) -> Fields:
 
 
 def read_binarized(row: Row) -> Fields:
-    """UltraFeedback binarized: both sides hold the whole chat, the scores give the margin."""
+    """Read UltraFeedback binarized: both sides hold whole chats, the scores give the margin."""
     fields = split_sides(turns(row["chosen"], "chosen"), turns(row["rejected"], "rejected"))
     better, worse = row.get("score_chosen"), row.get("score_rejected")
     if is_number(better) and is_number(worse):
@@ -182,7 +182,7 @@ def read_binarized(row: Row) -> Fields:
 
 
 def write_binarized(record: Preference) -> Fields:
-    """Both sides as whole chats; the prompt is the last user text."""
+    """Write both sides as whole chats; the prompt is the first user text."""
     chosen, rejected = sides_of(record)
     asked = [message.content for message in record.prompt if message.role == "user"]
     row: Fields = {
@@ -197,7 +197,7 @@ def write_binarized(record: Preference) -> Fields:
 
 
 def read_label(row: Row) -> Fields:
-    """A prompt, a completion and whether it is good."""
+    """Read a prompt, a completion and whether it is good."""
     prompt = [] if row.get("prompt") is None else either(row["prompt"], "prompt", "user")
     return {
         "prompt": prompt,
@@ -207,7 +207,7 @@ def read_label(row: Row) -> Fields:
 
 
 def write_label(record: Label) -> Fields:
-    """`prompt`, `completion`, `label`."""
+    """Write `prompt`, `completion` and `label`."""
     sides: dict[str, tuple[Sequence[Message], str]] = {
         "prompt": (record.prompt, "user"),
         "completion": (record.completion, "assistant"),
@@ -218,7 +218,7 @@ def write_label(record: Label) -> Fields:
 
 
 def read_labelled_text(row: Row) -> Fields:
-    """Text somebody called good or bad, no prompt."""
+    """Read text labeled good or bad, without a prompt."""
     return {
         "prompt": [],
         "completion": [assistant(text(row, "text"))],
@@ -227,22 +227,22 @@ def read_labelled_text(row: Row) -> Fields:
 
 
 def write_labelled_text(record: Label) -> Fields:
-    """`text` and `label`, which leaves no place for a prompt."""
+    """Write `text` and `label`, which cannot hold a prompt."""
     return {"text": only_text(record.completion, "completion"), "label": record.label}
 
 
 def read_prompt(row: Row) -> Fields:
-    """A prompt alone."""
+    """Read a prompt alone."""
     return {"prompt": either(row["prompt"], "prompt", "user")}
 
 
 def write_prompt(record: Prompt) -> Fields:
-    """`prompt`, text or messages."""
+    """Write `prompt` as text or messages."""
     return {"prompt": text_or_rows(record.prompt, "user")}
 
 
 def read_turns(row: Row) -> Fields:
-    """MT-bench and Arena-Hard: the first turn is the prompt; later ones follow the answers."""
+    """Read MT-bench and Arena-Hard: the first turn is the prompt; later turns are left out."""
     asked = row["turns"]
     if type(asked) is not list or not asked:
         raise expected(asked, "an array of texts", "turns")
@@ -253,7 +253,7 @@ def read_turns(row: Row) -> Fields:
 
 
 def write_turns(record: Prompt) -> Fields:
-    """`turns` with the one prompt."""
+    """Write `turns` with the one prompt."""
     return {"turns": [only_text(record.prompt, "prompt")]}
 
 
@@ -261,7 +261,7 @@ def write_turns(record: Prompt) -> Fields:
 
 
 def read_openai_preference(row: Row) -> Fields:
-    """`input.messages`, `preferred_output`, `non_preferred_output`."""
+    """Read `input.messages`, `preferred_output` and `non_preferred_output`."""
     asked = row["input"]
     if type(asked) is not dict:
         raise expected(asked, "an object with messages", "input")
@@ -281,7 +281,7 @@ def read_openai_preference(row: Row) -> Fields:
 
 
 def write_openai_preference(record: Preference) -> Fields:
-    """OpenAI's three columns; the tools travel inside `input`."""
+    """Write OpenAI's three columns; the tools go inside `input`."""
     carried = record.extra.get("input")
     rest = carried if isinstance(carried, dict) else {}
     tools = {"tools": record.tools} if record.tools is not None else {}
@@ -296,7 +296,7 @@ def write_openai_preference(record: Preference) -> Fields:
 
 
 def shared_turns(row: Row) -> list[Turn]:
-    """The conversation of a ShareGPT row, its `system` column first."""
+    """Return the conversation of a ShareGPT row, its `system` column first."""
     value = row["conversations"]
     if type(value) is str:
         value = messages_in(value, "conversations") or value
@@ -307,17 +307,17 @@ def shared_turns(row: Row) -> list[Turn]:
 
 
 def read_sharegpt(row: Row) -> Fields:
-    """`conversations` as a demonstration."""
+    """Read `conversations` as a demonstration."""
     return {"messages": shared_turns(row)}
 
 
 def write_sharegpt(record: Demonstration) -> Fields:
-    """`conversations`."""
+    """Write `conversations`."""
     return {"conversations": shared_rows(record.messages)}
 
 
 def read_sharegpt_preference(row: Row) -> Fields:
-    """`conversations` up to the question, and two answers."""
+    """Read the prompt from `conversations`, and two completions."""
     prompt = shared_turns(row)
     chosen, rejected = _shared_side(row, "chosen"), _shared_side(row, "rejected")
     if _is_whole(chosen) and _is_whole(rejected):
@@ -326,7 +326,7 @@ def read_sharegpt_preference(row: Row) -> Fields:
 
 
 def _shared_side(row: Row, key: str) -> list[Turn]:
-    """A side of a ShareGPT preference: one turn, several, or the answer's text."""
+    """Read a side of a ShareGPT preference: one turn, several, or the completion's text."""
     value = row[key]
     if type(value) is str:
         value = messages_in(value, key) or value
@@ -338,7 +338,7 @@ def _shared_side(row: Row, key: str) -> list[Turn]:
 
 
 def write_sharegpt_preference(record: Preference) -> Fields:
-    """`conversations`, `chosen`, `rejected`."""
+    """Write `conversations`, `chosen` and `rejected`."""
     chosen, rejected = shared_rows(record.chosen), shared_rows(record.rejected)
     return {
         "conversations": shared_rows(record.prompt),
@@ -348,13 +348,13 @@ def write_sharegpt_preference(record: Preference) -> Fields:
 
 
 def read_sharegpt_label(row: Row) -> Fields:
-    """`conversations` whose last answer is good (`kto_tag`) or bad."""
+    """Read `conversations` whose last turn is labeled good or bad by `kto_tag`."""
     prompt, completion = split_completion(shared_turns(row), "conversations")
     return {"prompt": prompt, "completion": completion, "label": boolean(row, "kto_tag")}
 
 
 def write_sharegpt_label(record: Label) -> Fields:
-    """`conversations` and `kto_tag`."""
+    """Write `conversations` and `kto_tag`."""
     conversation = shared_rows([*record.prompt, *record.completion])
     return {"conversations": conversation, "kto_tag": record.label}
 
@@ -363,13 +363,13 @@ def write_sharegpt_label(record: Label) -> Fields:
 
 
 def read_messages_label(row: Row) -> Fields:
-    """`messages` whose last answer is good or bad."""
+    """Read `messages` whose last turn is labeled good or bad."""
     prompt, completion = split_completion(turns(row["messages"], "messages"), "messages")
     return {"prompt": prompt, "completion": completion, "label": boolean(row, "label")}
 
 
 def write_messages_label(record: Label) -> Fields:
-    """`messages` and `label`."""
+    """Write `messages` and `label`."""
     return {
         "messages": message_rows([*record.prompt, *record.completion]),
         "label": record.label,
@@ -377,7 +377,7 @@ def write_messages_label(record: Label) -> Fields:
 
 
 def _parts(messages: Sequence[Message]) -> list[Turn]:
-    """Messages of LLaMA-Factory v1: typed parts, and loss_weight for what is trained."""
+    """Write messages of LLaMA-Factory v1: typed parts, and loss_weight for what is trained."""
     rows = []
     for row, message in zip(message_rows(messages), messages, strict=True):
         row["content"] = [{"type": "text", "value": message.content}]
@@ -386,13 +386,13 @@ def _parts(messages: Sequence[Message]) -> list[Turn]:
         trained = message.role == "assistant" if message.train is None else message.train
         row.setdefault("loss_weight", float(trained))
         if message.train and message.role == "assistant":
-            row["train"] = True  # said, not only what the role says
+            row["train"] = True  # explicit, not implied by the role
         rows.append(row)
     return rows
 
 
 def _weighed(value: Any, key: str) -> list[Turn]:
-    """v1 messages; a loss_weight that only repeats what the role says is left out."""
+    """Read v1 messages; drop a loss_weight that only repeats what the role implies."""
     if type(value) is list:
         value = [
             {name: inner for name, inner in item.items() if name != "loss_weight"}
@@ -405,17 +405,17 @@ def _weighed(value: Any, key: str) -> list[Turn]:
 
 
 def read_v1(row: Row) -> Fields:
-    """LLaMA-Factory v1 `messages` with parts."""
+    """Read LLaMA-Factory v1 `messages` with parts."""
     return {"messages": _weighed(row["messages"], "messages")}
 
 
 def write_v1(record: Demonstration) -> Fields:
-    """`messages` with parts and loss weights."""
+    """Write `messages` with parts and loss weights."""
     return {"messages": _parts(record.messages)}
 
 
 def read_v1_preference(row: Row) -> Fields:
-    """`chosen_messages` and `rejected_messages`, two conversations that begin alike."""
+    """Read `chosen_messages` and `rejected_messages`, two conversations that begin alike."""
     return split_sides(
         _weighed(row["chosen_messages"], "chosen_messages"),
         _weighed(row["rejected_messages"], "rejected_messages"),
@@ -423,7 +423,7 @@ def read_v1_preference(row: Row) -> Fields:
 
 
 def write_v1_preference(record: Preference) -> Fields:
-    """Two whole conversations with parts."""
+    """Write two whole conversations with parts."""
     chosen, rejected = sides_of(record)
     return {"chosen_messages": _parts(chosen), "rejected_messages": _parts(rejected)}
 
@@ -436,12 +436,12 @@ MARKS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a text is a transcript of Human and Assistant turns."""
+    """Return whether a text is a transcript of Human and Assistant turns."""
     return isinstance(value, str) and value.startswith(("\n\nHuman:", "\n\nAssistant:"))
 
 
 def transcript(value: str, key: str) -> list[Turn]:
-    """The turns of a transcript; only a marker after a blank line starts one."""
+    """Split a transcript into turns; only a marker after a blank line starts one."""
     pieces = _TURN_START.split(value)
     if pieces[0]:
         raise RowError(
@@ -457,26 +457,26 @@ def transcript(value: str, key: str) -> list[Turn]:
 
 
 def read_transcripts(row: Row) -> Fields:
-    """Two whole transcripts, split where the last answer begins, never inside a turn."""
+    """Read two whole transcripts, split where the completion begins, never inside a turn."""
     return split_sides(
         transcript(text(row, "chosen"), "chosen"), transcript(text(row, "rejected"), "rejected")
     )
 
 
 def write_transcript(messages: Sequence[Message]) -> str:
-    """Messages as one transcript; it has no place for other roles."""
+    """Write messages as one transcript; it cannot hold other roles."""
     for message in messages:
         if message.role not in MARKS:
             raise RowError(
                 "role",
-                f'a transcript has no place for a "{message.role}" turn',
+                f'a transcript cannot hold a "{message.role}" turn',
                 "choose a format that holds messages",
             )
     return "".join(MARKS[message.role] + message.content for message in messages)
 
 
 def write_transcripts(record: Preference) -> Fields:
-    """`chosen` and `rejected` as whole transcripts."""
+    """Write `chosen` and `rejected` as whole transcripts."""
     chosen, rejected = sides_of(record)
     return {"chosen": write_transcript(chosen), "rejected": write_transcript(rejected)}
 
@@ -519,7 +519,7 @@ CONVERSATIONS = [
     Format("sharegpt-preference", "preference", keys("conversations", "chosen", "rejected"),
            read_sharegpt_preference, write_sharegpt_preference, also=keys("system"),
            asks="conversations",
-           about="ShareGPT turns and two answers (LLaMA-Factory)"),
+           about="ShareGPT turns and two completions (LLaMA-Factory)"),
     Format("sharegpt-kto", "label", keys("conversations", "kto_tag"), read_sharegpt_label,
            write_sharegpt_label, also=keys("system"), asks="conversations",
            about="ShareGPT turns and kto_tag"),
@@ -540,7 +540,7 @@ PLAIN = [
            about="TRL unpaired preference"),
     Format("messages-kto", "label", keys("messages", "label"), read_messages_label,
            write_messages_label, asks="messages",
-           about="messages whose last answer is good or bad"),
+           about="messages whose last turn is good or bad"),
     Format("openai-chat", "demonstration", keys("messages"), read_messages, write_openai,
            when=_is_openai, asks="messages",
            about="OpenAI fine-tuning: messages with weight and tools"),

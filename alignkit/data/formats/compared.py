@@ -8,8 +8,7 @@ from functools import partial
 from typing import Any
 
 from alignkit.data.formats.chat import is_transcript, transcript, write_transcript
-from alignkit.data.formats.instruct import asked
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     PAIR_RANKS,
     Fields,
     Format,
@@ -17,7 +16,6 @@ from alignkit.data.formats.shape import (
     either,
     expected,
     is_number,
-    json_list,
     keys,
     message_rows,
     missing,
@@ -35,6 +33,8 @@ from alignkit.data.formats.shape import (
     two_candidates,
     user,
 )
+from alignkit.data.formats.instruct import asked
+from alignkit.data.formats.literals import json_list
 from alignkit.data.records import Ranking
 from alignkit.files.problems import RowError
 
@@ -42,11 +42,11 @@ from alignkit.files.problems import RowError
 
 
 def _read_ranked(completions_key: str, row: Row) -> Fields:
-    completions, ranks = row[completions_key], row["ranks"]
-    if type(completions) is not list:
-        raise expected(completions, "an array of completions", completions_key)
-    if type(ranks) is not list:
-        raise expected(ranks, "an array of ranks", "ranks")
+    completions, ranks = json_list(row[completions_key]), json_list(row["ranks"])
+    if completions is None:
+        raise expected(row[completions_key], "an array of completions", completions_key)
+    if ranks is None:
+        raise expected(row["ranks"], "an array of ranks", "ranks")
     if len(completions) != len(ranks):
         raise RowError(
             "ranks",
@@ -58,7 +58,7 @@ def _read_ranked(completions_key: str, row: Row) -> Fields:
         if rank is not None and (not isinstance(rank, int) or rank is True or rank < 1):
             raise RowError(
                 "ranks",
-                f"rank {rank!r} in {ranks!r:.60} is no rank",
+                f"rank {rank!r} in {ranks!r:.60} is not a rank",
                 "ranks are whole numbers from 1 (best); equal is a tie, null is unranked",
                 field="ranks",
             )
@@ -80,7 +80,7 @@ def _write_ranked(completions_key: str, record: Ranking) -> Fields:
 
 
 def ranked_format(name: str, completions_key: str) -> Format:
-    """A prompt, a list of completions and a list of ranks."""
+    """Build a format of a prompt, a list of completions and a list of ranks."""
     return Format(
         name,
         "ranking",
@@ -104,7 +104,7 @@ def labelled_pair(
     labels: Mapping[Any, str],
     about: str,
 ) -> Format:
-    """Two completions and a label that says which is better; `labels` maps it to the order."""
+    """Build a format of two completions and a label for the better; `labels` maps to orders."""
 
     def read(row: Row) -> Fields:
         completions = [text(row, side) for side in sides]
@@ -136,7 +136,7 @@ def _label_for(order: str, labels: Mapping[Any, str], name: str) -> Any:
 
 
 def _rating(annotation: Any) -> float | None:
-    """A rating is text, and may be N/A."""
+    """Read a rating, which is text and may be N/A."""
     rating = annotation.get("Rating") if isinstance(annotation, dict) else None
     try:
         return float(rating) if rating not in (None, "N/A") else None
@@ -145,18 +145,18 @@ def _rating(annotation: Any) -> float | None:
 
 
 def _ultra_score(completion: Mapping[str, Any]) -> float | None:
-    """The overall score, else the mean of the ratings there are."""
+    """Return the overall score, else the mean of the ratings present."""
     for name in ("fine-grained_score", "overall_score"):
         if is_number(completion.get(name)):
             return float(completion[name])
     annotations = completion.get("annotations")
-    ratings = [_rating(a) for a in annotations.values()] if isinstance(annotations, dict) else []
-    known = [rating for rating in ratings if rating is not None]
-    return sum(known) / len(known) if known else None
+    rated = annotations.values() if isinstance(annotations, dict) else ()
+    ratings = [rating for each in rated if (rating := _rating(each)) is not None]
+    return sum(ratings) / len(ratings) if ratings else None
 
 
 def read_ultrafeedback(row: Row) -> Fields:
-    """An instruction and completions with ratings; the ranks follow the scores."""
+    """Read an instruction and completions with ratings; the ranks follow the scores."""
     completions = objects(row, "completions")
     for position, completion in enumerate(completions):
         try:
@@ -176,7 +176,7 @@ def read_ultrafeedback(row: Row) -> Fields:
 
 
 def write_ultrafeedback(record: Ranking) -> Fields:
-    """instruction, models and completions with an overall score."""
+    """Write instruction, and completions with model and overall score."""
     completions = []
     for candidate in record.candidates:
         completion: Fields = {"response": only_text(candidate.messages, candidate.cid)}
@@ -190,7 +190,7 @@ def write_ultrafeedback(record: Ranking) -> Fields:
 
 
 def read_nectar(row: Row) -> Fields:
-    """A transcript that ends before the answer, and answers with ranks."""
+    """Read a transcript that ends before the completion, and completions with ranks."""
     answers = objects(row, "answers")
     for position, answer in enumerate(answers):
         if type(answer.get("answer")) is not str:
@@ -207,13 +207,13 @@ def _nectar_prompt(prompt: str) -> list[dict[str, Any]]:
     conversation = transcript(prompt, "prompt")
     if conversation[-1]["role"] == "assistant" and not conversation[-1]["content"].strip():
         conversation.pop()
-        # The blank that stands before "\n\nAssistant: " in these files belongs to nobody.
+        # The blank before "\n\nAssistant: " in these files belongs to no turn.
         conversation[-1]["content"] = conversation[-1]["content"].removesuffix(" ")
     return conversation
 
 
 def write_nectar(record: Ranking) -> Fields:
-    """prompt as a transcript, answers with model and rank."""
+    """Write prompt as a transcript, and answers with model and rank."""
     answers = [
         {
             "answer": only_text(candidate.messages, candidate.cid),
@@ -226,7 +226,7 @@ def write_nectar(record: Ranking) -> Fields:
 
 
 def read_webgpt(row: Row) -> Fields:
-    """A question and two answers with scores; equal scores are a tie."""
+    """Read a question and two answers with scores; equal scores are a tie."""
     question = row["question"]
     if type(question) is not dict or type(question.get("full_text")) is not str:
         raise expected(question, "an object with full_text", "question")
@@ -245,10 +245,10 @@ def _score(row: Row, key: str) -> float | None:
 
 
 def write_webgpt(record: Ranking) -> Fields:
-    """question, answer_0/1, score_0/1."""
+    """Write question, answer_0/1 and score_0/1."""
     first, second, order = two_candidates(record, "webgpt")
-    known = [candidate.score for candidate in record.candidates]
-    scores = known if None not in known else WEBGPT_SCORES[order]
+    given = [candidate.score for candidate in record.candidates]
+    scores = given if None not in given else WEBGPT_SCORES[order]
     carried = record.extra.get("question")
     rest = carried if isinstance(carried, dict) else {}
     return {
@@ -269,7 +269,7 @@ WEBGPT_SCORES: dict[str, list[float | None]] = {
 
 
 def read_summaries(row: Row) -> Fields:
-    """A post and two summaries; `choice` is the better one's position."""
+    """Read a post and two summaries; `choice` is the better one's position."""
     info, summaries = row["info"], objects(row, "summaries")
     if type(info) is not dict or type(info.get("post")) is not str:
         raise expected(info, "an object with post", "info")
@@ -285,7 +285,7 @@ def read_summaries(row: Row) -> Fields:
 
 
 def write_summaries(record: Ranking) -> Fields:
-    """info.post, summaries, choice, worker."""
+    """Write info.post, summaries, choice and worker."""
     first, second, order = two_candidates(record, "summarize")
     models = [candidate.model for candidate in record.candidates]
     row = {
@@ -306,7 +306,7 @@ _ANNOTATOR = re.compile(r"annotator\d+")
 
 
 def read_pandalm(row: Row) -> Fields:
-    """Two responses and the verdicts of several annotators, 0 a tie; the majority ranks."""
+    """Read two responses and the verdicts of several annotators, 0 a tie; the majority ranks."""
     completions = [text(row, "response1"), text(row, "response2")]
     votes = [
         one_of(row, key, {0: "tie", 1: "first", 2: "second"})
@@ -321,7 +321,7 @@ def read_pandalm(row: Row) -> Fields:
 
 
 def write_pandalm(record: Ranking) -> Fields:
-    """instruction, response1/2 and one verdict, unless the row brought its own."""
+    """Write instruction, response1/2 and one verdict, unless the row kept its own."""
     first, second, order = two_candidates(record, "pandalm")
     row: Fields = {
         "instruction": prompt_text(record),
@@ -336,7 +336,7 @@ def write_pandalm(record: Ranking) -> Fields:
 
 
 def read_rm_bench(row: Row) -> Fields:
-    """Several chosen and several rejected texts: every chosen beats every rejected."""
+    """Read several chosen and several rejected texts: every chosen beats every rejected."""
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     cids = [
         f"{side}{i}"
@@ -348,7 +348,7 @@ def read_rm_bench(row: Row) -> Fields:
 
 
 def write_rm_bench(record: Ranking) -> Fields:
-    """prompt, chosen[], rejected[]."""
+    """Write prompt, chosen[] and rejected[]."""
     sides: dict[int | None, list[str]] = {1: [], 2: []}
     for candidate in record.candidates:
         rank = record.ranks.get(candidate.cid)
@@ -376,10 +376,10 @@ ARENA_WINNERS = {
 
 
 def read_arena(row: Row) -> Fields:
-    """Two conversations with the same questions, and the winner.
+    """Read two conversations with the same user turns, and the winner.
 
-    The vote is on the answers to question number `turn`, where the row says so; MT-bench keeps the
-    later ones beside them.
+    The vote is on assistant turn number `turn`, if the row has one; MT-bench also keeps the later
+    turns.
     """
     left = _until_answer(turns(row["conversation_a"], "conversation_a"), row.get("turn"))
     right = _until_answer(turns(row["conversation_b"], "conversation_b"), row.get("turn"))
@@ -396,14 +396,14 @@ def read_arena(row: Row) -> Fields:
 
 
 def _until_answer(conversation: list[dict[str, Any]], number: Any) -> list[dict[str, Any]]:
-    """The conversation up to the assistant's turn of this number, counted from 1."""
-    answers = [at for at, turn in enumerate(conversation) if turn["role"] == "assistant"]
-    known = isinstance(number, int) and 1 <= number <= len(answers)
-    return conversation[: answers[number - 1] + 1] if known else conversation
+    """Cut the conversation after the assistant turn of this number, counted from 1."""
+    places = [at for at, turn in enumerate(conversation) if turn["role"] == "assistant"]
+    exists = isinstance(number, int) and 1 <= number <= len(places)
+    return conversation[: places[number - 1] + 1] if exists else conversation
 
 
 def write_arena(record: Ranking) -> Fields:
-    """model_a/b, winner, conversation_a/b."""
+    """Write model_a/b, winner and conversation_a/b."""
     if len(record.candidates) != 2:
         raise RowError("shape", "arena holds two candidates", "alignkit data pairs")
     left, right = record.candidates
@@ -421,7 +421,7 @@ def write_arena(record: Ranking) -> Fields:
 
 
 def read_alpacaeval(row: Row) -> Fields:
-    """Two outputs and a preference from 1 (the first) to 2 (the second); 1.5 and 0 are ties."""
+    """Read two outputs and a preference from 1 (first) to 2 (second); 1.5 and 0 are ties."""
     preference = row["preference"]
     if preference is not None and not is_number(preference):
         raise expected(preference, "a number from 1 to 2", "preference")
@@ -443,7 +443,7 @@ def _preferred(preference: float | None) -> str:
 
 
 def write_alpacaeval(record: Ranking) -> Fields:
-    """instruction, output_1/2, generator_1/2, preference."""
+    """Write instruction, output_1/2, generator_1/2 and preference."""
     first, second, order = two_candidates(record, "alpacaeval")
     numbers = {1.0: "first", 2.0: "second", 1.5: "tie", None: "none"}
     row: Fields = {"instruction": prompt_text(record), "output_1": first, "output_2": second}
@@ -454,7 +454,7 @@ def write_alpacaeval(record: Ranking) -> Fields:
 
 
 def holds_objects(value: Any) -> bool:
-    """Whether a list holds objects rather than texts."""
+    """Return whether a list holds objects rather than texts."""
     return any(isinstance(item, dict) for item in json_list(value) or ())
 
 
@@ -466,7 +466,7 @@ FORMATS = [
            asks="instruction", about="instruction, completions with ratings"),
     Format("nectar", "ranking", keys("prompt", "answers"), read_nectar, write_nectar,
            when=lambda row: holds_objects(row["answers"]), asks="prompt",
-           about="a transcript and answers with ranks"),
+           about="a transcript and completions with ranks"),
     labelled_pair("shp", ("human_ref_A", "human_ref_B"), "history", "labels",
                   {1: "first", 0: "second"}, "Stanford Human Preferences"),
     Format("webgpt", "ranking", keys("question", "answer_0", "answer_1", "score_0", "score_1"),

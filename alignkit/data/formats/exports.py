@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
@@ -21,7 +21,7 @@ from alignkit.files.problems import RowError
 
 
 def read_prodigy(row: Row) -> Fields:
-    """Options and the accepted ones: accepted beat the others; `mapping` tells who wrote which."""
+    """Read options, of which the accepted beat the others; `mapping` names their models."""
     options = row["options"]
     if type(options) is not list or not all(
         isinstance(option, dict) and isinstance(option.get("text"), str) for option in options
@@ -53,7 +53,7 @@ def _prodigy_prompt(row: Row) -> str:
 
 
 def write_prodigy(record: Ranking) -> Fields:
-    """text, options, accept, answer: two ranks are all that Prodigy's choice can say."""
+    """Write text, options, accept and answer: Prodigy's choice holds only two ranks."""
     if set(record.ranks.values()) - {1, 2}:
         raise RowError("ranks", "Prodigy's choice holds two ranks", "choose another format")
     options = [{"id": c.cid, "text": only_text(c.messages, c.cid)} for c in record.candidates]
@@ -73,7 +73,7 @@ def write_prodigy(record: Ranking) -> Fields:
 
 
 def axolotl(name: str, prompt_key: str, chosen_key: str, rejected_key: str) -> Format:
-    """A preference in three text columns and an optional system prompt."""
+    """Build a format of a preference in three text columns and an optional system prompt."""
 
     def read(row: Row) -> Fields:
         return {
@@ -99,7 +99,7 @@ def axolotl(name: str, prompt_key: str, chosen_key: str, rejected_key: str) -> F
         wanted,
         read,
         write,
-        # A prompt beside it is the question, and an input or a question its context.
+        # Next to a `prompt` column, an input or a question is its context.
         when=lambda row: (
             not isinstance(row[prompt_key], dict)
             and (prompt_key == "prompt" or "prompt" not in row)

@@ -1,7 +1,7 @@
-"""Answers with feedback under columns of many names: scores, ranks, verdicts, grades.
+"""Completions with feedback under columns of many names: scores, ranks, verdicts, grades.
 
-One reader for each shape, whatever its columns are called: answers in a list, answers in numbered
-columns, one graded answer, two sides.
+One reader per shape, whatever its columns are called: completions in a list, in numbered columns,
+one graded completion, two sides.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     BOOLEANS,
     PAIR_RANKS,
     Fields,
@@ -22,19 +22,20 @@ from alignkit.data.formats.shape import (
     boolean,
     either,
     expected,
-    json_list,
     keys,
     missing,
     not_text,
+    only_candidate,
     ranking,
     ranks_by_score,
     shared,
     text_or_rows,
     user,
 )
+from alignkit.data.formats.literals import json_list
 from alignkit.data.formats.sides import (
     Series,
-    answers_in,
+    completion_series,
     named_side,
     numbers_in,
     ranks_of_winner,
@@ -44,7 +45,7 @@ from alignkit.files.problems import RowError
 
 # --- the columns of a row -----------------------------------------------------------------------
 
-# What the question is called; the first of these that holds text or messages is the question.
+# Names of the prompt's column; the first that holds text or messages is the prompt.
 QUESTIONS = ("orig_instruction", "prompt", "instruction", "question", "query", "user_prompt",
              "problem", "user_input", "post", "input", "conversation", "trajectory",
              "context")  # fmt: skip
@@ -60,8 +61,8 @@ TEXTS = ("text", "content", "response", "completion", "output", "answer", "gener
 MODELS = ("model", "model_name", "generator", "name", "source")
 
 
-def question_in(row: Row) -> str | None:
-    """The column that holds the question, null when there is none."""
+def prompt_column(row: Row) -> str | None:
+    """Return the column that holds the prompt, None if there is none."""
     return _first(row, QUESTIONS, lambda value: _can_ask(value) or _turn_texts(value) is not None)
 
 
@@ -72,7 +73,7 @@ def _can_ask(value: Any) -> bool:
 
 
 def _asked(row: Row) -> list[Turn]:
-    name = question_in(row)
+    name = prompt_column(row)
     if name is None:
         raise _no_column(row, QUESTIONS, "text or messages")
     asked = _turn_texts(row[name])
@@ -80,22 +81,22 @@ def _asked(row: Row) -> list[Turn]:
 
 
 def _turns(value: Any, key: str, role: str) -> list[Turn]:
-    """Text as one turn of `role`, messages, or ShareGPT's turns {from, value}."""
+    """Read text as one turn of `role`, messages, or ShareGPT's turns {from, value}."""
     if isinstance(value, list) and all(isinstance(turn, dict) and "from" in turn for turn in value):
         return [shared(turn, f"{key}[{position}]") for position, turn in enumerate(value)]
     return either(value, key, role)
 
 
 def _no_column(row: Row, names: Sequence[str], what: str) -> RowError:
-    """None of these columns is there, or the first that is there holds something else."""
-    found = next((name for name in names if name in row), None)
-    return missing(row, keys(names[0])) if found is None else expected(row[found], what, found)
+    """Explain why none of these columns serves: all are missing, or the first holds other data."""
+    name = next((name for name in names if name in row), None)
+    return missing(row, keys(names[0])) if name is None else expected(row[name], what, name)
 
 
 def _turn_texts(value: Any) -> list[Any] | None:
-    """The texts of several turns, where a column lists them; null for anything else."""
-    listed = json_list(value)
-    return listed if listed and all(item is None or type(item) is str for item in listed) else None
+    """Return the texts of several turns, if a column lists them; else None."""
+    texts = json_list(value)
+    return texts if texts and all(item is None or type(item) is str for item in texts) else None
 
 
 def _first(row: Row, names: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
@@ -106,17 +107,17 @@ def _is_list(value: Any) -> bool:
     return bool(json_list(value))
 
 
-# --- answers in a list --------------------------------------------------------------------------
+# --- completions in a list ----------------------------------------------------------------------
 
 
 def _list_columns(row: Row) -> tuple[str | None, str | None, str | None]:
-    """(answers, scores, ranks): the columns that hold them, null where there is none."""
+    """Return the columns of (completions, scores, ranks), None where there is none."""
     answers = _first(row, LISTS, _is_list)
     return answers, _first(row, SCORES, _is_list), _first(row, RANKS, _is_list)
 
 
 def _is_open(row: Row) -> bool:
-    """Whether no column says already what the row is: sides, a chat, a label of one answer."""
+    """Return whether no column settles what the row is: sides, a chat, a labeled completion."""
     return not (
         {"chosen", "rejected"} <= row.keys()
         or {"completion", "label"} <= row.keys()
@@ -128,15 +129,15 @@ def _is_open(row: Row) -> bool:
 def _has_answers(row: Row) -> bool:
     name = _list_columns(row)[0]
     alone = _first(row, ANSWERS, _can_ask)
-    return name is not None and alone is None and question_in(row) is not None and _is_open(row)
+    return name is not None and alone is None and prompt_column(row) is not None and _is_open(row)
 
 
 def _has_scored_answers(row: Row) -> bool:
     answers, scores, ranks = _list_columns(row)
-    if answers is None or question_in(row) is None or not _is_open(row):
+    if answers is None or prompt_column(row) is None or not _is_open(row):
         return False
-    listed = json_list(row[answers]) or []
-    inside = all(isinstance(a, dict) and _number_of(a, (*GRADES, "rank")) for a in listed)
+    items = json_list(row[answers]) or []
+    inside = all(isinstance(a, dict) and _number_of(a, (*GRADES, "rank")) for a in items)
     return scores is not None or ranks is not None or inside
 
 
@@ -145,18 +146,18 @@ def _number_of(answer: dict[str, Any], names: Sequence[str]) -> bool:
 
 
 def _read_of_list(row: Row) -> frozenset[str]:
-    return frozenset(filter(None, (question_in(row), *_list_columns(row))))
+    return frozenset(filter(None, (prompt_column(row), *_list_columns(row))))
 
 
-def _listed(row: Row) -> tuple[list[list[Turn]], list[str | None], list[dict[str, Any]]]:
-    """(answers as turns, their models, their objects) of the list of answers."""
+def _completion_list(row: Row) -> tuple[list[list[Turn]], list[str | None], list[dict[str, Any]]]:
+    """Return (completions as turns, their models, their objects) of the list of completions."""
     name = _list_columns(row)[0]
     if name is None:
-        raise _no_column(row, LISTS, "an array of answers")
-    answers, models, found = [], [], []
+        raise _no_column(row, LISTS, "an array of completions")
+    answers, models, objects = [], [], []
     for position, answer in enumerate(json_list(row[name]) or []):
         where = f"{name}[{position}]"
-        told = answer if isinstance(answer, dict) else {}
+        about = answer if isinstance(answer, dict) else {}
         if isinstance(answer, dict) and not {"role", "from"} & answer.keys():
             key = _first(answer, TEXTS, lambda value: isinstance(value, str))
             if key is None:
@@ -166,21 +167,21 @@ def _listed(row: Row) -> tuple[list[list[Turn]], list[str | None], list[dict[str
             answers.append(
                 either([answer] if isinstance(answer, dict) else answer, where, "assistant")
             )
-        model = _first(told, MODELS, lambda value: isinstance(value, str))
-        models.append(None if model is None else told[model])
-        found.append(told)
-    return answers, models, found
+        model = _first(about, MODELS, lambda value: isinstance(value, str))
+        models.append(None if model is None else about[model])
+        objects.append(about)
+    return answers, models, objects
 
 
 def read_scored_list(row: Row) -> Fields:
-    """Answers in a list, with scores (more is better) or ranks (1 is best) beside or inside."""
-    answers, models, found = _listed(row)
+    """Read a list of completions with scores (more is better) or ranks (1 is best)."""
+    answers, models, objects = _completion_list(row)
     name, scores_key, ranks_key = _list_columns(row)
     scores = _parallel(row, scores_key, name, len(answers))
     ranks = _parallel(row, ranks_key, name, len(answers))
     if scores is None and ranks is None:
-        scores = [_inside(answer, GRADES) for answer in found]
-        ranks = [_inside(answer, ("rank",)) for answer in found]
+        scores = [_inside(answer, GRADES) for answer in objects]
+        ranks = [_inside(answer, ("rank",)) for answer in objects]
     by_rank = ranks is not None and any(rank is not None for rank in ranks)
     order = _whole_ranks(ranks or []) if by_rank else ranks_by_score(scores or [])
     return ranking(_asked(row), [""] * len(answers), order, models=models, scores=scores) | {
@@ -198,33 +199,33 @@ def _inside(answer: dict[str, Any], names: Sequence[str]) -> float | None:
 
 
 def _parallel(row: Row, key: str | None, of: str | None, count: int) -> list[float | None] | None:
-    """The numbers of a column that has one for each answer."""
+    """Return the numbers of a column that has one per completion."""
     if key is None:
         return None
-    listed = json_list(row[key]) or []
-    if len(listed) != count:
+    values = json_list(row[key]) or []
+    if len(values) != count:
         raise RowError(
             "scores",
-            f'{count} in "{of}" but {len(listed)} in "{key}"',
-            "give each answer one number, null where it has none",
+            f'{count} in "{of}" but {len(values)} in "{key}"',
+            "give each completion one number, null where it has none",
             field=key,
         )
-    for position, value in enumerate(listed):
+    for position, value in enumerate(values):
         if value is not None and as_number(value) is None:
             raise expected(value, "a number", f"{key}[{position}]")
-    return [as_number(value) for value in listed]
+    return [as_number(value) for value in values]
 
 
 def _whole_ranks(ranks: Sequence[float | None]) -> list[int | None]:
     if any(rank is not None and not rank.is_integer() for rank in ranks):
-        raise RowError("ranks", "a rank is no whole number", "1 is the best rank", field="ranks")
+        raise RowError("ranks", "a rank is not a whole number", "1 is the best rank", field="ranks")
     # Some count from 0: the order is the same.
     start = 1 if 0 in ranks else 0
     return [None if rank is None else int(rank) + start for rank in ranks]
 
 
 def write_scored_list(record: Ranking) -> Fields:
-    """prompt, responses and their scores, or their ranks where scores do not say the same."""
+    """Write prompt, responses and scores, or ranks if the scores do not imply them."""
     ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
     scores = [candidate.score for candidate in record.candidates]
     row: Fields = {
@@ -236,8 +237,8 @@ def write_scored_list(record: Ranking) -> Fields:
 
 
 def read_list(row: Row) -> Fields:
-    """Answers in a list that nobody ranked."""
-    answers, models, _ = _listed(row)
+    """Read a list of unranked completions."""
+    answers, models, _ = _completion_list(row)
     return {
         "prompt": _asked(row),
         "candidates": [
@@ -248,21 +249,21 @@ def read_list(row: Row) -> Fields:
 
 
 def write_list(record: Candidates) -> Fields:
-    """prompt and completions."""
+    """Write prompt and completions."""
     return {
         "prompt": text_or_rows(record.prompt, "user"),
         "completions": [text_or_rows(c.messages, "assistant") for c in record.candidates],
     }
 
 
-# --- answers in numbered columns ----------------------------------------------------------------
+# --- completions in numbered columns ------------------------------------------------------------
 
 # Names of verdicts, letters only; the first that a row has counts.
 VERDICTS = ("winner", "betterresponseid", "betterresponse", "preferredresponse", "preferred",
             "bestresponse", "preferredanswer", "betteranswer", "preference", "origpreference",
             "humanpreference", "humanwinner", "winnerid", "verdict", "vote", "choice", "better",
             "best", "selected", "decision", "chosen", "judgment", "judgement", "label")  # fmt: skip
-# Of these, the ones whose sign says which of two is better: below zero, the first.
+# Of these, those whose sign tells which of two is better: below zero, the first.
 SIGNED = ("preferencestrength", "overallpreference")
 GRADED = ("score", "rating", "reward", "grade", "overallscore", "overallrating")
 
@@ -272,13 +273,13 @@ def _letters(name: str) -> str:
 
 
 def _answer_series(row: Row) -> Series | None:
-    """The numbered columns with the answers, all of them text or messages."""
-    given = [name for name, value in row.items() if _can_ask(value) or json_list(value)]
-    return answers_in(given)
+    """Return the numbered columns with the completions, all of them text or messages."""
+    candidates = [name for name, value in row.items() if _can_ask(value) or json_list(value)]
+    return completion_series(candidates)
 
 
 def _of_each(row: Row, series: Series, words: Sequence[str]) -> list[str] | None:
-    """Columns that tell something of each answer: `score_a`, `response_a_score`, `a_score`."""
+    """Return one column per completion: `score_a`, `response_a_score`, `a_score`."""
     names = {_letters(name): name for name in row}
     for word in words:
         for wanted in (
@@ -304,7 +305,7 @@ def _verdict_in(row: Row, series: Series) -> str | None:
 
 
 def _is_verdict(value: Any, series: Series) -> bool:
-    """Whether a `label` is about the sides, not a category of the row."""
+    """Return whether a `label` is about the sides, not a category of the row."""
     if as_number(value) is not None:
         return True
     try:
@@ -314,7 +315,7 @@ def _is_verdict(value: Any, series: Series) -> bool:
 
 
 def _judged_by(row: Row, series: Series) -> tuple[str, list[str]] | None:
-    """(how, columns): a `verdict`, one column for the `winner` of each, a `score` of each."""
+    """Return (how, columns): a `verdict`, a `winner` column per side, or a `score` per side."""
     verdict = _verdict_in(row, series)
     if verdict is not None:
         return "verdict", [verdict]
@@ -341,11 +342,11 @@ def _is_uncompared(row: Row) -> bool:
     series = _answer_series(row)
     if series is None or not _asks_beside(row, series) or not _is_open(row):
         return False
-    return series.holds_answers and _first(row, ANSWERS, _can_ask) is None
+    return series.names_completions and _first(row, ANSWERS, _can_ask) is None
 
 
 def _asks_beside(row: Row, series: Series) -> bool:
-    name = question_in(row)
+    name = prompt_column(row)
     return name is not None and name not in series.names
 
 
@@ -355,7 +356,7 @@ def read_of_columns(row: Row) -> frozenset[str]:
         return frozenset()
     judged = _judged_by(row, series)
     models = _of_each(row, series, ("model", "modelname")) or []
-    question = question_in(row)
+    question = prompt_column(row)
     return frozenset(
         [*([question] if question else []), *series.names, *(judged[1] if judged else []), *models]
     )
@@ -366,7 +367,7 @@ def _columns_as_candidates(row: Row) -> tuple[Series, list[Turn], list[dict[str,
     if series is None:
         raise RowError(
             "missing-key",
-            f"no columns of answers that differ in a number or letter. Found: {', '.join(row)}",
+            f"no columns of completions that differ in a number or letter. Found: {', '.join(row)}",
             "name the sides: --map chosen=COLUMN,rejected=COLUMN",
         )
     models = _of_each(row, series, ("model", "modelname"))
@@ -381,8 +382,8 @@ def _columns_as_candidates(row: Row) -> tuple[Series, list[Turn], list[dict[str,
 
 
 def _side(row: Row, name: str) -> list[Turn]:
-    """An answer; where question and answer list several turns, all that follows the first."""
-    question = question_in(row) or ""
+    """Read a completion; if prompt and completion list several turns, all after the first."""
+    question = prompt_column(row) or ""
     asked, answered = _turn_texts(row.get(question)), _turn_texts(row[name])
     if asked is None or answered is None:
         return _turns(row[name], name, "assistant")
@@ -390,26 +391,26 @@ def _side(row: Row, name: str) -> list[Turn]:
         raise RowError(
             "turns",
             f'{len(asked)} in "{question}" but {len(answered)} in "{name}"',
-            "give each question one answer",
+            "give each prompt one completion",
             field=name,
         )
     texts_in(asked, question)
     conversation: list[Turn] = []
-    for said, reply in zip(asked, texts_in(answered, name), strict=True):
-        conversation += [user(said), assistant(reply)]
+    for prompt, completion in zip(asked, texts_in(answered, name), strict=True):
+        conversation += [user(prompt), assistant(completion)]
     return conversation[1:]
 
 
-def texts_in(listed: Sequence[Any], key: str) -> list[str]:
-    """The texts of a list; null, which some files have for a lost answer, is told by place."""
-    for position, item in enumerate(listed):
+def texts_in(items: Sequence[Any], key: str) -> list[str]:
+    """Return a list of texts; report null, which some files have for a lost one, by its place."""
+    for position, item in enumerate(items):
         if type(item) is not str:
             raise not_text(item, f"{key}[{position}]")
-    return list(listed)
+    return list(items)
 
 
 def read_columns(row: Row) -> Fields:
-    """Answers in numbered columns and a verdict, a winner, ranks or scores that name them."""
+    """Read completions in numbered columns, with a verdict, a winner, ranks or scores."""
     series, prompt, candidates = _columns_as_candidates(row)
     judged = _judged_by(row, series)
     if judged is None:
@@ -433,7 +434,7 @@ def read_columns(row: Row) -> Fields:
 
 
 def _one_hot(row: Row, columns: Sequence[str], count: int) -> int | None:
-    """The position of the one column that is 1, -1 for the tie behind them, null for none."""
+    """Return the position of the only column that is 1; -1 for the tie column, None for none."""
     marks = [as_number(int(v) if isinstance(v := row[name], bool) else v) for name in columns]
     chosen = [position for position, mark in enumerate(marks) if mark]
     if len(chosen) > 1:
@@ -449,7 +450,7 @@ def _one_hot(row: Row, columns: Sequence[str], count: int) -> int | None:
 
 
 def by_sign(row: Row, key: str) -> str:
-    """Which of two a signed strength prefers: below zero the first, above the second, 0 a tie."""
+    """Read a signed strength: below zero prefers the first, above the second, 0 is a tie."""
     number = as_number(row[key])
     if number is None:
         if row[key] in (None, ""):
@@ -459,20 +460,18 @@ def by_sign(row: Row, key: str) -> str:
 
 
 def write_columns(record: Ranking) -> Fields:
-    """prompt, response_1, response_2 …, winner: the number of the best, or tie."""
+    """Write prompt, response_1, response_2 … and winner: the number of the best, or tie."""
     ranks = [record.ranks.get(candidate.cid) for candidate in record.candidates]
     row = write_uncompared(record)
     for winner in (None, -1, *range(len(ranks))):
         if ranks_of_winner(winner, len(ranks)) == ranks:
             name = None if winner is None else "tie" if winner < 0 else str(winner + 1)
             return row | {"winner": name}
-    raise RowError(
-        "shape", "one winner or a tie is all that this format holds", "choose another format"
-    )
+    raise RowError("shape", "this format holds only one winner or a tie", "choose another format")
 
 
 def write_uncompared(record: Ranking | Candidates) -> Fields:
-    """prompt, response_1, response_2 …"""
+    """Write prompt, response_1, response_2 …"""
     return {"prompt": text_or_rows(record.prompt, "user")} | {
         f"response_{i}": text_or_rows(candidate.messages, "assistant")
         for i, candidate in enumerate(record.candidates, start=1)
@@ -480,12 +479,12 @@ def write_uncompared(record: Ranking | Candidates) -> Fields:
 
 
 def read_uncompared(row: Row) -> Fields:
-    """Answers in numbered columns that nobody compared."""
+    """Read unranked completions in numbered columns."""
     _, prompt, candidates = _columns_as_candidates(row)
     return {"prompt": prompt, "candidates": candidates}
 
 
-# --- one graded answer --------------------------------------------------------------------------
+# --- one graded completion ----------------------------------------------------------------------
 
 
 def _grade_columns(row: Row) -> tuple[str | None, str | None]:
@@ -497,12 +496,12 @@ def _grade_columns(row: Row) -> tuple[str | None, str | None]:
 
 def _is_graded(row: Row) -> bool:
     answer, grade = _grade_columns(row)
-    question = question_in(row)
+    question = prompt_column(row)
     return None not in (answer, grade, question) and question != answer and _is_open(row)
 
 
 def read_graded(row: Row) -> Fields:
-    """A question, one answer and its grade; rows with the same question are compared by it."""
+    """Read a prompt, one completion and its grade; rows with equal prompts are compared by it."""
     answer, grade = _grade_columns(row)
     if answer is None:
         raise _no_column(row, ("response",), "text or messages")
@@ -518,17 +517,11 @@ def read_graded(row: Row) -> Fields:
 
 def _read_of_graded(row: Row) -> frozenset[str]:
     model = _first(row, MODELS[:3], lambda value: isinstance(value, str))
-    return frozenset(filter(None, (question_in(row), *_grade_columns(row), model)))
-
-
-def only_candidate(record: Candidates) -> Any:
-    if len(record.candidates) != 1:
-        raise RowError("shape", "this format holds one answer a row", "choose another format")
-    return record.candidates[0]
+    return frozenset(filter(None, (prompt_column(row), *_grade_columns(row), model)))
 
 
 def write_graded(record: Candidates) -> Fields:
-    """prompt, response, score."""
+    """Write prompt, response and score."""
     candidate = only_candidate(record)
     row = {
         "prompt": text_or_rows(record.prompt, "user"),
@@ -541,7 +534,7 @@ def write_graded(record: Candidates) -> Fields:
 def _is_labelled(row: Row) -> bool:
     answer, label = _first(row, ANSWERS, _can_ask), row.get("label")
     alone = row.keys().isdisjoint(("completion", "messages", "conversations"))
-    return None not in (answer, question_in(row)) and _is_yes_or_no(label) and alone
+    return None not in (answer, prompt_column(row)) and _is_yes_or_no(label) and alone
 
 
 def _is_yes_or_no(value: Any) -> bool:
@@ -549,7 +542,7 @@ def _is_yes_or_no(value: Any) -> bool:
 
 
 def read_labelled(row: Row) -> Fields:
-    """A question, one answer, and whether it is good."""
+    """Read a prompt, one completion, and whether it is good."""
     answer = _first(row, ANSWERS, _can_ask)
     if answer is None:
         raise _no_column(row, ("response",), "text or messages")
@@ -560,7 +553,7 @@ def read_labelled(row: Row) -> Fields:
 
 
 def write_labelled(record: Label) -> Fields:
-    """prompt, response, label."""
+    """Write prompt, response and label."""
     return {
         "prompt": text_or_rows(record.prompt, "user"),
         "response": text_or_rows(record.completion, "assistant"),
@@ -569,7 +562,7 @@ def write_labelled(record: Label) -> Fields:
 
 
 def _read_of_labelled(row: Row) -> frozenset[str]:
-    return frozenset(filter(None, (question_in(row), _first(row, ANSWERS, _can_ask), "label")))
+    return frozenset(filter(None, (prompt_column(row), _first(row, ANSWERS, _can_ask), "label")))
 
 
 # --- two sides under other names ----------------------------------------------------------------
@@ -594,17 +587,17 @@ def _sides_in(row: Row) -> tuple[str, str] | None:
 
 
 def _has_sides(row: Row) -> bool:
-    """Sides and a question, one of them under a name that no other format knows."""
-    sides, question = _sides_in(row), question_in(row)
+    """Return whether the row has sides and a prompt, one of them under an uncommon name."""
+    sides, question = _sides_in(row), prompt_column(row)
     if sides is None or question is None or question in sides:
         return False
-    # A context in text is read by the format of sides alone, as what stands beside a question.
-    known = question == "prompt" or (question == "context" and isinstance(row[question], str))
-    return sides != SIDES[0] or not known
+    # A context in text is left to the format of sides alone, as a column that joins the prompt.
+    usual = question == "prompt" or (question == "context" and isinstance(row[question], str))
+    return sides != SIDES[0] or not usual
 
 
 def read_sides(row: Row) -> Fields:
-    """A question and two sides, the better one first in the table of names."""
+    """Read a prompt and two sides, the better one first in the table of names."""
     sides = _sides_in(row)
     if sides is None:
         raise _no_column(row, SIDES[0], "text or messages")
@@ -613,7 +606,7 @@ def read_sides(row: Row) -> Fields:
 
 
 def write_sides(record: Preference) -> Fields:
-    """question, chosen, rejected."""
+    """Write question, chosen and rejected."""
     return {
         "question": text_or_rows(record.prompt, "user"),
         "chosen": text_or_rows(record.chosen, "assistant"),
@@ -622,28 +615,28 @@ def write_sides(record: Preference) -> Fields:
 
 
 def _read_of_sides(row: Row) -> frozenset[str]:
-    return frozenset(filter(None, (question_in(row), *(_sides_in(row) or ()))))
+    return frozenset(filter(None, (prompt_column(row), *(_sides_in(row) or ()))))
 
 
-# Behind all formats that know their columns by name.
+# Tried after all formats that know their columns by name.
 FORMATS = [
     Format("scored-answers", "ranking", keys(), read_scored_list, write_scored_list,
            when=_has_scored_answers, reads=_read_of_list, asks="prompt",
-           about="a question, a list of answers, their scores or ranks"),
+           about="a prompt, a list of completions, their scores or ranks"),
     Format("answers", "candidates", keys(), read_list, write_list, when=_has_answers,
-           reads=_read_of_list, asks="prompt", about="a question and a list of answers"),
+           reads=_read_of_list, asks="prompt", about="a prompt and a list of completions"),
     Format("compared-columns", "ranking", keys(), read_columns, write_columns, when=_is_compared,
            reads=read_of_columns, asks="prompt",
-           about="a question, answers in numbered columns, and which is better"),
+           about="a prompt, completions in numbered columns, and which is better"),
     Format("answer-columns", "candidates", keys(), read_uncompared, write_uncompared,
            when=_is_uncompared, reads=read_of_columns, asks="prompt",
-           about="a question and answers in numbered columns"),
+           about="a prompt and completions in numbered columns"),
     Format("two-sides", "preference", keys(), read_sides, write_sides, when=_has_sides,
            reads=_read_of_sides, asks="prompt",
-           about="a question and two sides under other names"),
+           about="a prompt and two sides under other names"),
     Format("labelled-answer", "label", keys(), read_labelled, write_labelled, when=_is_labelled,
            reads=_read_of_labelled, asks="prompt",
-           about="a question, one answer, and a label: good or bad"),
+           about="a prompt, one completion, and a label: good or bad"),
     Format("graded", "candidates", keys(), read_graded, write_graded, when=_is_graded,
-           reads=_read_of_graded, asks="prompt", about="a question, one answer, its score"),
+           reads=_read_of_graded, asks="prompt", about="a prompt, one completion, its score"),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.data.formats.chat import demonstration_of, pair_format, split_messages
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
@@ -16,6 +16,7 @@ from alignkit.data.formats.shape import (
     keys,
     message_rows,
     missing,
+    only_candidate,
     only_text,
     optional_text,
     split_completion,
@@ -31,12 +32,12 @@ from alignkit.files.problems import RowError
 
 
 def asked(row: Row) -> list[Turn]:
-    """The instruction; its input, system and history are columns beside it."""
+    """Read the instruction; input, system and history are columns that join the prompt."""
     return [user(text(row, "instruction"))]
 
 
 def asking(prompt: list[Message]) -> Fields:
-    """A prompt as instruction, system and history; input is empty, the instruction holds all."""
+    """Write a prompt as instruction, system and history, with an empty input."""
     rest = list(prompt)
     row: Fields = {}
     if rest and rest[0].role == "system":
@@ -57,25 +58,25 @@ def _exchanges(rest: list[Message]) -> list[list[str]]:
     if len(rest) % 2 or any((a.role, b.role) != ("user", "assistant") for a, b in pairs):
         raise RowError(
             "shape",
-            "Alpaca's history holds user and assistant turns in turn only",
+            "Alpaca's history holds only alternating user and assistant turns",
             "choose a format that holds messages",
         )
     return [[question.content, answer.content] for question, answer in pairs]
 
 
 def read_alpaca(row: Row) -> Fields:
-    """instruction, input, output."""
+    """Read instruction, input and output."""
     return demonstration_of(asked(row), [assistant(text(row, "output"))])
 
 
 def write_alpaca(record: Demonstration) -> Fields:
-    """instruction, input, output."""
+    """Write instruction, input and output."""
     prompt, completion = split_messages(record)
     return asking(prompt) | {"output": only_text(completion, "messages")}
 
 
 def read_alpaca_preference(row: Row) -> Fields:
-    """instruction, input, chosen, rejected."""
+    """Read instruction, input, chosen and rejected."""
     return {
         "prompt": asked(row),
         "chosen": [assistant(text(row, "chosen"))],
@@ -84,7 +85,7 @@ def read_alpaca_preference(row: Row) -> Fields:
 
 
 def write_alpaca_preference(record: Preference) -> Fields:
-    """instruction, input, chosen, rejected."""
+    """Write instruction, input, chosen and rejected."""
     return asking(record.prompt) | {
         "chosen": only_text(record.chosen, "chosen"),
         "rejected": only_text(record.rejected, "rejected"),
@@ -92,7 +93,7 @@ def write_alpaca_preference(record: Preference) -> Fields:
 
 
 def read_alpaca_outputs(row: Row) -> Fields:
-    """The old preference form: output is [chosen, rejected]."""
+    """Read the old preference form: output is [chosen, rejected]."""
     outputs = texts(row, "output")
     if len(outputs) != 2:
         raise expected(outputs, "[chosen, rejected]", "output")
@@ -104,7 +105,7 @@ def read_alpaca_outputs(row: Row) -> Fields:
 
 
 def write_alpaca_outputs(record: Preference) -> Fields:
-    """instruction, input, output: [chosen, rejected]."""
+    """Write instruction, input and output: [chosen, rejected]."""
     sides = [only_text(record.chosen, "chosen"), only_text(record.rejected, "rejected")]
     return asking(record.prompt) | {"output": sides}
 
@@ -119,20 +120,20 @@ def _querying(prompt: list[Message]) -> Fields:
 
 
 def read_query(row: Row) -> Fields:
-    """query and response."""
+    """Read query and response."""
     return demonstration_of(
         either(row["query"], "query", "user"), either(row["response"], "response", "assistant")
     )
 
 
 def write_query(record: Demonstration) -> Fields:
-    """query, response, system and history."""
+    """Write query, response, system and history."""
     prompt, completion = split_messages(record)
     return _querying(prompt) | {"response": only_text(completion, "messages")}
 
 
 def read_query_preference(row: Row) -> Fields:
-    """query, response and rejected_response."""
+    """Read query, response and rejected_response."""
     return {
         "prompt": either(row["query"], "query", "user"),
         "chosen": either(row["response"], "response", "assistant"),
@@ -141,7 +142,7 @@ def read_query_preference(row: Row) -> Fields:
 
 
 def write_query_preference(record: Preference) -> Fields:
-    """query, response, rejected_response, system and history."""
+    """Write query, response, rejected_response, system and history."""
     return _querying(record.prompt) | {
         "response": only_text(record.chosen, "chosen"),
         "rejected_response": only_text(record.rejected, "rejected"),
@@ -149,14 +150,14 @@ def write_query_preference(record: Preference) -> Fields:
 
 
 def read_rejected_response(row: Row) -> Fields:
-    """Messages that end in the chosen answer, and the rejected one beside them."""
+    """Read messages that end in the chosen completion, and rejected_response."""
     prompt, chosen = split_completion(turns(row["messages"], "messages"), "messages")
     rejected = either(row["rejected_response"], "rejected_response", "assistant")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def write_rejected_response(record: Preference) -> Fields:
-    """messages and rejected_response."""
+    """Write messages and rejected_response."""
     return {
         "messages": message_rows([*record.prompt, *record.chosen]),
         "rejected_response": text_or_rows(record.rejected, "assistant"),
@@ -167,7 +168,7 @@ def write_rejected_response(record: Preference) -> Fields:
 
 
 def read_calls(row: Row) -> Fields:
-    """A query, and the calls that answer it, often as JSON text."""
+    """Read a query and the calls that answer it, often as JSON text."""
     calls = calls_of(row["answers"])
     if not calls:
         raise expected(row["answers"], "an array of calls {name, arguments}", "answers")
@@ -176,12 +177,12 @@ def read_calls(row: Row) -> Fields:
 
 
 def write_calls(record: Demonstration) -> Fields:
-    """query and answers, a call as {name, arguments}."""
+    """Write query and answers, each call as {name, arguments}."""
     prompt, completion = split_messages(record)
     calls = completion[0].tool_calls if len(completion) == 1 else None
     if not calls or completion[0].content:
         raise RowError(
-            "shape", "xlam needs an answer that is tool calls alone", "choose another format"
+            "shape", "xlam needs a completion of tool calls only", "choose another format"
         )
     named = [call.get("function") for call in calls]
     return {"query": only_text(prompt, "messages"), "answers": named}
@@ -191,7 +192,7 @@ def write_calls(record: Demonstration) -> Fields:
 
 
 def read_self_instruct(row: Row) -> Fields:
-    """An instruction with one instance {input, output}."""
+    """Read an instruction with one instance {input, output}."""
     instances = row["instances"]
     if type(instances) is not list or len(instances) != 1 or type(instances[0]) is not dict:
         raise expected(instances, "an array of one instance {input, output}", "instances")
@@ -208,14 +209,14 @@ def read_self_instruct(row: Row) -> Fields:
 
 
 def write_self_instruct(record: Demonstration) -> Fields:
-    """An instruction with one instance."""
+    """Write an instruction with one instance."""
     row = write_alpaca(record)
     row["instances"] = [{"input": row.pop("input"), "output": row.pop("output")}]
     return row
 
 
 def read_predictions(row: Row) -> Fields:
-    """Self-Instruct's predictions: a prompt, what a model wrote and what a person wrote."""
+    """Read Self-Instruct's predictions: a prompt, a model's text and a person's text."""
     sides = [("response", text(row, "response")), ("target", text(row, "target"))]
     return {
         "prompt": [user(text(row, "prompt"))],
@@ -224,7 +225,7 @@ def read_predictions(row: Row) -> Fields:
 
 
 def write_predictions(record: Candidates) -> Fields:
-    """prompt, response, target."""
+    """Write prompt, response and target."""
     sides = {c.cid: only_text(c.messages, c.cid) for c in record.candidates}
     if sides.keys() != {"response", "target"}:
         raise RowError(
@@ -234,7 +235,7 @@ def write_predictions(record: Candidates) -> Fields:
 
 
 def read_eval_output(row: Row) -> Fields:
-    """AlpacaEval: one model's output for an instruction."""
+    """Read one model's output for an instruction, as in AlpacaEval."""
     candidate: dict[str, Any] = {
         "cid": "c0",
         "messages": [assistant(text(row, "output"))],
@@ -244,10 +245,8 @@ def read_eval_output(row: Row) -> Fields:
 
 
 def write_eval_output(record: Candidates) -> Fields:
-    """instruction, output, generator."""
-    if len(record.candidates) != 1:
-        raise RowError("shape", "this format holds one candidate a row", "choose another format")
-    candidate = record.candidates[0]
+    """Write instruction, output and generator."""
+    candidate = only_candidate(record)
     row = {
         "instruction": only_text(record.prompt, "prompt"),
         "output": only_text(candidate.messages, candidate.cid),
@@ -255,8 +254,8 @@ def write_eval_output(record: Candidates) -> Fields:
     return row | ({} if candidate.model is None else {"generator": candidate.model})
 
 
-def _question_alone(name: str) -> Format:
-    """A prompt in a column of this name, text or messages."""
+def _prompt_alone(name: str) -> Format:
+    """Build a format of a prompt in a column of this name, text or messages."""
 
     def read(row: Row) -> Fields:
         return {"prompt": either(row[name], name, "user")}
@@ -269,7 +268,7 @@ def _question_alone(name: str) -> Format:
     )
 
 
-# Preferences and judged outputs, which ask for more than an instruction and an output.
+# Preferences and judged outputs, which require more than an instruction and an output.
 COMPARED = [
     Format("alpaca-preference", "preference", keys("instruction", "chosen", "rejected"),
            read_alpaca_preference, write_alpaca_preference, asks="instruction",
@@ -283,7 +282,7 @@ COMPARED = [
            about="AlpacaEval model outputs"),
     Format("xlam", "demonstration", keys("query", "answers"), read_calls, write_calls,
            when=lambda row: "tools" in row, asks="query",
-           about="xLAM: query, tools and the calls that answer"),
+           about="xLAM: query, tools, and calls as completion"),
     Format("swift-preference", "preference", keys("query", "response", "rejected_response"),
            read_query_preference, write_query_preference,
            asks="query", sample="query", about="ms-swift: query, response, rejected_response"),
@@ -303,7 +302,7 @@ FORMATS = [
            asks="query", sample="query", about="ms-swift: query and response"),
 ]  # fmt: skip
 
-# Questions and answers under further names; behind all that ask for more.
+# Prompts and completions under further names; after all formats that require more.
 PAIRS = [
     pair_format(f"{question}-{answer}", question, answer, f"{question} and {answer}")
     for question, answer in (
@@ -312,5 +311,5 @@ PAIRS = [
         ("question", "output"), ("query", "answer"), ("input", "output"))
 ]  # fmt: skip
 
-# Questions alone, behind everything.
-QUESTIONS = [_question_alone(name) for name in ("instruction", "question", "query")]
+# Prompts alone, after everything else.
+QUESTIONS = [_prompt_alone(name) for name in ("instruction", "question", "query")]

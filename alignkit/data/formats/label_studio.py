@@ -1,4 +1,4 @@
-"""Exports of Label Studio, one ranking for each annotator: JSON, JSON-MIN and CSV."""
+"""Exports of Label Studio, one ranking per annotator: JSON, JSON-MIN and CSV."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.data.formats import beside
-from alignkit.data.formats.shape import (
+from alignkit.data.formats import prompt_columns
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
@@ -21,23 +21,23 @@ from alignkit.data.formats.shape import (
 )
 from alignkit.data.formats.sides import (
     PROMPT_KEYS,
-    answers_in,
+    completion_series,
     named_side,
     prompt_among,
 )
 from alignkit.data.records import Ranking
 from alignkit.files.problems import RowError
 
-# One decision: who decided, on which columns of the task, and the decision.
+# One decision: who decided, on which columns of the task, its type, and the decision.
 Decision = tuple[Any, Sequence[str], str, Mapping[str, Any]]
 
 
 def _studio_results(row: Row) -> list[Decision]:
-    """(annotator, names of the compared parts, type, value) of what was not cancelled."""
+    """Return (annotator, names of the compared parts, type, value) unless cancelled."""
     annotations = row["annotations"]
     if type(annotations) is not list:
         raise expected(annotations, "an array", "annotations")
-    found: list[Decision] = []
+    decisions: list[Decision] = []
     for annotation in annotations:
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
@@ -48,25 +48,25 @@ def _studio_results(row: Row) -> list[Decision]:
                 if type(value) is not dict:
                     raise expected(value, "an object", "annotations.result.value")
                 to = str(result.get("to_name") or "").split(",")
-                found.append((annotation.get("completed_by"), to, result["type"], value))
-    return found
+                decisions.append((annotation.get("completed_by"), to, result["type"], value))
+    return decisions
 
 
 DECISIONS = ("pairwise", "ranker", "choices")
 
 
 def _studio_decisions(row: Row) -> list[Decision]:
-    """The results that order texts; choices do where nothing else does, when they name a text."""
-    found = _studio_results(row)
-    ordered = [decision for decision in found if decision[2] != "choices"]
-    return ordered or [decision for decision in found if _chosen_side(row["data"], decision[3])]
+    """Return the results that order texts; choices only if nothing else does."""
+    decisions = _studio_results(row)
+    ordered = [decision for decision in decisions if decision[2] != "choices"]
+    return ordered or [each for each in decisions if _chosen_side(row["data"], each[3])]
 
 
 def _chosen_side(data: Mapping[str, Any], value: Mapping[str, Any]) -> str | None:
-    """`left`, `right` or `tie` for a choice that names one of two numbered texts."""
+    """Return `left`, `right` or `tie` for a choice that names one of two numbered texts."""
     choices = value.get("choices")
     texts = [key for key in data if isinstance(data[key], str) and key not in PROMPT_KEYS]
-    series = answers_in(texts)
+    series = completion_series(texts)
     if series is None or len(series.names) != 2 or not isinstance(choices, list) or not choices:
         return None
     try:
@@ -77,12 +77,12 @@ def _chosen_side(data: Mapping[str, Any], value: Mapping[str, Any]) -> str | Non
 
 
 def read_label_studio(row: Row) -> list[Fields]:
-    """A task with pairwise or ranker annotations."""
+    """Read a task with pairwise or ranker annotations."""
     data = row["data"]
     if type(data) is not dict:
         raise expected(data, "an object", "data")
-    found = _studio_decisions(row)
-    if not found:
+    decisions = _studio_decisions(row)
+    if not decisions:
         raise RowError(
             "ranks",
             "no pairwise or ranker annotation in this task",
@@ -90,7 +90,7 @@ def read_label_studio(row: Row) -> list[Fields]:
             field="annotations",
         )
     shown = _shown(row)
-    return [_studio_ranking(data, decision, shown, "data") for decision in found]
+    return [_studio_ranking(data, decision, shown, "data") for decision in decisions]
 
 
 def _studio_ranking(
@@ -101,7 +101,8 @@ def _studio_ranking(
         to, kind, value = (), "pairwise", {"selected": _chosen_side(data, value)}
     named = [shown.get(name, name) for name in to]
     fields = _ranker(data, value) if kind == "ranker" else _pairwise(data, value, named, where)
-    beside.add(fields, data, beside.names_in(data, _read_of_task(data, kind, named, where)))
+    taken = _read_of_task(data, kind, named, where)
+    prompt_columns.add(fields, data, prompt_columns.names_in(data, taken))
     if isinstance(by, dict):  # newer exports write the whole user
         by = by.get("email") or by.get("id")
     return fields | {"annotator": None if by is None else str(by)}
@@ -110,7 +111,7 @@ def _studio_ranking(
 def _read_of_task(
     data: Mapping[str, Any], kind: str, named: Sequence[str], where: str
 ) -> list[str]:
-    """The columns of a task that hold the compared texts and the prompt."""
+    """Return the columns of a task that hold the compared texts and the prompt."""
     if kind == "ranker":
         sides: Sequence[str] = [key for key, value in data.items() if isinstance(value, list)][:1]
     else:
@@ -127,10 +128,10 @@ def _read_of_studio(row: Row) -> frozenset[str]:
         for _, to, kind, _ in _studio_decisions(row):
             named = [_shown(row).get(name, name) for name in to]
             inside = _read_of_task(data, kind, named, "data")
-            inside += beside.names_in(data, inside)
+            inside += prompt_columns.names_in(data, inside)
             used |= {f"data.{name}" for name in inside}
     except RowError:
-        return frozenset(used)  # the reader tells what is wrong
+        return frozenset(used)  # the reader reports what is wrong
     return frozenset(used)
 
 
@@ -139,7 +140,7 @@ _ATTRIBUTE = re.compile(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']")
 
 
 def _shown(row: Row) -> dict[str, str]:
-    """Tag -> the column it shows, from the labelling config, where an export carries it."""
+    """Map tag to the column it shows, by the labeling config, if the export has one."""
     project = row.get("project")
     config = row.get("label_config") or row.get("labeling_config")
     if not config and isinstance(project, dict):
@@ -155,15 +156,14 @@ def _shown(row: Row) -> dict[str, str]:
 def _pairwise(
     data: Mapping[str, Any], value: Mapping[str, Any], named: Sequence[str], where: str
 ) -> Fields:
-    """A choice between the left text and the right one."""
+    """Read a choice between the left text and the right one."""
     left, right = _compared_columns(data, named, where)
     prompt = data[prompt_among(data, (left, right), where)]
     selected = value.get("selected")
     if not isinstance(selected, str) or selected not in SELECTED:
-        known = ", ".join(SELECTED)
         raise RowError(
             "verdict",
-            f'"selected" is {selected!r:.40}, expected one of {known}',
+            f'"selected" is {selected!r:.40}, expected one of {", ".join(SELECTED)}',
             "correct or remove the annotation",
             field="annotations",
         )
@@ -183,10 +183,10 @@ SELECTED: dict[str, list[int | None]] = {
 
 
 def _compared_columns(data: Mapping[str, Any], named: Sequence[str], where: str) -> tuple[str, str]:
-    """The columns shown on the left and on the right.
+    """Return the columns shown on the left and on the right.
 
-    The labelling config names them, or they are called left and right, or they are the one pair
-    of numbered texts that can be answers. A place in the row says nothing: model names stand there
+    The labeling config names them, or they are called left and right, or they are the only pair of
+    numbered texts that can be completions. Order in the row proves nothing: model names are there
     too.
     """
     texts = [key for key in data if isinstance(data[key], str)]
@@ -194,7 +194,7 @@ def _compared_columns(data: Mapping[str, Any], named: Sequence[str], where: str)
         return named[0], named[1]
     if {"left", "right"} <= set(texts):
         return "left", "right"
-    series = answers_in([name for name in texts if name not in PROMPT_KEYS])
+    series = completion_series([name for name in texts if name not in PROMPT_KEYS])
     if series is not None and len(series.names) == 2:
         return series.names[0], series.names[1]
     inside = f"{where}." if where else ""
@@ -207,21 +207,21 @@ def _compared_columns(data: Mapping[str, Any], named: Sequence[str], where: str)
 
 
 def _ranker(data: Mapping[str, Any], value: Mapping[str, Any]) -> Fields:
-    """One bucket of ids in order, best first; the items stand in the task."""
+    """Read one bucket of ids in order, best first; the items are in the task."""
     buckets = value.get("ranker")
     if type(buckets) is not dict or not buckets:
         raise expected(buckets, "an object of id lists", "annotations.result.value.ranker")
     order = next(iter(buckets.values()))
     if type(order) is not list:
         raise expected(order, "an array of ids", "annotations.result.value.ranker")
-    listed = next((v for v in data.values() if isinstance(v, list)), [])
-    items = {str(i["id"]): i for i in listed if isinstance(i, dict) and "id" in i}
+    entries = next((v for v in data.values() if isinstance(v, list)), [])
+    items = {str(i["id"]): i for i in entries if isinstance(i, dict) and "id" in i}
     cids = [str(cid) for cid in order]
     for cid in cids:
         if cid not in items:
             raise RowError(
                 "ranks",
-                f'ranker names "{cid}", which is no item of the task',
+                f'ranker names "{cid}", which is not an item of the task',
                 "export the task with its items",
                 field="data",
             )
@@ -239,11 +239,11 @@ def _item_text(item: Mapping[str, Any], cid: str) -> str:
 
 
 def write_label_studio(record: Ranking) -> Fields:
-    """A task with one ranker annotation."""
+    """Write a task with one ranker annotation."""
     items = [{"id": c.cid, "body": only_text(c.messages, c.cid)} for c in record.candidates]
     ranked = sorted(record.ranks, key=lambda cid: record.ranks[cid])
     if len(set(record.ranks.values())) != len(ranked):
-        raise RowError("ranks", "Label Studio's ranker has no ties", "choose another format")
+        raise RowError("ranks", "Label Studio's ranker cannot hold ties", "choose another format")
     return {
         "data": {"prompt": prompt_text(record), "items": items},
         "annotations": [
@@ -256,20 +256,20 @@ def write_label_studio(record: Ranking) -> Fields:
 
 
 def merge_label_studio(rows: Sequence[Fields]) -> Fields:
-    """One task with the annotations of all."""
+    """Merge rows of one task: the annotations of all."""
     return rows[0] | {"annotations": [a for row in rows for a in row["annotations"]]}
 
 
-# The export JSON-MIN (and CSV): the task's columns and one column for each decision.
+# The export JSON-MIN (and CSV): the task's columns and one column per decision.
 
 
 def _decision_in(row: Row) -> str | None:
-    """The column that holds what was decided."""
+    """Return the column that holds the decision."""
     return next((name for name, value in row.items() if _decided(value) is not None), None)
 
 
 def _decided(value: Any) -> tuple[str, Mapping[str, Any]] | None:
-    """(type, value) of a decision: `left`, {selected: left}, {ranker: {…}}, or a list of one."""
+    """Return (type, value) of a decision: `left`, {selected: left}, {ranker: {…}}, or [one]."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict) and isinstance(value.get("selected"), str):
@@ -280,7 +280,7 @@ def _decided(value: Any) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def read_label_studio_min(row: Row) -> Fields:
-    """A task and one decision on it, in columns."""
+    """Read a task and one decision on it, in columns."""
     name = _decision_in(row)
     decision = _decided(row[name]) if name is not None else None
     if name is None or decision is None:
@@ -308,14 +308,14 @@ def _read_of_studio_min(row: Row) -> frozenset[str]:
     try:
         if decided is not None:
             inside = _read_of_task(data, decided[0], (), "")
-            used += inside + beside.names_in(data, inside)
+            used += inside + prompt_columns.names_in(data, inside)
     except RowError:
-        return frozenset(key for key in used if key in row)  # the reader tells what is wrong
+        return frozenset(key for key in used if key in row)  # the reader reports what is wrong
     return frozenset(key for key in used if key in row)
 
 
 def write_label_studio_min(record: Ranking) -> Fields:
-    """prompt, left, right, comparison, annotator."""
+    """Write prompt, left, right, comparison and annotator."""
     first, second, order = two_candidates(record, "label-studio-min")
     row = {"prompt": prompt_text(record), "left": first, "right": second}
     selected = {"first": "left", "second": "right", "tie": "neither"}.get(order)

@@ -1,15 +1,15 @@
-"""Our own records, which say what they are by `kind`."""
+"""Our own records, which name what they are by `kind`."""
 
 from __future__ import annotations
 
-from alignkit.data.formats.shape import Fields, Format, Row, keys
+from alignkit.data.formats.fields import Fields, Format, Row, keys
 from alignkit.data.records import KINDS, Record
 from alignkit.errors import did_you_mean
 from alignkit.files.problems import RowError
 
 
 def read(row: Row) -> Fields:
-    """The row itself, when its kind is one of ours."""
+    """Return the row itself, if its kind is one of ours."""
     kind = row["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
         guess = did_you_mean(kind, KINDS) if isinstance(kind, str) else ""
@@ -23,7 +23,7 @@ def read(row: Row) -> Fields:
 
 
 def write(record: Record) -> Fields:
-    """The record as it is."""
+    """Return the record as it is."""
     return record.model_dump()
 
 

@@ -1,4 +1,4 @@
-"""Published sets of preferences with quirks of their own: signed strengths, marked turns."""
+"""Published preference sets with quirks of their own: signed strengths, marked turns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from alignkit.data.formats.compared import labelled_pair
-from alignkit.data.formats.feedback import by_sign, only_candidate, read_columns, read_of_columns
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.feedback import by_sign, read_columns, read_of_columns
+from alignkit.data.formats.fields import (
     PAIR_RANKS,
     Fields,
     Format,
@@ -20,6 +20,7 @@ from alignkit.data.formats.shape import (
     is_number,
     keys,
     message_rows,
+    only_candidate,
     only_text,
     ranking,
     sides_of,
@@ -38,36 +39,36 @@ _STEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def steer_turns(prompt: str) -> list[Turn]:
-    """A prompt of HelpSteer: text, or turns marked `<extra_id_1>User` and `<extra_id_1>Assistant`.
+    """Split a prompt of HelpSteer at its marks `<extra_id_1>User` and `<extra_id_1>Assistant`.
 
-    The first turn may stand without its mark; it is the user's.
+    The first turn may lack its mark; it is the user's. A text without marks is one user turn.
     """
     pieces = ["User", *_STEER_TURN.split(prompt)]
-    spoken = list(zip(pieces[0::2], pieces[1::2], strict=True))
-    if len(spoken) > 1 and not spoken[0][1].strip():
-        spoken = spoken[1:]
-    if spoken[-1] == ("Assistant", ""):
-        spoken = spoken[:-1]  # where the answer would begin
-    return [(user if who == "User" else assistant)(said) for who, said in spoken]
+    parts = list(zip(pieces[0::2], pieces[1::2], strict=True))
+    if len(parts) > 1 and not parts[0][1].strip():
+        parts = parts[1:]
+    if parts[-1] == ("Assistant", ""):
+        parts = parts[:-1]  # where the completion would begin
+    return [(user if speaker == "User" else assistant)(text) for speaker, text in parts]
 
 
 def signed_pair(name: str, question: str, sides: tuple[str, str], strength: str, about: str) -> Any:
-    """Two answers and a strength from -3 (the first is much better) to 3."""
+    """Build a format of two completions and a strength from -3 (first much better) to 3."""
 
     def read(row: Row) -> Fields:
         given = row[question]
         prompt = steer_turns(given) if isinstance(given, str) else turns(given, question)
         order = PAIR_RANKS[by_sign(row, strength)]
         number = as_number(row[strength])
-        told = {} if number is None else {"extra": {strength: row[strength]}}
-        return ranking(prompt, [text(row, side) for side in sides], order) | told
+        extra = {} if number is None else {"extra": {strength: row[strength]}}
+        return ranking(prompt, [text(row, side) for side in sides], order) | extra
 
     def write(record: Ranking) -> Fields:
         first, second, order = two_candidates(record, name)
-        known = record.extra.get(strength)
+        given = record.extra.get(strength)
         number: Any = {"first": -1, "second": 1, "tie": 0, "none": None}[order]
-        if is_number(known) and number is not None and (known > 0) - (known < 0) == number:
-            number = known
+        if is_number(given) and number is not None and (given > 0) - (given < 0) == number:
+            number = given
         prompt = text_or_rows(record.prompt, "user")
         return {question: prompt, sides[0]: first, sides[1]: second, strength: number}
 
@@ -76,19 +77,19 @@ def signed_pair(name: str, question: str, sides: tuple[str, str], strength: str,
 
 
 def write_kaggle(record: Ranking) -> Fields:
-    """prompt, response_a and response_b as lists of turns, three columns for the winner."""
+    """Write prompt, response_a and response_b as lists of turns, and three winner columns."""
     left, right = record.candidates[0], record.candidates[-1]
     order = two_ranks(record, "lmsys-kaggle")
     sides = [[*record.prompt, *left.messages], [*record.prompt, *right.messages]]
     for side in sides:
-        spoken = [message.role for message in side]
-        if spoken != ["user", "assistant"] * (len(side) // 2):
+        roles = [message.role for message in side]
+        if roles != ["user", "assistant"] * (len(side) // 2):
             raise RowError(
                 "shape", "lmsys-kaggle holds user and assistant turns", "choose another format"
             )
     asked, other = ([m.content for m in side if m.role == "user"] for side in sides)
     if asked != other:
-        raise RowError("shape", "the two sides answer different turns", "choose another format")
+        raise RowError("shape", "the two sides have different prompts", "choose another format")
     row: Fields = {"model_a": left.model, "model_b": right.model, "prompt": asked}
     for name, side in zip(("response_a", "response_b"), sides, strict=True):
         row[name] = [message.content for message in side if message.role == "assistant"]
@@ -100,7 +101,7 @@ ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 
 
 def read_helpsteer(row: Row) -> Fields:
-    """An answer with five attributes from 0 to 4; helpfulness, the overall one, is its score."""
+    """Read a completion with five attributes from 0 to 4; helpfulness is its score."""
     for name in ATTRIBUTES:
         if row.get(name) is not None and as_number(row[name]) is None:
             raise expected(row[name], "a number", name)
@@ -110,7 +111,7 @@ def read_helpsteer(row: Row) -> Fields:
 
 
 def write_helpsteer(record: Candidates) -> Fields:
-    """prompt, response, helpfulness."""
+    """Write prompt, response and helpfulness."""
     candidate = only_candidate(record)
     return {
         "prompt": only_text(record.prompt, "prompt"),
@@ -120,20 +121,20 @@ def write_helpsteer(record: Candidates) -> Fields:
 
 
 def read_swift_chats(row: Row) -> Fields:
-    """Two whole chats that begin alike."""
+    """Read two whole chats that begin alike."""
     return split_sides(
         turns(row["messages"], "messages"), turns(row["rejected_messages"], "rejected_messages")
     )
 
 
 def write_swift_chats(record: Preference) -> Fields:
-    """messages and rejected_messages."""
+    """Write messages and rejected_messages."""
     chosen, rejected = sides_of(record)
     return {"messages": message_rows(chosen), "rejected_messages": message_rows(rejected)}
 
 
 def three_texts(name: str, question: str, chosen: str, rejected: str, about: str) -> Format:
-    """A question and two sides in columns of these names, text or messages."""
+    """Build a format of a prompt and two sides in columns of these names, text or messages."""
     sides = {question: "user", chosen: "assistant", rejected: "assistant"}
 
     def read(row: Row) -> Fields:
@@ -163,7 +164,7 @@ FORMATS = [
            keys("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b",
                 "winner_tie"),
            read_columns, write_kaggle, reads=read_of_columns, asks="prompt",
-           about="LMSYS on Kaggle: lists of turns, one column for each verdict"),
+           about="LMSYS on Kaggle: lists of turns, one column per verdict"),
     three_texts("stack-exchange", "question", "response_j", "response_k",
                 "Stack Exchange pairs: response_j is the better"),
     Format("swift-chats", "preference", keys("messages", "rejected_messages"),

@@ -1,8 +1,8 @@
-"""Which columns hold the answers that were compared, and which answer a verdict names.
+"""Find the columns that hold the compared completions, and the completion that a verdict names.
 
-Compared answers stand in columns that differ in their last part alone: `response_0`, `response_1`;
-`answer1`, `answer2`; `output_a`, `output_b`. A verdict is understood only when it names one of
-these columns, by its last part or in full. Nothing is guessed from an order of columns.
+Compared completions are in columns that differ only in their last part: `response_0`, `response_1`;
+`answer1`, `answer2`; `output_a`, `output_b`. A verdict is understood only if it names one of these
+columns, by its last part or in full. Nothing is guessed from the order of columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.formats.shape import Row, as_number, expected
+from alignkit.data.formats.fields import Row, as_number, expected
 from alignkit.files.problems import RowError
 
 _NUMBERED = re.compile(r"(?P<stem>.*?[^\d])(?P<joint>)(?P<part>\d{1,2})", re.DOTALL)
@@ -21,7 +21,7 @@ _SIDED = re.compile(r"(?P<stem>.*?)(?P<joint>[_\-. ]?)(?P<part>left|right|first|
 _ALONE = re.compile(r"(?P<stem>)(?P<joint>)(?P<part>[A-Ha-h])")
 _JOINTS = "_-. "
 
-# How series of columns are numbered; they begin at the start of one of these and leave no gap.
+# How columns are numbered: from the start of one of these sequences, without gaps.
 SEQUENCES = (
     [str(i) for i in range(26)],
     [str(i) for i in range(1, 27)],
@@ -31,14 +31,14 @@ SEQUENCES = (
     ["first", "second"],
 )
 
-# What answers are called, the surest name first; other series are not answers by their name.
+# Names of completions, the surest first; other series are not completions by their name.
 ANSWERS = (
     "response", "answer", "completion", "output", "reply", "generation", "candidate", "summary",
     "assistant", "conversation", "option", "choice", "sample", "text", "result", "translation",
     "story", "side", "chat", "message", "model_response", "model_output", "generated_text",
 )  # fmt: skip
-# What is told of answers and is none.
-NO_ANSWERS = re.compile(
+# Names of facts about completions.
+FACTS = re.compile(
     r"model|source|id|name|author|engine|provider|generator|policy|score|rating|rank|reward|winner"
     r"|label|annotator|tokens?|length|time|date|url|sha\w*|is|safe|category|level|feedback|critique"
     r"|rationale|reason|reasoning|explanation|comment|system"
@@ -47,53 +47,53 @@ NO_ANSWERS = re.compile(
 
 @dataclass(frozen=True)
 class Series:
-    """Columns that differ in their last part: its stem and last part -> column."""
+    """Columns that differ only in their last part: the shared stem, and last part -> column."""
 
     stem: str
     columns: Mapping[str, str]
 
     @property
     def parts(self) -> list[str]:
-        """The last parts in their order, in lower case."""
+        """Return the last parts in their order, in lower case."""
         return list(self.columns)
 
     @property
     def names(self) -> list[str]:
-        """The columns in their order."""
+        """Return the columns in their order."""
         return list(self.columns.values())
 
     @property
-    def holds_answers(self) -> bool:
-        """Whether its name is one that answers go by."""
-        return _plain(self.stem) in _ANSWER_STEMS
+    def names_completions(self) -> bool:
+        """Return whether its name is a usual one for completions."""
+        return _plain(self.stem) in _STEMS
 
     @property
-    def may_hold_answers(self) -> bool:
-        """Whether its name says nothing else."""
+    def may_name_completions(self) -> bool:
+        """Return whether its name does not rule completions out."""
         words = re.split(r"[_\-. ]+|(?<=[a-z])(?=[A-Z])", self.stem)
-        return not any(NO_ANSWERS.fullmatch(word.lower()) for word in words if word)
+        return not any(FACTS.fullmatch(word.lower()) for word in words if word)
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
-_ANSWER_STEMS = {form: rank for rank, name in enumerate(ANSWERS)
+_STEMS = {form: rank for rank, name in enumerate(ANSWERS)
                  for form in (_plain(name), _plain(name) + "s")}  # fmt: skip
 
 
 def series_of(names: Iterable[str]) -> list[Series]:
-    """Every series among these columns, in the order of their first column."""
-    found: dict[tuple[str, int], dict[str, str]] = {}
+    """Return every series among these columns, in the order of their first column."""
+    groups: dict[tuple[str, int], dict[str, str]] = {}
     for name in names:
         for shape, pattern in enumerate((_NUMBERED, _LETTERED, _SIDED, _ALONE)):
             match = pattern.fullmatch(name)
             if match:
                 stem = match["stem"].rstrip(_JOINTS)
-                found.setdefault((stem.lower(), shape), {})[match["part"].lower()] = name
+                groups.setdefault((stem.lower(), shape), {})[match["part"].lower()] = name
                 break
     result = []
-    for (stem, _), columns in found.items():
+    for (stem, _), columns in groups.items():
         for sequence in SEQUENCES:
             if sequence[0] in columns and set(columns) == set(sequence[: len(columns)]):
                 ordered = {part: columns[part] for part in sequence[: len(columns)]}
@@ -103,17 +103,16 @@ def series_of(names: Iterable[str]) -> list[Series]:
     return result
 
 
-def answers_in(names: Collection[str]) -> Series | None:
-    """The one series that holds the compared answers; null when none does, or it is not clear.
+def completion_series(names: Collection[str]) -> Series | None:
+    """Return the one series that holds the compared completions; None if there is none or several.
 
-    A name that answers go by decides; without one a single series that is not told of answers.
+    A usual name for completions decides; without one, the only series that may hold them.
     """
     all_series = series_of(names)
-    known = [series for series in all_series if series.holds_answers]
-    if known:
-        known.sort(key=lambda series: _ANSWER_STEMS[_plain(series.stem)])
-        return known[0]
-    possible = [series for series in all_series if series.may_hold_answers]
+    usual = [series for series in all_series if series.names_completions]
+    if usual:
+        return min(usual, key=lambda series: _STEMS[_plain(series.stem)])
+    possible = [series for series in all_series if series.may_name_completions]
     return possible[0] if len(possible) == 1 else None
 
 
@@ -121,11 +120,11 @@ PROMPT_KEYS = ("prompt", "instruction", "question", "input", "context", "text")
 
 
 def prompt_among(fields: Mapping[str, Any], taken: Sequence[str], where: str) -> str:
-    """The key that holds the prompt: a well-known name, else the one text that is no candidate."""
+    """Return the key of the prompt: a well-known name, else the only text that is no candidate."""
     rest = [key for key in fields if key not in taken and isinstance(fields[key], str)]
-    known = [key for key in PROMPT_KEYS if key in rest]
-    if known or len(rest) == 1:
-        return (known or rest)[0]
+    usual = [key for key in PROMPT_KEYS if key in rest]
+    if usual or len(rest) == 1:
+        return (usual or rest)[0]
     inside = f"{where}." if where else ""
     raise RowError(
         "missing-key",
@@ -157,7 +156,7 @@ _OF_A_SIDE = re.compile(
 
 
 def named_side(value: Any, series: Series, key: str) -> int | None:
-    """The position of the answer that a verdict names, -1 for a tie, null for no verdict.
+    """Return the position of the completion that a verdict names, -1 for a tie, None for none.
 
     Raises RowError for a verdict that names no side, such as 0 or 1 of `response_a`, `response_b`.
     """
@@ -199,7 +198,7 @@ def _letters_and_digits(value: Any) -> str:
 
 
 def _bare(word: str) -> str:
-    """`modela`, `responseb`, `assistant1` without the word before."""
+    """Strip the word before the part: `modela`, `responseb`, `assistant1`."""
     before = None
     while word != before:
         before, word = word, _OF_A_SIDE.sub("", word)
@@ -217,18 +216,18 @@ def _no_side(value: Any, series: Series, key: str) -> RowError:
 
 
 def ranks_of_winner(winner: int | None, count: int) -> list[int | None]:
-    """Rank 1 for the winner and 2 for the others; all 1 for a tie, none without a verdict."""
+    """Rank the winner 1 and the others 2; all 1 for a tie, all unranked without a verdict."""
     if winner is None:
         return [None] * count
     return [1 if winner in (position, -1) else 2 for position in range(count)]
 
 
 def numbers_in(row: Row, names: Sequence[str]) -> list[float | None]:
-    """The scores in these columns, null where there is none."""
-    found = []
+    """Return the scores in these columns, None where there is none."""
+    numbers = []
     for name in names:
         number = as_number(row[name])
         if number is None and row[name] not in (None, ""):
             raise expected(row[name], "a number", name)
-        found.append(number)
-    return found
+        numbers.append(number)
+    return numbers

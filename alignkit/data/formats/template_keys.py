@@ -1,24 +1,22 @@
-"""What a chat template is given beside the messages: where rows keep it and how they write it.
+"""Read and write what a chat template receives besides messages: tools, documents, variables.
 
-Tools, documents and template variables stand beside the conversation in rows of any format, often
-as JSON text, since tables and typed columns hold nothing deeper.
+They are columns next to the conversation in rows of any format, often as JSON text, since tables
+and typed columns cannot nest deeper.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from alignkit.data.formats.literals import parse_literal
 from alignkit.data.records import TEMPLATE_KEYS, Conversation, Record, template_keys
-from alignkit.files.json_text import decode
-from alignkit.files.problems import RowError
 
 Fields = dict[str, Any]
 
-# Columns that are template variables by themselves, with the types such a variable has. `thinking`
-# is DeepSeek's switch where it is true or false, and what the assistant thought where it is text.
+# Columns that are template variables themselves, with the types of such a variable. `thinking` is
+# DeepSeek's switch if it is true or false, and the assistant's thought if it is text.
 VARIABLES: dict[str, tuple[type, ...]] = {
     "enable_thinking": (bool,),
     "thinking": (bool,),
@@ -35,7 +33,7 @@ VARIABLES: dict[str, tuple[type, ...]] = {
 }
 REASONING = ("reasoning_content", "thinking")
 KEYS = frozenset((*TEMPLATE_KEYS, "functions", *VARIABLES, *REASONING))
-# What the template gets from elsewhere: a variable must not take its place.
+# What the template receives from elsewhere: a variable must not replace it.
 RESERVED = frozenset(
     ("messages", "conversation", "tools", "documents", "add_generation_prompt", "chat_template",
      "continue_final_message", "tokenize", "chat_template_kwargs", "tokenizer_kwargs",
@@ -44,43 +42,6 @@ RESERVED = frozenset(
 )  # fmt: skip
 
 SWITCHES = {"true": True, "false": False, "True": True, "False": False}
-LONGEST_LITERAL = 1 << 20
-
-
-def listed(text: str) -> list[Any] | None:
-    """The list that a text spells in JSON or in Python; null when it spells none."""
-    text = text.strip()
-    if text[:1] != "[" or text[-1:] != "]":
-        return None
-    found = spelt(text)
-    return found if isinstance(found, list) else None
-
-
-def spelt(text: str) -> Any:
-    """The value that a text spells in JSON or as a literal of Python; null when neither."""
-    try:
-        return decode(text.encode())
-    except (RowError, UnicodeEncodeError):
-        pass
-    if len(text) > LONGEST_LITERAL:
-        return None
-    try:
-        return _as_json(ast.literal_eval(text.strip()))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None
-
-
-def _as_json(value: Any) -> Any:
-    """A literal as JSON has it: tuples are arrays; sets, bytes and other keys are a ValueError."""
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a key that is no text")
-        return {key: _as_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(inner) for inner in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ValueError("no JSON value")
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -89,9 +50,9 @@ def _as_json(value: Any) -> Any:
 def read_template_keys(
     row: Mapping[str, Any], unknown: Collection[str], kind: type[Record]
 ) -> tuple[Fields, set[str]]:
-    """(tools, documents and variables of a row, the keys they were read from).
+    """Return (tools, documents and variables of a row, the keys they were read from).
 
-    A key whose value is no such thing is left to whoever keeps unknown keys.
+    A key whose value has another form is left to whoever keeps unknown keys.
     """
     if KEYS.isdisjoint(unknown) or not issubclass(kind, Conversation):
         return {}, set()
@@ -115,7 +76,7 @@ def read_template_keys(
 
 
 def read_reasoning(row: Mapping[str, Any], unknown: Collection[str], turn: Fields) -> set[str]:
-    """Put what a column says the assistant thought into its turn; the keys it was read from."""
+    """Put the thought that a column holds into the turn; return the keys it was read from."""
     taken = {
         key
         for key in REASONING
@@ -126,11 +87,13 @@ def read_reasoning(row: Mapping[str, Any], unknown: Collection[str], turn: Field
 
 
 def _structure(value: Any) -> Any:
-    return spelt(value) if isinstance(value, str) and value.strip()[:1] in ("[", "{") else value
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        return parse_literal(value)
+    return value
 
 
 def tools_of(value: Any) -> list[Fields] | None:
-    """A list of tools as templates read it; null when it is no such list."""
+    """Return a list of tools as templates read it; None if it is not such a list."""
     items = _structure(value)
     items = [_structure(item) for item in items] if isinstance(items, list) else None
     if not items or not all(isinstance(item, dict) for item in items):
@@ -139,7 +102,7 @@ def tools_of(value: Any) -> list[Fields] | None:
 
 
 def _tool(item: Fields) -> Fields:
-    """A function by itself, as older files and other services write it, as {type, function}."""
+    """Wrap a bare function, as older files and other services write it, in {type, function}."""
     if "function" in item or not isinstance(item.get("name"), str):
         return item
     return {
@@ -165,7 +128,7 @@ def _variables(value: Any) -> Fields | None:
 
 
 def _variable(value: Any, types: tuple[type, ...]) -> Any:
-    """The value of a variable; null when it is of another type."""
+    """Return the value of a variable; None if it is of another type."""
     if isinstance(value, str) and bool in types:
         value = SWITCHES.get(value.strip())
     if isinstance(value, str) and list in types:
@@ -184,7 +147,7 @@ READERS = (
 
 
 def unread(record: Record) -> list[str]:
-    """Keys with something for the template in them that could not be read as such."""
+    """Return the keys meant for the template that could not be read as such."""
     return [
         key
         for key in (*TEMPLATE_KEYS, "functions")
@@ -196,9 +159,9 @@ def unread(record: Record) -> list[str]:
 
 
 def calls_of(value: Any) -> list[Fields] | None:
-    """Tool calls as {type, function}, of a list, an object or JSON text; null when it is none."""
-    found = _structure(value)
-    items = found if isinstance(found, list) else [found]
+    """Return tool calls as {type, function}, from a list, an object or JSON text; else None."""
+    value = _structure(value)
+    items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, dict) for item in items):
         return None
     return [_call(item) for item in items]
@@ -215,9 +178,9 @@ def _call(item: Fields) -> Fields:
 
 
 def spoken_calls(text: str) -> list[Fields] | None:
-    """The calls of a turn that is nothing but JSON {name, arguments}, or a list of such."""
-    found = _structure(text)
-    items = found if isinstance(found, list) else [found]
+    """Return the calls of a turn that is only JSON {name, arguments}, or a list of them."""
+    value = _structure(text)
+    items = value if isinstance(value, list) else [value]
     if not items or not all(
         isinstance(item, dict)
         and isinstance(item.get("name"), str)
@@ -229,7 +192,7 @@ def spoken_calls(text: str) -> list[Fields] | None:
 
 
 def call_text(calls: list[Fields]) -> str | None:
-    """The JSON text that `spoken_calls` reads as these; null when they hold more than it can."""
+    """Return the JSON text that `spoken_calls` reads as these; None if they hold more."""
     named = [call.get("function") for call in calls]
     plain = all(
         call == {"type": "function", "function": function}
@@ -243,7 +206,7 @@ def call_text(calls: list[Fields]) -> str | None:
 
 
 def calls_as_openai(calls: list[Fields]) -> list[Fields]:
-    """Tool calls with their arguments as the JSON text that OpenAI asks for."""
+    """Return tool calls with their arguments as JSON text, as OpenAI requires."""
     return [_with_text(call) for call in calls]
 
 
@@ -259,5 +222,5 @@ def _with_text(call: Fields) -> Fields:
 
 
 def write_template_keys(record: Record, placed: Collection[str]) -> Fields:
-    """Tools, documents and variables as columns of their own, but for those `placed` elsewhere."""
+    """Write tools, documents and variables as columns, except those `placed` elsewhere."""
     return {key: value for key, value in template_keys(record).items() if key not in placed}

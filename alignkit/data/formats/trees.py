@@ -1,11 +1,11 @@
-"""Formats of conversations that branch: OpenAssistant's trees, PRISM. One ranking per branching."""
+"""Formats of branching conversations: OpenAssistant's trees, PRISM. One ranking per branching."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.formats.shape import (
+from alignkit.data.formats.fields import (
     Fields,
     Format,
     Row,
@@ -36,9 +36,9 @@ DEEPEST = 200
 
 
 def read_oasst(row: Row) -> list[Fields]:
-    """A tree of messages: each question with two replies or more is one ranking of these.
+    """Read a tree of messages: each user turn with two or more replies gives one ranking.
 
-    Rank 0 is the best. Deleted messages, and what follows on them, are left out.
+    Rank 0 is the best. Deleted messages and their replies are left out.
     """
     root = row["prompt"]
     if type(root) is not dict:
@@ -102,7 +102,7 @@ def _branching(path: list[Turn], replies: Sequence[Row], where: str) -> Fields:
 
 
 def write_oasst(record: Ranking) -> Fields:
-    """The tree of one ranking: the prompt's turns one below the other, then the replies."""
+    """Write the tree of one ranking: the prompt's turns in a chain, then the replies."""
     if any(message.role not in ("user", "assistant") for message in record.prompt):
         raise RowError("shape", "oasst holds user and assistant turns", "choose another format")
     if not record.prompt:
@@ -115,13 +115,13 @@ def write_oasst(record: Ranking) -> Fields:
 
 def _reply(candidate: Any, record: Ranking) -> Fields:
     rank = record.ranks.get(candidate.cid)
-    told = {} if candidate.model is None else {"model_name": candidate.model}
+    model = {} if candidate.model is None else {"model_name": candidate.model}
     return {
         "message_id": candidate.cid,
         "text": only_text(candidate.messages, candidate.cid),
         "role": "assistant",
         "rank": None if rank is None else rank - 1,
-        **told,
+        **model,
         "replies": [],
     }
 
@@ -132,7 +132,7 @@ def _message(message: Message, replies: list[Fields]) -> Fields:
 
 
 def merge_oasst(rows: Sequence[Fields]) -> Fields:
-    """One tree of the trees of all rankings that came from it."""
+    """Merge the trees of all rankings that came from one tree."""
     tree = rows[0]["prompt"]
     for row in rows[1:]:
         _graft(tree, row["prompt"])
@@ -140,7 +140,7 @@ def merge_oasst(rows: Sequence[Fields]) -> Fields:
 
 
 def _graft(tree: Fields, branch: Fields) -> None:
-    """Hang the replies of `branch` into `tree` where it says the same."""
+    """Attach the replies of `branch` to `tree` where the texts are equal."""
     for reply in branch["replies"]:
         same = [old for old in tree["replies"] if old["text"] == reply["text"]]
         if not same:
@@ -152,14 +152,14 @@ def _graft(tree: Fields, branch: Fields) -> None:
 
 
 def is_message(row: Row) -> bool:
-    """Whether a row is one message of a tree, its place told by the ids."""
+    """Return whether a row is one message of a tree, placed by its ids."""
     return isinstance(row["text"], str) and row["role"] in ("prompter", "assistant")
 
 
 def trees_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
-    """Rows that are one message each as rows that are one tree each, where the root stood.
+    """Gather rows of one message each into rows of one tree each, at the root's place.
 
-    All of the file is held: a reply may stand anywhere behind or before what it answers.
+    The whole file is held in memory: a reply may come before or after its parent.
     """
     from alignkit.files.rows import Row as FileRow
 
@@ -175,7 +175,7 @@ def trees_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
         else:
             below.append((str(parent), node))
     for parent, node in below:
-        # A reply whose question is not in the file (a filtered export) says nothing by itself.
+        # A reply whose parent is not in the file (a filtered export) cannot be used.
         if parent in nodes:
             nodes[parent]["replies"].append(node)
     for number, (row, node) in enumerate(roots):
@@ -187,12 +187,12 @@ def trees_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
 
 
 def read_prism(row: Row) -> list[Fields]:
-    """A conversation with several replies to each turn, scored from 1 to 100.
+    """Read a conversation with several replies per turn, scored from 1 to 100.
 
-    The chosen reply leads on to the next turn. Each turn with two replies is one ranking, by score.
+    The chosen reply leads to the next turn. Each turn with two or more replies is one ranking.
     """
     path: list[Turn] = []
-    found: list[Fields] = []
+    rankings: list[Fields] = []
     for turn, entries in _by_turn(objects(row, "conversation_history")).items():
         where = f"conversation_history turn {turn}"
         asked = [e for e in entries if e.get("role") == "user"]
@@ -207,12 +207,12 @@ def read_prism(row: Row) -> list[Fields]:
                 raise missing(entry, keys("content")).within(where)
         path = [*path, user(asked[0]["content"])]
         if len(replies) > 1:
-            found.append(_scored(path, replies, row))
+            rankings.append(_scored(path, replies, row))
         chosen = next((e for e in replies if e.get("if_chosen") is True), None)
         if chosen is None:
             break
         path = [*path, assistant(chosen["content"])]
-    return found
+    return rankings
 
 
 def _by_turn(entries: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
@@ -248,7 +248,7 @@ def _scored(path: list[Turn], replies: Sequence[Mapping[str, Any]], row: Row) ->
 
 
 def write_prism(record: Ranking) -> Fields:
-    """conversation_history: earlier turns with their one reply, then the scored replies."""
+    """Write conversation_history: earlier turns with their one reply, then the scored replies."""
     history: list[Fields] = []
     turn = -1
     for message in record.prompt:
@@ -261,9 +261,9 @@ def write_prism(record: Ranking) -> Fields:
             history.append(_model_entry(turn, message.content, None, None, True))
     best = min(record.ranks.values(), default=0)
     for candidate in record.candidates:
-        said = only_text(candidate.messages, candidate.cid)
+        reply = only_text(candidate.messages, candidate.cid)
         chosen = record.ranks.get(candidate.cid) == best
-        history.append(_model_entry(turn, said, candidate.model, candidate.score, chosen))
+        history.append(_model_entry(turn, reply, candidate.model, candidate.score, chosen))
     row: Fields = {"conversation_history": history}
     return row | ({"user_id": record.annotator} if record.annotator else {})
 
@@ -276,7 +276,7 @@ def _model_entry(
 
 
 def merge_prism(rows: Sequence[Fields]) -> Fields:
-    """The conversation of the last ranking, with the replies of the earlier ones at their turns."""
+    """Merge into the last ranking's conversation the replies of earlier ones at their turns."""
     history: dict[Any, list[Fields]] = {
         entry["turn"]: [] for row in rows for entry in row["conversation_history"]
     }
@@ -289,14 +289,14 @@ def merge_prism(rows: Sequence[Fields]) -> Fields:
 
 
 def conversations_of(rows: Iterator[FileRow]) -> Iterator[FileRow]:
-    """PRISM's utterances, one reply a row, as the conversations they belong to."""
+    """Gather PRISM's utterances, one reply per row, into conversations."""
     from alignkit.files.rows import Row as FileRow
 
-    found: dict[str, tuple[FileRow, list[Mapping[str, Any]]]] = {}
+    conversations: dict[str, tuple[FileRow, list[Mapping[str, Any]]]] = {}
     for row in rows:
-        known = str(row.value.get("conversation_id"))
-        found.setdefault(known, (row, []))[1].append(row.value)
-    for number, (row, replies) in enumerate(found.values()):
+        key = str(row.value.get("conversation_id"))
+        conversations.setdefault(key, (row, []))[1].append(row.value)
+    for number, (row, replies) in enumerate(conversations.values()):
         value = {
             "conversation_id": row.value.get("conversation_id"),
             "user_id": row.value.get("user_id"),
@@ -324,13 +324,13 @@ def _is_true(value: Any) -> bool:
 def _cannot_write(_record: Ranking) -> Fields:
     raise RowError(
         "shape",
-        "rows of single messages are read only",
+        "rows of single messages can only be read",
         "write the trees (--to oasst), the conversations (--to prism) or another format",
     )
 
 
 def _never_read(_row: Row) -> Fields:
-    raise RowError("shape", "a message by itself is no record", "read the file as a whole")
+    raise RowError("shape", "a single message is not a record", "read the file as a whole")
 
 
 def _gathered(
@@ -345,12 +345,12 @@ FORMATS = [
            when=lambda row: isinstance(row["prompt"], dict) and "replies" in row["prompt"],
            about="OpenAssistant message trees"),
     _gathered("oasst-messages", "oasst", keys("message_id", "parent_id", "text", "role"),
-              trees_of, "OpenAssistant messages, one a row", is_message),
+              trees_of, "OpenAssistant messages, one per row", is_message),
     Format("prism", "ranking", keys("conversation_history"), read_prism, write_prism,
            also=keys("user_id"), merge=merge_prism,
            when=lambda row: isinstance(row["conversation_history"], list),
            about="PRISM conversations"),
     _gathered("prism-utterances", "prism",
               keys("conversation_id", "turn", "user_prompt", "model_response"), conversations_of,
-              "PRISM utterances, one a row", None),
+              "PRISM utterances, one per row", None),
 ]  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_pair_the_other_way_round_contradicts(tmp_path: Path) -> None:
     rows = [preference("P?", "a", "b"), preference("Q?", "a", "b"), preference("P?", "b", "a ")]
     report = checked(tmp_path, rows)
     assert found(report, "contradiction") == [
-        (3, "contradicts line 1: the same answers the other way round")
+        (3, "contradicts line 1: the same completions the other way round")
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_preference_for_the_first_place_is_measured(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}?", "completions": [f"a{i}", f"b{i}"], "ranks": [1, 2]}
             for i in range(60)]  # fmt: skip
     ((_, message),) = found(checked(tmp_path, rows), "position-bias")
-    assert message.startswith("the answer listed first is preferred in 100.0% of 60")
+    assert message.startswith("the completion listed first is preferred in 100.0% of 60")
 
 
 def test_labels_out_of_balance(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_prompt_roles(tmp_path: Path) -> None:
     report = checked(tmp_path, rows)
     assert found(report, "role-order") == [(1, '"prompt[1]": two user turns in a row')]
     assert found(report, "prompt-end") == [
-        (2, "the prompt ends with a assistant turn, not with a user turn")
+        (2, "the prompt ends with an assistant turn, not a user turn")
     ]
 
 

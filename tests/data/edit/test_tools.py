@@ -89,7 +89,7 @@ def test_balancing_by_weights_has_a_mean_of_one() -> None:
 
 
 def test_a_field_with_one_value_cannot_be_balanced() -> None:
-    with pytest.raises(DataError, match="one value only"):
+    with pytest.raises(DataError, match="only one value"):
         balance(prompts(5), "kind")
 
 
@@ -167,7 +167,7 @@ def test_paraphrases_come_from_an_endpoint(endpoint: str) -> None:
     assert made.extra == {"parent": "r", "augmented": "paraphrase"}
     shouting = ranking(2).model_copy(update={"prompt": [Message(role="user", content="TWO?")]})
     assert list(paraphrased([shouting], key="secret", **options)) == []
-    with pytest.raises(DataError, match="gave no paraphrase.*401"):
+    with pytest.raises(DataError, match="returned no paraphrase.*401"):
         list(paraphrased([ranking(2)], key="wrong", **options))
 
 

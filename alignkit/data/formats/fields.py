@@ -1,7 +1,7 @@
-"""What the readers and writers of all formats are made of: fields, messages, roles, prompts.
+"""Build the readers and writers of all formats from fields, messages, roles and prompts.
 
-A reader turns a row into the fields of a record (plain dictionaries; the record types validate
-them in one place), a writer turns a record into a row. Both raise RowError and know no file.
+A reader turns a row into the fields of a record: plain dictionaries, which the record types
+validate in one place. A writer turns a record into a row. Both raise RowError and know no file.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import orjson
-
+from alignkit.data.formats.literals import json_list
 from alignkit.data.formats.template_keys import (
     REASONING,
     call_text,
     calls_as_openai,
     calls_of,
-    listed,
     spoken_calls,
 )
-from alignkit.data.records import Message, Record
+from alignkit.data.records import Message, Preference
 from alignkit.errors import did_you_mean
 from alignkit.files.json_text import type_name
 from alignkit.files.problems import RowError
@@ -43,15 +41,15 @@ Gatherer = Callable[[Iterator["FileRow"]], Iterator["FileRow"]]
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write rows: the keys it needs, the keys it understands, how to read and write it.
+    """One format of rows: the keys it requires and understands, its reader and its writer.
 
-    `sample` names a field that may be text or messages; a file must not mix the two. `merge` makes
-    one row of the rows written for the records that one row gave (several annotators, say).
-    `places` are what templates read (tools, say) that the writer puts where it belongs; the others
-    become columns of their own.
-    `asks` names the column of the question, which other columns may belong to (`beside`). `reads`
-    tells which columns of a row are read, where `keys` and `also` do not. `gather` makes rows of
-    the format `gathered` from rows that say something together only.
+    `sample` names a field that may be text or messages; a file must not mix the two. `merge` joins
+    the rows written for the records of one row (of several annotators, say) into one again.
+    `places` are template keys (such as tools) that the writer puts in their place; the others
+    become columns. `asks` names the prompt's column, which other columns may join
+    (`prompt_columns`). `reads` returns the columns of a row that are read, if `keys` and `also` do
+    not tell. `gather` builds rows of the format `gathered` from rows that mean something only
+    together.
     """
 
     name: str
@@ -72,21 +70,21 @@ class Format:
     gathered: str = ""
 
     @cached_property
-    def known(self) -> frozenset[str]:
-        """The keys it needs or understands, in any row."""
+    def all_keys(self) -> frozenset[str]:
+        """Return the keys it requires or understands, in any row."""
         return self.keys | self.also
 
     def own(self, row: Row) -> frozenset[str]:
-        """The keys of this row that its reader reads."""
-        return self.known if self.reads is None else self.reads(row)
+        """Return the keys of this row that its reader reads."""
+        return self.all_keys if self.reads is None else self.reads(row)
 
     def fits(self, row: Row) -> bool:
-        """Whether the row looks like this format."""
+        """Return whether the row looks like this format."""
         return self.keys <= row.keys() and (self.when is None or self.when(row))
 
 
 def keys(*names: str) -> frozenset[str]:
-    """The set of these keys."""
+    """Return the set of these keys."""
     return frozenset(names)
 
 
@@ -94,22 +92,22 @@ def keys(*names: str) -> frozenset[str]:
 
 
 def missing(row: Row, wanted: frozenset[str]) -> RowError:
-    """`no "rejected". Found: prompt, choosen. Did you mean "chosen"?`"""
+    """Build `no "rejected". Found: prompt, choosen. Did you mean "chosen"?`"""
     absent = sorted(wanted - row.keys())
-    misspelt = {
+    misspelled = {
         name: key
         for name in absent
         for key in row
-        # `question_id` is no slip for `question`, nor `id` one for `kind`.
+        # `question_id` is not a slip for `question`, nor `id` one for `kind`.
         if key not in wanted and not key.startswith(name) and _nearly(key, name)
     }
-    if not absent:  # they are there, and are not text
+    if not absent:  # they are present but not text
         name = min(wanted)
         return not_text(row[name], name)
-    absent.sort(key=lambda name: name in misspelt)
+    absent.sort(key=lambda name: name in misspelled)
     message = f'no "{absent[0]}". Found: {", ".join(list(row)[:12]) or "no keys"}'
-    if misspelt:
-        message += f'. Did you mean "{next(iter(misspelt))}"?'
+    if misspelled:
+        message += f'. Did you mean "{next(iter(misspelled))}"?'
     return RowError(
         "missing-key",
         message,
@@ -123,7 +121,7 @@ def _nearly(key: str, name: str) -> bool:
 
 
 def text(row: Row, key: str) -> str:
-    """The text under `key`; anything but text is an error that names the key."""
+    """Return the text under `key`; anything but text is an error that names the key."""
     value = row[key]
     if type(value) is not str:
         raise not_text(value, key)
@@ -131,12 +129,12 @@ def text(row: Row, key: str) -> str:
 
 
 def optional_text(row: Row, key: str) -> str:
-    """The text under `key`, empty when it is absent or null."""
+    """Return the text under `key`, empty if it is absent or null."""
     return "" if row.get(key) is None else text(row, key)
 
 
 def not_text(value: object, key: str) -> RowError:
-    """`"chosen" is null, expected text`."""
+    """Build `"chosen" is null, expected text`."""
     return RowError(
         "type",
         f'"{key}" is {_with_article(value)}, expected text',
@@ -146,7 +144,7 @@ def not_text(value: object, key: str) -> RowError:
 
 
 def expected(value: object, what: str, key: str) -> RowError:
-    """`"turns" is text, expected an array of texts`."""
+    """Build `"turns" is text, expected an array of texts`."""
     return RowError(
         "type",
         f'"{key}" is {_with_article(value)}, expected {what}',
@@ -166,42 +164,26 @@ def _with_article(value: object) -> str:
 
 
 def objects(row: Row, key: str) -> list[dict[str, Any]]:
-    """The list of objects under `key`."""
-    value = _listed(row[key])
-    if type(value) is not list or any(type(item) is not dict for item in value):
+    """Return the list of objects under `key`."""
+    items = json_list(row[key])
+    if items is None or any(type(item) is not dict for item in items):
         raise expected(row[key], "an array of objects", key)
-    return value
-
-
-def _listed(value: Any) -> Any:
-    """The list that the text of a cell spells; anything else as it is."""
-    found = listed(value) if type(value) is str else None
-    return value if found is None else found
+    return items
 
 
 def texts(row: Row, key: str) -> list[str]:
-    """The list of texts under `key`."""
-    value = _listed(row[key])
-    if type(value) is not list:
-        raise expected(value, "an array of texts", key)
-    for position, item in enumerate(value):
+    """Return the list of texts under `key`."""
+    items = json_list(row[key])
+    if items is None:
+        raise expected(row[key], "an array of texts", key)
+    for position, item in enumerate(items):
         if type(item) is not str:
             raise not_text(item, f"{key}[{position}]")
-    return value
-
-
-def json_list(value: object) -> list[Any] | None:
-    """The array, also where a table holds it as JSON text; null for anything else."""
-    if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return None
-    return value if isinstance(value, list) else None
+    return items
 
 
 def boolean(row: Row, key: str) -> bool:
-    """true or false, also as tables write it: 1, 0, "1", "0", "true", "false"."""
+    """Return true or false, also as tables write it: 1, 0, "1", "0", "true", "false"."""
     value = row[key]
     if isinstance(value, bool):
         return value
@@ -214,12 +196,12 @@ BOOLEANS = {"1": True, "0": False, "true": True, "false": False}
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number; true and false are none."""
+    """Return whether a JSON value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_number(value: object) -> float | None:
-    """A finite number, also as tables write it; null for anything else."""
+    """Return a finite number, also as tables write it; None for anything else."""
     if is_number(value):
         number = float(value)
     elif isinstance(value, str) and value[:20].strip()[:1] in tuple("+-.0123456789"):
@@ -233,17 +215,16 @@ def as_number(value: object) -> float | None:
 
 
 def one_of(row: Row, key: str, choices: Mapping[Any, Any]) -> Any:
-    """The choice that the value under `key` stands for."""
+    """Return the choice that the value under `key` stands for."""
     value = row[key]
     if (value is None or isinstance(value, str | int | float)) and value in choices:
         return choices[value]
     number = as_number(value)  # tables write numbers as text
     if number is not None and number in choices:
         return choices[number]
-    known = ", ".join(str(choice) for choice in choices)
     raise RowError(
         "value",
-        f'"{key}" is {value!r:.40}, expected one of {known}',
+        f'"{key}" is {value!r:.40}, expected one of {", ".join(map(str, choices))}',
         "correct or remove the row",
         field=key,
     )
@@ -268,22 +249,27 @@ _TOOL_FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thin
 
 
 def user(content: str) -> Turn:
-    """A user turn."""
+    """Return a user turn."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Turn:
-    """An assistant turn."""
+    """Return an assistant turn."""
     return {"role": "assistant", "content": content}
 
 
+def untrained(turn: Turn) -> Turn:
+    """Mark an assistant turn as context, not a target; leave other turns."""
+    return {**turn, "train": False} if turn["role"] == "assistant" else turn
+
+
 def system_turn(content: str) -> list[Turn]:
-    """A system turn, or none when there is nothing to say."""
+    """Return a system turn, or none if the content is empty."""
     return [{"role": "system", "content": content}] if content else []
 
 
 def turns(value: Any, key: str) -> list[Turn]:
-    """Messages `{role, content}` as our messages; unknown roles and wrong types are errors."""
+    """Read messages `{role, content}`; unknown roles and wrong types are errors."""
     if type(value) is str:
         value = messages_in(value, key) or value
     if type(value) is not list:
@@ -300,28 +286,28 @@ def turns(value: Any, key: str) -> list[Turn]:
 
 
 _OURS = ("user", "assistant", "system", "tool")
-# How a list of messages begins when a table wrote it as text: by Python, NumPy or JSON.
+# How a list of messages begins if a table wrote it as text: by Python, NumPy or JSON.
 _WRITTEN = re.compile(
     r"""\s*(?:(?:np\.|numpy\.)?array\(\s*)?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:"""
 )
 
 
 def messages_in(text: str, key: str) -> list[Any] | None:
-    """The messages that a cell spells as text; null when it is a text like any other.
+    """Return the messages that a cell holds as text; None if it is ordinary text.
 
-    Raises RowError for a list of messages that cannot be read back, as NumPy prints it.
+    Raises RowError for a printed list that cannot be read back, such as NumPy's.
     """
     if _WRITTEN.match(text) is None:
         return None
-    found = listed(text)
-    if found is None:
+    items = json_list(text)
+    if items is None:
         raise RowError(
             "list-as-text",
             f'"{key}" holds messages as printed text that cannot be read back',
             "write the column as JSON: json.dumps(messages) in Python",
             field=key,
         )
-    return found if all(_is_message(item) for item in found) else None
+    return items if all(_is_message(item) for item in items) else None
 
 
 def _is_message(item: Any) -> bool:
@@ -329,22 +315,22 @@ def _is_message(item: Any) -> bool:
 
 
 def _turn(item: Any, key: str) -> Turn:
-    """One message of OpenAI's shape: content may be parts, or null beside tool calls."""
+    """Read one message of OpenAI's shape: content may be parts, or null next to tool calls."""
     if type(item) is not dict:
         raise expected(item, "a message {role, content}", key)
     if "role" not in item:
         if {"from", "value"} <= item.keys():
             return shared(item, key)
         raise missing(item, _PLAIN).within(key)
-    known = ROLES.get(item["role"]) if isinstance(item["role"], str) else None
-    if known is None:
+    role = ROLES.get(item["role"]) if isinstance(item["role"], str) else None
+    if role is None:
         raise unknown_role(item["role"], ROLES, f"{key}.role")
-    turn: Turn = {"role": known, "content": _content(item, key)}
+    turn: Turn = {"role": role, "content": _content(item, key)}
     extra = {name: item[name] for name in item.keys() - _PLAIN}
     _further(turn, extra)
     if item["role"] in CALLING:
         _speaks_calls(turn)
-    if known != item["role"]:
+    if role != item["role"]:
         extra["role"] = item["role"]
     if extra:
         turn["extra"] = extra
@@ -355,7 +341,7 @@ CALLING = ("function_call", "tool_call")
 
 
 def _speaks_calls(turn: Turn) -> bool:
-    """Make tool calls of a turn that is nothing but their JSON; whether it was."""
+    """Convert a turn that is only the JSON of tool calls; return whether it was."""
     calls = None if "tool_calls" in turn else spoken_calls(turn["content"])
     if calls is not None:
         turn["tool_calls"], turn["content"] = calls, ""
@@ -363,7 +349,7 @@ def _speaks_calls(turn: Turn) -> bool:
 
 
 def _further(turn: Turn, extra: Fields) -> None:
-    """Move what a template can read, and whether the turn is trained, out of `extra`."""
+    """Move what templates read, and whether the turn is trained, out of `extra`."""
     for name, usual in ALIASES.items():
         if name in extra and usual not in extra and (value := _alias(name, extra[name])):
             del extra[name]
@@ -379,7 +365,7 @@ def _further(turn: Turn, extra: Fields) -> None:
         _weigh(turn, extra)
 
 
-# Older and other names -> the name that templates know.
+# Older and other names -> the name that templates use.
 ALIASES = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
 
 
@@ -391,7 +377,7 @@ def _alias(name: str, value: Any) -> Any:
 
 # --- which turns are trained --------------------------------------------------------------------
 
-# Keys of a turn that say whether it is trained -> what it is called when it is.
+# Keys of a turn that state whether it is trained -> their value if it is.
 TRAINED_BY = {
     "weight": True,
     "loss_weight": True,
@@ -407,22 +393,22 @@ TRAINED_BY = {
 
 
 def _weigh(turn: Turn, extra: Fields) -> None:
-    """Set `train` by the keys in `extra` that say so and are understood; any no is a no.
+    """Set `train` by the keys in `extra` that state it in a known form; any no decides.
 
-    Nothing but assistant turns is ever trained, so that a no says nothing about others.
+    Only assistant turns are ever trained, so a no on another turn carries no information.
     """
-    said = []
+    verdicts = []
     for key, trained in TRAINED_BY.items():
         verdict = yes_or_no(extra[key]) if key in extra else None
         if verdict is not None:
             del extra[key]
-            said.append(verdict is trained)
-    if said and (turn["role"] == "assistant" or all(said)):
-        turn["train"] = all(said)
+            verdicts.append(verdict is trained)
+    if verdicts and (turn["role"] == "assistant" or all(verdicts)):
+        turn["train"] = all(verdicts)
 
 
 def yes_or_no(value: Any) -> bool | None:
-    """Whether a weight is one or zero, in a table's spelling too; null for anything else."""
+    """Return whether a weight is one or zero, also as tables write it; None for anything else."""
     if isinstance(value, str):
         return _WEIGHTS.get(value.strip().lower())
     if isinstance(value, int | float) and value in (0, 1):
@@ -434,7 +420,7 @@ _WEIGHTS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "fal
 
 
 def unknown_role(role: object, roles: Mapping[str, str], key: str) -> RowError:
-    """`unknown role "bot"`, with the roles that are known."""
+    """Build `unknown role "bot"`, with the known roles."""
     guess = did_you_mean(role, roles) if isinstance(role, str) else ""
     return RowError(
         "role",
@@ -454,8 +440,7 @@ def _content(item: Row, key: str) -> str:
     if content is None and any(item.get(name) for name in SPEAK_WITHOUT_CONTENT):
         return ""
     if type(content) is list:
-        said = (_part(part, f"{key}.content[{i}]") for i, part in enumerate(content))
-        return "".join(said)
+        return "".join(_part(part, f"{key}.content[{i}]") for i, part in enumerate(content))
     if "content" not in item:
         raise missing(item, _PLAIN).within(key)
     if type(content) is dict and ROLES.get(item["role"]) == "tool":
@@ -468,12 +453,12 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def _part(part: Any, key: str) -> str:
-    """The text of a content part: OpenAI's {type: text, text}, LLaMA-Factory's {type, value}."""
+    """Return the text of a part: OpenAI's {type: text, text}, LLaMA-Factory's {type, value}."""
     if type(part) is dict and part.get("type") in TEXT_PARTS:
         for name in ("text", "value"):
             if type(part.get(name)) is str:
                 return str(part[name])
-    raise RowError("type", f'"{key}" is no text part', "keep text only", field=key)
+    raise RowError("type", f'"{key}" is not a text part', "keep text only", field=key)
 
 
 # --- ShareGPT -----------------------------------------------------------------------------------
@@ -496,7 +481,7 @@ TO = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observat
 
 
 def shared(item: Any, key: str) -> Turn:
-    """One ShareGPT turn {from, value}; a tag we would not write ourselves is kept."""
+    """Read one ShareGPT turn {from, value}; keep a tag that we would write differently."""
     if type(item) is not dict:
         raise expected(item, "a turn {from, value}", key)
     if "from" not in item or "value" not in item:
@@ -525,20 +510,20 @@ def shared(item: Any, key: str) -> Turn:
 
 
 def shared_rows(messages: Sequence[Message]) -> list[Turn]:
-    """Messages as ShareGPT turns, `weight` where one says that it is trained or is not."""
+    """Write messages as ShareGPT turns, with `weight` if a turn states whether it is trained."""
     return [_shared_row(message) for message in messages]
 
 
 def _shared_row(message: Message) -> Turn:
     extra = dict(message.extra)
     tag, value = extra.pop("from", TO[message.role]), message.content
-    kept = _tool_fields(message)
+    tool_fields = _tool_fields(message)
     spoken = call_text(message.tool_calls) if message.tool_calls and not value else None
     if spoken is not None and (tag in CALLING or "from" not in message.extra):
-        # LLaMA-Factory's way, which has no place for a call's id.
+        # LLaMA-Factory's form, which cannot hold a call's id.
         tag, value = (tag if tag in CALLING else "function_call"), spoken
-        del kept["tool_calls"]
-    row = {"from": tag, "value": value, **kept, **extra}
+        del tool_fields["tool_calls"]
+    row = {"from": tag, "value": value, **tool_fields, **extra}
     return row if message.train is None else row | {"weight": int(message.train)}
 
 
@@ -546,33 +531,33 @@ def _shared_row(message: Message) -> Turn:
 
 
 def either(value: Any, key: str, role: str) -> list[Turn]:
-    """Text as one turn of `role`, or messages as they are, also where a table wrote them as text.
+    """Read text as one turn of `role`, or messages, also if a table wrote them as text.
 
-    A mixture of both in one column is told by whoever sees more than one row.
+    A column that mixes both is reported by whoever sees more than one row.
     """
     if type(value) is not str:
         return turns(value, key)
-    found = messages_in(value, key) if "{" in value[:40] else None
-    return [{"role": role, "content": value}] if found is None else turns(found, key)
+    messages = messages_in(value, key) if "{" in value[:40] else None
+    return [{"role": role, "content": value}] if messages is None else turns(messages, key)
 
 
 def split_completion(conversation: list[Turn], key: str) -> tuple[list[Turn], list[Turn]]:
-    """(prompt, completion): the completion is the last assistant turn, which must end the chat."""
+    """Return (prompt, completion): the last turn is the completion and must be an assistant's."""
     if not conversation or conversation[-1]["role"] != "assistant":
         raise RowError(
             "ends-with-user",
             f'"{key}" does not end with an assistant turn',
-            "end the conversation with an answer, or remove the row",
+            "end the conversation with an assistant turn, or remove the row",
             field=key,
         )
     return conversation[:-1], conversation[-1:]
 
 
 def split_sides(chosen: list[Turn], rejected: list[Turn]) -> Fields:
-    """The preference between two conversations that begin alike.
+    """Return the preference between two conversations that begin alike.
 
-    The prompt is what both share, cut back to a turn boundary before an answer; when the two were
-    not written for one prompt, each side's own is kept.
+    The prompt is what both share, cut back to a turn boundary before a completion. If the two
+    were written for different prompts, each side keeps its own.
     """
     before_chosen, answer = split_completion(chosen, "chosen")
     before_rejected, other = split_completion(rejected, "rejected")
@@ -598,7 +583,7 @@ def split_sides(chosen: list[Turn], rejected: list[Turn]) -> Fields:
 
 
 def _answers(rest: Sequence[Turn]) -> bool:
-    """Whether these turns are one answer: an assistant's turn, further ones only after tools."""
+    """Return whether these turns are one completion: further assistant turns only after tools."""
     before = "user"
     for turn in rest:
         role = turn["role"]
@@ -612,7 +597,7 @@ def _answers(rest: Sequence[Turn]) -> bool:
 
 
 def message_row(message: Message) -> Turn:
-    """A message as {role, content} with its tool fields and what it carried."""
+    """Write a message as {role, content} with its tool fields and its extra keys."""
     extra = dict(message.extra)
     row: Turn = {"role": extra.pop("role", message.role), "content": message.content}
     return row | _tool_fields(message) | extra
@@ -624,12 +609,12 @@ def _tool_fields(message: Message) -> Turn:
 
 
 def message_rows(messages: Sequence[Message]) -> list[Turn]:
-    """Messages as {role, content} objects."""
+    """Write messages as {role, content} objects."""
     return [message_row(message) for message in messages]
 
 
 def trained_rows(messages: Sequence[Message], key: str, kind: type) -> list[Turn]:
-    """`message_rows` with `key` on turns that say whether they are trained."""
+    """Write `message_rows` with `key` on turns that state whether they are trained."""
     return [
         row if message.train is None else row | {key: kind(message.train)}
         for row, message in zip(message_rows(messages), messages, strict=True)
@@ -637,7 +622,7 @@ def trained_rows(messages: Sequence[Message], key: str, kind: type) -> list[Turn
 
 
 def openai_rows(messages: Sequence[Message]) -> list[Turn]:
-    """Messages as OpenAI's fine-tuning takes them: `weight` 0 or 1, arguments as JSON text."""
+    """Write messages for OpenAI's fine-tuning: `weight` 0 or 1, arguments as JSON text."""
     rows = trained_rows(messages, "weight", int)
     for row in rows:
         if row.get("tool_calls"):
@@ -646,7 +631,7 @@ def openai_rows(messages: Sequence[Message]) -> list[Turn]:
 
 
 def only_text(messages: Sequence[Message], key: str) -> str:
-    """The text of a side that must be a single turn; several turns are more than text holds."""
+    """Return the text of a side that must be a single turn; plain text cannot hold more."""
     if len(messages) != 1:
         raise RowError(
             "shape",
@@ -658,7 +643,7 @@ def only_text(messages: Sequence[Message], key: str) -> str:
 
 
 def text_or_rows(messages: Sequence[Message], role: str) -> str | list[Turn]:
-    """Text when one plain turn of `role` says it all, messages otherwise."""
+    """Return text if one plain turn of `role` holds everything, else messages."""
     if len(messages) == 1 and messages[0].role == role and _is_plain(messages[0]):
         return messages[0].content
     return message_rows(messages)
@@ -670,11 +655,8 @@ def _is_plain(message: Message) -> bool:
     )
 
 
-def sides_of(record: Record) -> tuple[list[Message], list[Message]]:
-    """(prompt + chosen, prompt + rejected) of a preference, each with the prompt it answered."""
-    from alignkit.data.records import Preference
-
-    assert isinstance(record, Preference)
+def sides_of(record: Preference) -> tuple[list[Message], list[Message]]:
+    """Return (prompt + chosen, prompt + rejected) of a preference, each with its own prompt."""
     before_chosen = record.prompt if record.prompt_chosen is None else record.prompt_chosen
     before_rejected = record.prompt if record.prompt_rejected is None else record.prompt_rejected
     return [*before_chosen, *record.chosen], [*before_rejected, *record.rejected]
@@ -692,7 +674,7 @@ def ranking(
     models: Sequence[str | None] | None = None,
     scores: Sequence[float | None] | None = None,
 ) -> Fields:
-    """The fields of a ranking; a null rank leaves its completion unranked."""
+    """Return the fields of a ranking; a null rank leaves its completion unranked."""
     names = cids or [f"c{position}" for position in range(len(completions))]
     candidates = [
         {
@@ -708,20 +690,27 @@ def ranking(
 
 
 def ranks_by_score(scores: Sequence[float | None]) -> list[int | None]:
-    """Rank 1 for the highest score, equal scores tie, no score stays unranked."""
+    """Rank the highest score 1; equal scores tie, a missing score stays unranked."""
     order = sorted({score for score in scores if score is not None}, reverse=True)
     return [None if score is None else order.index(score) + 1 for score in scores]
 
 
+def only_candidate(record: Any) -> Any:
+    """Return the candidate of a record that must have one; a flat format cannot hold more."""
+    if len(record.candidates) != 1:
+        raise RowError("shape", "this format holds one completion per row", "choose another format")
+    return record.candidates[0]
+
+
 def two_candidates(record: Any, what: str) -> tuple[str, str, str]:
-    """(first text, second text, `first`|`second`|`tie`|`none`) of a ranking of two."""
+    """Return (first text, second text, `first`|`second`|`tie`|`none`) of a ranking of two."""
     order = two_ranks(record, what)
     left, right = record.candidates
     return only_text(left.messages, left.cid), only_text(right.messages, right.cid), order
 
 
 def two_ranks(record: Any, what: str) -> str:
-    """Which of a ranking's two candidates is better: `first`, `second`, `tie` or `none`."""
+    """Return which of a ranking's two candidates is better: `first`, `second`, `tie`, `none`."""
     if len(record.candidates) != 2:
         raise RowError(
             "shape",
@@ -746,5 +735,5 @@ PAIR_RANKS: dict[str, tuple[int | None, int | None]] = {
 
 
 def prompt_text(record: Any) -> str:
-    """The prompt as the one user text that a plain format holds."""
+    """Return the prompt as the single user text that a plain format holds."""
     return only_text(record.prompt, "prompt")
