@@ -20,7 +20,7 @@ from alignkit.ppo.advantages import gae, token_rewards, whiten
 from alignkit.ppo.loop import Targets
 from alignkit.ppo.rewards import ModelReward, Rewards
 from alignkit.ppo.rollout import Rollout
-from alignkit.ppo.session import practise
+from alignkit.ppo.session import train_online
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
 from alignkit.recipe.settings import PpoConfig
 from alignkit.training.context import StageContext
@@ -35,7 +35,7 @@ def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
     def critic(backbone: Backbone, rewards: Rewards, iterations: int) -> ValueLearner:
         return start_value(backbone, config, context, rewards, iterations)
 
-    return practise(config, context, advantages, critic=critic)
+    return train_online(config, context, advantages, critic=critic)
 
 
 def ppo_targets(rollout: Rollout, kl: Tensor, kl_coef: float, config: PpoConfig) -> Targets:
