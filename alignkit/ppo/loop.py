@@ -23,7 +23,7 @@ from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.forward.generation import Completion
 from alignkit.model.backbone import POLICY, Backbone
 from alignkit.model.heads import Scale
-from alignkit.model.probe import check_answer
+from alignkit.model.probe import check_outputs
 from alignkit.ppo.advantages import (
     explained_variance,
     k3,
@@ -217,7 +217,7 @@ class OnlineTrainer:
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
         # Weights of 1e30 are finite, but the logits they give are not: check before sampling again.
-        check_answer(self.backbone, POLICY, after="this update")
+        check_outputs(self.backbone, POLICY, after="this update")
         self._warn_of_foreign_samples(rollout, row)
         # After the targets were computed: this iteration's KL steers the next one's penalty.
         self.state.kl_coef = next_kl_coef(

@@ -9,7 +9,7 @@ import orjson
 
 from alignkit.data.chat import Encoder
 from alignkit.model.backbone import POLICY, REFERENCE, Backbone
-from alignkit.model.probe import check_answer
+from alignkit.model.probe import check_outputs
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import read_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
@@ -124,7 +124,7 @@ def save_results(trainer: OnlineTrainer, metrics: dict[str, Any]) -> dict[str, A
     if rank() == 0:
         if trainer.critic is not None:
             critic = trainer.critic
-            check_answer(backbone, critic.adapter, critic.head)
+            check_outputs(backbone, critic.adapter, critic.head)
             backbone.save_adapter(critic.adapter, context.directory / "value", head=critic.head)
         scales = orjson.dumps(metrics["score_scales"], option=orjson.OPT_APPEND_NEWLINE)
         (context.directory / "score_scales.json").write_bytes(scales)
