@@ -341,7 +341,7 @@ def test_a_learning_rate_that_destroys_the_policy_ends_the_run(
     with pytest.raises(TrainingFailed, match=r"not finite|loss is nan") as caught:
         stage.run(config, context)
     assert "(iteration 1 of 4). lower learning_rate" in str(caught.value)
-    assert "(no checkpoint was due before it)" in str(caught.value)
+    assert "(no checkpoint was saved before it)" in str(caught.value)
     assert not (context.directory / "adapter").exists()
     assert not list(context.checkpoints.glob("checkpoint-*"))
 
@@ -406,7 +406,7 @@ def test_kl_beyond_its_limit_stops_and_says_what_to_change(workplace, clear_mode
 def test_a_guard_says_which_checkpoint_is_left(workplace, clear_model):
     broken = {"kl_limit": 0.5, "learning_rate": 3e-2, "total_episodes": 320}
     context = surroundings(workplace / "early", clear_model)
-    with pytest.raises(TrainingFailed, match=r"no checkpoint was due before it"):
+    with pytest.raises(TrainingFailed, match=r"no checkpoint was saved before it"):
         ppo.run(settings(**broken), context)
     context = surroundings(workplace / "late", clear_model)
     with pytest.raises(TrainingFailed) as stopped:

@@ -99,7 +99,7 @@ def test_running_out_of_memory_changes_neither_loss_nor_gradient(caplog):
     assert parts.grad.item() == pytest.approx(whole.grad.item(), rel=1e-6)
     assert micro.size == 2
     assert [r.getMessage() for r in caplog.records] == [
-        "out of memory with 5 rows in a forward; going on with 2"
+        "out of memory with 5 rows per forward; continuing with 2"
     ]
 
 
@@ -136,4 +136,4 @@ def test_the_longest_rows_are_tried_before_the_first_step(caplog):
     assert weight.grad is None
     assert not trainer.is_measuring
     assert torch.equal(torch.get_rng_state(), state)
-    assert caplog.messages == ["memory holds 2 of 4 rows in a forward"]
+    assert caplog.messages == ["memory holds 2 of 4 rows per forward"]
