@@ -218,7 +218,7 @@ def by_padded_rows(
     index = layout.sent("gather", gather, query.device)
 
     def rows(states: Tensor) -> Tensor:
-        """(1, heads, row, d) as (branches, heads, width, d)."""
+        """Gather (1, heads, row, d) into (branches, heads, width, d)."""
         heads, width = states.shape[1], len(gather) // len(layout.branches)
         return states[0, :, index].view(heads, -1, width, states.shape[3]).transpose(0, 1)
 

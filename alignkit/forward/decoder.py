@@ -127,6 +127,7 @@ class Decoder:
         hidden = self.embed(ids[:, None]).to(self.dtype)
         width = self.cache.length + 1
         bias = None
+        # Columns left of a row's first token are padding; without any, no mask is needed at all.
         if self.is_padded:
             hidden_keys = torch.arange(width, device=ids.device) < self.padding[:, None]
             bias = hidden.new_zeros(len(ids), 1, 1, width)
@@ -219,6 +220,7 @@ class Decoder:
         scores = grouped @ keys.transpose(2, 3) * self.shape.scaling
         if bias is not None:
             scores = scores + bias
+        # The softmax is in fp32 whatever the dtype, as in transformers' eager attention.
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return (weights @ values).flatten(1)[:, None]
 
@@ -355,7 +357,7 @@ def _mergeable(module: nn.Module) -> bool:
 def _fits(body: Any, device: torch.device, share: float = 0.25) -> bool:
     """Return whether a dense copy of the layers takes at most `share` of the free memory."""
     width = body.norm.weight.element_size()
-    numbers = 0
+    numbers = 0  # of one layer; all layers have the same sizes
     for module in body.layers[0].modules():
         if isinstance(module, nn.Linear):
             numbers += module.in_features * module.out_features

@@ -21,7 +21,7 @@ TOKEN_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 @contextmanager
 def read_positions(base: Any, states: Tensor, row: int) -> Iterator[bool]:
-    """Inside, let the last layer of `base` compute only the positions in `states` (picked,).
+    """Narrow the last layer of `base` to the positions in `states` (picked,) inside the block.
 
     At the other positions its output is zero. `row` is the number of positions in all. Yield True
     when the layer is narrowed. Yield False when it is left as it is: when most positions are used,

@@ -86,6 +86,7 @@ class Layout:
         for start, segment in zip(begins, self.segments, strict=False):
             prompt = range(start, start + segment.prompt)
             stop = prompt.stop
+            # A prompt alone gets an empty branch, which carries the prompt's queries.
             for number, length in enumerate(segment.branches or (0,)):
                 branches.append(Branch(prompt, range(stop, stop + length), number == 0))
                 stop += length
@@ -131,6 +132,8 @@ class Layout:
         """Prompts with their first branch in one call, all other branches in a second."""
         calls = {}
         for name, firsts in {"first": True, "others": False}.items():
+            # Each query must be in exactly one call. A later branch that is empty has none, and
+            # kernels take no run of length zero.
             chosen = [b for b in self.branches if b.is_first is firsts and b.queries]
             if chosen:
                 calls[name] = VarlenCall(

@@ -105,7 +105,7 @@ class _FrozenHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return log-probs (tokens,) and entropies (tokens,), the latter empty unless asked for."""
         compute = _compute_dtype(hidden, weight)
-        if compute != torch.float32:
+        if compute != torch.float32:  # cast once here; in fp32, `blocks` casts block by block
             weight = weight.to(compute)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
@@ -114,6 +114,7 @@ class _FrozenHead(torch.autograd.Function):
         # One buffer holds the logits of every chunk in turn.
         room = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
         minus_one = room.new_full((rows, 1), -1.0)
+        # Whether logits are linear in `hidden`, and the gradient exact enough to read E[z] from it.
         is_linear = (
             gradient is not None and softcap is None and bias is None and compute == torch.float32
         )
@@ -157,7 +158,7 @@ def _logits(
     for part, block in blocks(weight, hidden.dtype):
         if hidden.dtype == torch.float32:
             torch.mm(hidden, block.t(), out=logits[:, part])
-        else:
+        else:  # `out` must have the dtype of the operands, so multiply in theirs and upcast
             logits[:, part] = torch.mm(hidden, block.t())
     if bias is not None:
         logits.add_(bias)

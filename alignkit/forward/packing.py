@@ -79,6 +79,7 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
         for prompt, completions in tree.items()
     ]
     ids = [i for prompt, branches in fed for part in (prompt, *branches) for i in part]
+    # Every branch continues the prompt's positions, as if it alone followed the prompt.
     positions = [
         i
         for prompt, branches in fed
@@ -155,7 +156,7 @@ def pad(groups: Sequence[Group], pad_token_id: int, which: Which = "tokens") -> 
 def pad_sequences(
     ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]], pad_token_id: int
 ) -> PaddedRows:
-    """Do as `pack_sequences`, on padded rows."""
+    """Pad what `pack_sequences` packs: one row per sequence."""
     counted = [
         [i - 1 for i in range(1, len(sequence)) if mask[i]]
         for sequence, mask in zip(ids, masks, strict=True)
@@ -189,6 +190,7 @@ Tree = dict[tuple[int, ...], list[tuple[int, ...]]]
 
 def _merged(groups: Sequence[Group]) -> Tree:
     """Return each distinct prompt with its distinct completions, in order of first appearance."""
+    # The inner dict is a set that keeps its order.
     tree: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for group in groups:
         branches = tree.setdefault(tuple(group.prompt), {})

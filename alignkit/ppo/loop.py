@@ -168,7 +168,7 @@ class OnlineTrainer:
                 # add a row that the checkpoint's iteration never wrote.
                 self._write(row)
                 advance(1)
-                # All ranks must agree to stop, or those that go on would wait for the others.
+                # All ranks must agree to stop, or those that continue would wait for the others.
                 stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
                 if self._checkpoint_is_due() or stopping:
                     self._save()
@@ -256,6 +256,8 @@ class OnlineTrainer:
         # The k completions of a prompt stand next to each other: `leave_one_out` relies on it, and
         # the prompt is then read once.
         prompts = [self.prompts[number] for number in order for _ in range(self.k)]
+        # Every rank samples its slice under the row numbers of the whole batch, so several ranks
+        # draw what one would.
         mine, first_row = local_share(prompts)
         with self._timed("rollout"):
             samples, completions = self.sampler.sample(
@@ -345,6 +347,7 @@ class OnlineTrainer:
         mask = rollout.mask
         log_ratio = (rollout.logps - rollout.ref_logps) * mask
         scores = all_rows(rollout.scores)
+        # What the reward was charged, by the configured estimator; objective/kl is always k1's.
         charged = float(all_rows(penalty.sum(1)).mean()) * self.state.kl_coef
         row = {
             "objective/kl": float(all_rows(log_ratio.sum(1)).mean()),
@@ -440,6 +443,8 @@ class OnlineTrainer:
 
     def _check_capture(self, samples: list[Sample], completions: list[Completion]) -> None:
         """Compute log-probs again from now on if those captured while sampling are inexact."""
+        # The update compares its log-probs with the rollout's: an error here is a ratio that is not
+        # 1 before the first step.
         if self.sampler.captures_logps:
             captured = self.sampler.own_logps(samples, completions)
             gap = float((captured - self.sampler.logps(samples, POLICY)).abs().max())
@@ -487,6 +492,8 @@ class OnlineTrainer:
         score, prompts = result.metrics["eval/score"], len(result.samples)
         evaluation = Evaluation(self.state.iteration, score, result.win_rate, prompts)
         self.state.history.append(evaluation)
+        # The alarm first: a policy that raises it must not become the best one, however high its
+        # objective, since the objective is what it exploits.
         alarm = reward_hacking(self.state.history, self._judge)
         if alarm is None and result.metrics["eval/objective"] > self.state.best_objective:
             self.state.best_objective = result.metrics["eval/objective"]
@@ -552,7 +559,7 @@ class OnlineTrainer:
 
     def _write_all(self, directory: Path) -> None:
         save_tree(directory / "policy.safetensors", copies(self.backbone.parameters_of(POLICY)))
-        save_tree(directory / "best.safetensors", self.best)
+        save_tree(directory / "best.safetensors", self.best)  # the run may end in it
         for name, part in self._stateful().items():
             save_tree(directory / f"{name}.safetensors", part.state_dict())
         if self.critic is not None:
@@ -597,6 +604,7 @@ class OnlineTrainer:
         saved["history"] = [Evaluation(**past) for past in saved["history"]]
         self.state = State(**saved)
         self.sampler.captures_logps = self.state.captures_logps
+        # Scales and baseline belong to the starting policy: they cannot be measured again.
         self.rewards.scales = [Scale(**scale) for scale in tree["scales"]]
         if self.critic is not None:
             self.critic.head.scale = Scale(**tree["value_scale"])

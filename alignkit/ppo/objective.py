@@ -46,6 +46,8 @@ def policy_terms(
     ρ = π/π_old per token. `dual_clip` c bounds the loss of tokens with A < 0 and a large ratio: the
     objective becomes max(min(…), cA) (eq. 5 of arXiv:1912.09729). `entropy_coef` adds a bonus.
     """
+    # A ratio of probabilities, computed as exp of a difference of logs: dividing the probabilities
+    # would underflow.
     log_ratio = (logps - old_logps).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
     ratio = log_ratio.exp()
     # The paper maximises a minimum; a loss has the sign flipped, so it is the maximum here. Where
@@ -53,6 +55,7 @@ def policy_terms(
     free = -ratio * advantages
     clipped = -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
     losses = torch.maximum(free, clipped)
+    # For A < 0 the maximum above has no bound as the ratio grows: one such token can ruin a step.
     if dual_clip is not None:
         losses = torch.where(advantages < 0, losses.minimum(-dual_clip * advantages), losses)
     loss = losses.sum()

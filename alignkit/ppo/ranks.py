@@ -46,7 +46,7 @@ def all_rows(numbers: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks; losses are divided by global counts, so no mean is due."""
+    """Add up the gradients of all ranks; losses are divided by global counts, so take no mean."""
     if world_size() == 1:
         return
     for parameter in parameters:

@@ -157,6 +157,7 @@ def newest_valid(
     """
     if not directory.is_dir():
         return None
+    # What a killed save left: never sealed, so never used.
     for leftover in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
     for step in reversed(_steps(directory)):
@@ -203,6 +204,7 @@ def check_sealed(path: Path) -> dict[str, Any]:
         raise ModelError(f"{SEAL} does not list its files", where=str(path)) from None
     if not isinstance(fingerprint, dict):
         raise ModelError(f"{SEAL} does not say which run it is from", where=str(path))
+    # A directory renamed by hand would resume the data at the wrong step.
     if content.get("step") != _step_of(path):
         raise ModelError(f"it was sealed as step {content.get('step')}", where=str(path))
     for name, file_seal in files.items():
@@ -304,7 +306,7 @@ def stop_requests(say: Say = lambda _: None) -> Iterator[StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
-            os._exit(128 + number)
+            os._exit(128 + number)  # not `exit`: whatever hangs now would also hang cleanup
         request.signal_number = number
         say("stopping after this step; a second signal stops at once")
 
@@ -353,6 +355,7 @@ class SealedCheckpoints(_Trainer):
         if checkpoint:
             say(f"resuming from {checkpoint.name}")
         self._log = log
+        # Steps after the checkpoint are trained again, and would be in the log twice.
         if log is not None:
             rewind_log(log, load_tree(checkpoint / PROGRESS)["log_size"] if checkpoint else 0)
         if checkpoint and self._was_finished(checkpoint):
@@ -526,6 +529,9 @@ class SealedCheckpoints(_Trainer):
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
 
+    # Every process draws its own random numbers (dropout, shuffling of its share), so each of their
+    # states is saved, and restored to the process with the same number.
+
     def _save_distributed(self) -> None:
         """Let rank 0 write the checkpoint; the others send it their random states."""
         states: list[Any] = [None] * self.args.world_size
@@ -570,6 +576,8 @@ class SealedCheckpoints(_Trainer):
 
     # --- reading -------------------------------------------------------------------------------
 
+    # Each of these replaces a method of Trainer that would unpickle a file.
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
         self._load_weights(Path(resume_from_checkpoint))
@@ -585,6 +593,7 @@ class SealedCheckpoints(_Trainer):
             )
         with torch.no_grad():
             for name, parameter in trainable.items():
+                # `copy_` alone would broadcast one shape to another and cast one dtype to another.
                 if parameter.shape != saved[name].shape or parameter.dtype != saved[name].dtype:
                     raise ModelError(
                         f"{name} is {tuple(saved[name].shape)} {saved[name].dtype}, this model "
@@ -624,6 +633,7 @@ class SealedCheckpoints(_Trainer):
         # Take the intervals of logging and saving from the settings now; they change no weight.
         """Restore callbacks, and the path of the best checkpoint even if the run was moved."""
         state.compute_steps(self.args, max_steps)
+        # Trainer's state holds an absolute path; after a move the best is still next to this one.
         if state.best_global_step:
             best = checkpoint.with_name(f"{PREFIX}{state.best_global_step}")
             state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -714,6 +724,7 @@ def _check_space(directory: Path) -> None:
 
 
 def _rotate(directory: Path, keep: int, also_keep: int | None) -> None:
+    # `also_keep` is the best step, which `load_best_model_at_end` needs at the end.
     for step in _steps(directory)[:-keep]:
         if step != also_keep:
             shutil.rmtree(directory / f"{PREFIX}{step}")
@@ -737,7 +748,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         name = str(len(tensors))
         if isinstance(value, np.ndarray):
-            tensors[name] = torch.from_numpy(value.copy())
+            tensors[name] = torch.from_numpy(value.copy())  # numpy's random state holds an array
             return ["array", name]
         tensors[name] = value.detach().cpu().contiguous().clone()
         return ["tensor", name]

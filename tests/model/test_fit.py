@@ -113,12 +113,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"20 of 20 weights that LlamaForCausalLM needs are missing: model.embed_tokens.weight, "
         r".* and 17 more.*'_orig_mod\.', likely the prefix.*replace\('_orig_mod\.', '', 1\)",
     ),
-    "in parallel": (prefixed("module."), r"20 of 20 .*'module\.', the likely prefix"),
-    "of PEFT": (prefixed("base_model.model."), r"20 of 20 .*'base_model\.model\.', the likely"),
-    "of two wrappers": (prefixed("_orig_mod.module."), r"20 of 20 .*'_orig_mod\.module\.', the"),
+    "in parallel": (prefixed("module."), r"20 of 20 .*'module\.', likely the prefix"),
+    "of PEFT": (prefixed("base_model.model."), r"20 of 20 .*'base_model\.model\.', likely the"),
+    "of two wrappers": (prefixed("_orig_mod.module."), r"20 of 20 .*'_orig_mod\.module\.', likely"),
     "layers wrapped": (
         inserted("_checkpoint_wrapped_module."),
-        r"18 of 20 .*'_checkpoint_wrapped_module\.', the likely prefix",
+        r"18 of 20 .*'_checkpoint_wrapped_module\.', likely the prefix",
     ),
     "adapter not merged": (with_an_adapter_inside, r"20 of 20 .*merge it \(merge_and_unload\)"),
     "layer lost": (without(LAYER), r"9 of 20 .*model.layers.1.input_layernorm.weight, "),
