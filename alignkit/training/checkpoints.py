@@ -157,7 +157,7 @@ def newest_valid(
     """
     if not directory.is_dir():
         return None
-    # What a killed save left: never sealed, so never used.
+    # What a killed save left: unfinished, or replaced by a newer one of the same step.
     for leftover in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
     for step in reversed(_steps(directory)):
