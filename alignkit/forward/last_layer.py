@@ -28,18 +28,18 @@ def read_positions(base: Any, states: Tensor, row: int) -> Iterator[bool]:
     when its parts do not have the usual names, or when gradient checkpointing will recompute it.
     """
     wanted = torch.unique(states)
-    modules = _token_wise(base)
+    modules = _token_wise_parts(base)
     if not modules or len(wanted) > MOST_ROWS * row or base.is_gradient_checkpointing:
         yield False
         return
     with ExitStack() as narrowed:
         for module in modules:
-            narrowed.enter_context(_narrowed(module, wanted))
+            narrowed.enter_context(_narrow(module, wanted))
         yield True
 
 
 @contextmanager
-def _narrowed(module: nn.Module, wanted: Tensor) -> Iterator[None]:
+def _narrow(module: nn.Module, wanted: Tensor) -> Iterator[None]:
     """Make `module`, which treats tokens independently, return zero for those not in `wanted`."""
     own, patched = module.forward, module.__dict__.get("forward")
 
@@ -58,7 +58,7 @@ def _narrowed(module: nn.Module, wanted: Tensor) -> Iterator[None]:
             module.forward = patched
 
 
-def _token_wise(base: Any) -> list[nn.Module]:
+def _token_wise_parts(base: Any) -> list[nn.Module]:
     """Return the parts of the last decoder layer that treat tokens independently."""
     layers = getattr(base.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):

@@ -134,7 +134,7 @@ class _FrozenHead(torch.autograd.Function):
                 weights = logits.scatter_add_(1, targets[part, None], minus_one[: len(logits)])
                 if slope is not None:  # chain rule through the cap
                     weights.mul_(slope)
-                gradient[part] = _summed(weights, weight, compute).mul_(-scale)
+                gradient[part] = _sum_rows(weights, weight, compute).mul_(-scale)
                 if entropy and is_linear:
                     # H = log Z - E[z] = (z_t - E[z]) - logp, and where z is linear in h the bracket
                     # is <h, d logp / d h>: the entropy costs no pass over the vocabulary.
@@ -165,7 +165,7 @@ def _logits(
     return logits if scale == 1.0 else logits.mul_(scale)
 
 
-def _summed(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
+def _sum_rows(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
     """Return the rows of the head summed by weights (rows, vocabulary): (rows, hidden)."""
     total = torch.zeros(len(weights), weight.shape[1], dtype=compute, device=weight.device)
     for part, block in blocks(weight, compute):

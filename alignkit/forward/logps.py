@@ -98,7 +98,7 @@ def completion_states(
     packs = _shares(base, _longest(groups), path)
     rows = pack(groups, which) if packs else pad(groups, pad_token_id, which)
     states, _ = _states(base, rows)
-    return states if rows.copies is None else states[_moved(rows.copies, states.device)]
+    return states if rows.copies is None else states[_to_device(rows.copies, states.device)]
 
 
 def sequence_logps(
@@ -168,14 +168,14 @@ def _logps(
 ) -> CompletionLogps:
     _check_head(base)
     states, device = _states(base, rows)
-    targets = _moved(rows.targets, device)
+    targets = _to_device(rows.targets, device)
     per_token, entropies = token_logps(
         LmHead.of(base), states, targets, temperature=temperature, entropy=entropy
     )
     if rows.copies is not None:
-        copies = _moved(rows.copies, device)
+        copies = _to_device(rows.copies, device)
         per_token, entropies = per_token[copies], None if entropies is None else entropies[copies]
-    lengths = _moved(rows.lengths, device)
+    lengths = _to_device(rows.lengths, device)
     # Without output_size the device would have to report the sum of lengths to the host.
     owner = torch.repeat_interleave(lengths, output_size=len(per_token))
     sums = per_token.new_zeros(len(rows.lengths)).index_add(0, owner, per_token)
@@ -185,9 +185,9 @@ def _logps(
 def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor, torch.device]:
     """Return the picked final hidden states (picked, hidden), and the device they are on."""
     device = _embedding(base).device
-    inputs = {"input_ids": _moved(rows.ids, device), "use_cache": False}
+    inputs = {"input_ids": _to_device(rows.ids, device), "use_cache": False}
     if isinstance(rows, PackedRow):
-        inputs["position_ids"] = _moved(rows.positions, device)
+        inputs["position_ids"] = _to_device(rows.positions, device)
         with (
             segment_attention(base),
             read_positions(base, rows.states, rows.ids.shape[1]) as ends_only,
@@ -197,9 +197,9 @@ def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor
         if states.requires_grad and base.is_gradient_checkpointing:
             keep_for_backward(base, states)
     else:
-        inputs["attention_mask"] = _moved(rows.mask, device)
+        inputs["attention_mask"] = _to_device(rows.mask, device)
         states = base.base_model(**inputs).last_hidden_state
-    return states.flatten(0, 1)[_moved(rows.states, states.device)], states.device
+    return states.flatten(0, 1)[_to_device(rows.states, states.device)], states.device
 
 
 def _embedding(base: PreTrainedModel) -> Tensor:
@@ -208,7 +208,7 @@ def _embedding(base: PreTrainedModel) -> Tensor:
     return weight
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -71,7 +71,7 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
     DataError for an empty prompt or completion.
     """
     check_groups(groups)
-    tree = _merged(groups)
+    tree = _merge(groups)
     # A state predicts the *next* token. So for `tokens` the last token of a completion is never
     # fed to the model: nothing is predicted from it.
     fed = [
@@ -87,7 +87,7 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
         for i in range(first, first + len(part))
     ]
     segments = tuple(Segment(len(p), tuple(map(len, branches))) for p, branches in fed)
-    states, targets, spans = _picked(tree, segments, which)
+    states, targets, spans = _pick_states(tree, segments, which)
     # Merging groups also changed their order. Restore the caller's: for each of its completions,
     # the span of picked states, which several equal completions share.
     ordered = [spans[tuple(g.prompt), tuple(c)] for g in groups for c in g.completions]
@@ -150,7 +150,7 @@ def pad(groups: Sequence[Group], pad_token_id: int, which: Which = "tokens") -> 
         for (p, c), skipped in zip(pairs, first, strict=True)
     ]
     targets = [i for _, c in pairs for i in c] if which == "tokens" else []
-    return _padded(rows, counted, targets, pad_token_id)
+    return _pad_rows(rows, counted, targets, pad_token_id)
 
 
 def pad_sequences(
@@ -162,7 +162,7 @@ def pad_sequences(
         for sequence, mask in zip(ids, masks, strict=True)
     ]
     targets = [s[i + 1] for s, places in zip(ids, counted, strict=True) for i in places]
-    return _padded([list(s) for s in ids], counted, targets, pad_token_id)
+    return _pad_rows([list(s) for s in ids], counted, targets, pad_token_id)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -183,7 +183,7 @@ def check_groups(groups: Sequence[Group]) -> None:
 Tree = dict[tuple[int, ...], list[tuple[int, ...]]]
 
 
-def _merged(groups: Sequence[Group]) -> Tree:
+def _merge(groups: Sequence[Group]) -> Tree:
     """Return each distinct prompt with its distinct completions, in order of first appearance."""
     # The inner dict is a set that keeps its order.
     tree: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
@@ -193,7 +193,7 @@ def _merged(groups: Sequence[Group]) -> Tree:
     return {prompt: list(branches) for prompt, branches in tree.items()}
 
 
-def _picked(
+def _pick_states(
     tree: Tree, segments: Sequence[Segment], which: Which
 ) -> tuple[list[int], list[int], dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]]]:
     """Return the states to pick from the row, their targets, and each completion's span of them."""
@@ -217,7 +217,7 @@ def _picked(
     return states, targets, spans
 
 
-def _padded(
+def _pad_rows(
     rows: Sequence[list[int]],
     counted: Sequence[Sequence[int]],
     targets: Sequence[int],

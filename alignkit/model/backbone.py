@@ -343,7 +343,7 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
     cached = load_cached_base(path, fingerprint) if path else None
     with staged(files) as directory:
         as_stored = cached is not None or stored_quantization(files) is not None
-        base = _loaded(cached or directory, files, config, quantize=not as_stored)
+        base = _load_directory(cached or directory, files, config, quantize=not as_stored)
     # Again, after loading: the files may have changed between the check and the load.
     if base_fingerprint(files, config) != fingerprint:
         raise ModelError("changed while it was being loaded", where=str(files.path))
@@ -353,7 +353,9 @@ def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
     return base
 
 
-def _loaded(directory: Path, files: ModelFiles, config: BackboneConfig, *, quantize: bool) -> Any:
+def _load_directory(
+    directory: Path, files: ModelFiles, config: BackboneConfig, *, quantize: bool
+) -> Any:
     """Load a directory with transformers, and check once more that no weight is missing."""
     from transformers import AutoModelForCausalLM
 

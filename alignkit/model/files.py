@@ -107,13 +107,13 @@ def _size(value: Any) -> int:
 
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """Return the files of the model called `name`. Raises ModelError with the nearest match."""
-    return _found(name, revision, frozenset())
+    return _find(name, revision, frozenset())
 
 
-def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
+def _find(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
     """Find the model; `passed` are the runs already followed to their base."""
     if name in EMBEDDED:
-        return _checked(ModelFiles(name, EMBEDDED[name], None))
+        return _check_loadable(ModelFiles(name, EMBEDDED[name], None))
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # unlike Path's, false for a name too long for any file
         return _from_directory(path.resolve(), revision, passed)
@@ -236,7 +236,7 @@ def _from_directory(path: Path, revision: str | None, passed: frozenset[Path]) -
     if adapter is None and (path / "adapter_config.json").exists():
         adapter = path
     if adapter is None:
-        return _checked(ModelFiles(str(path), path, revision))
+        return _check_loadable(ModelFiles(str(path), path, revision))
     base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if manifest.exists():
         recorded = read_json(manifest).get("backbone")
@@ -249,7 +249,7 @@ def _from_directory(path: Path, revision: str | None, passed: frozenset[Path]) -
         )
     if path in passed:
         raise ModelError("the adapter is its own base model", where=str(path))
-    files = _found(base, revision, passed | {path})
+    files = _find(base, revision, passed | {path})
     return ModelFiles(files.name, files.path, files.revision, adapter)
 
 
@@ -279,7 +279,7 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
             f"{did_you_mean(name, _known_names())}",
             hint="Give a directory, a hub id that is in the cache, or tiny for the embedded model",
         ) from None
-    return _checked(ModelFiles(name, path, path.name))
+    return _check_loadable(ModelFiles(name, path, path.name))
 
 
 def _known_names() -> list[str]:
@@ -305,7 +305,7 @@ def _nearest_path(path: Path) -> str:
     return f"; the nearest is {parent / close[0]}" if close else ""
 
 
-def _checked(files: ModelFiles) -> ModelFiles:
+def _check_loadable(files: ModelFiles) -> ModelFiles:
     """Refuse a model that cannot be loaded safely, or at all, naming the file."""
     path = files.path
     if not (path / CONFIG).is_file():

@@ -109,7 +109,7 @@ def _fit(files: ModelFiles, fingerprint: str) -> Fit:
     """Do the same, once per content."""
     del fingerprint  # only part of the cache's key
     stored = stored_tensors(files.path)
-    fit = _tried(files, stored)
+    fit = _load_without_contents(files, stored)
     check_complete(fit, files.path, stored)
     return fit
 
@@ -180,7 +180,7 @@ def check_targets(targets: Iterable[str], layers: Collection[str]) -> list[str]:
 # --- trying --------------------------------------------------------------------------------------
 
 
-def _tried(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
+def _load_without_contents(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
     """Load tensors of the stored sizes, on the device that keeps no contents."""
     import torch
 

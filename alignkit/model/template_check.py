@@ -59,9 +59,9 @@ EXAMPLES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 def templates_of(model: Path, given: str | None) -> list[tuple[str, str]]:
     """Return every template that may be used, with its file; empty when there is none."""
     if given:
-        return [(_limited(Path(given)), given)]
+        return [(_read_limited(Path(given)), given)]
     files = [model / "chat_template.jinja", *sorted((model / FURTHER).glob("*.jinja"))]
-    templates = [(_limited(path), str(path)) for path in files if path.is_file()]
+    templates = [(_read_limited(path), str(path)) for path in files if path.is_file()]
     for path in (model / "chat_template.json", model / "tokenizer_config.json"):
         if path.is_file():
             texts = _texts(read_json(path).get("chat_template"))
@@ -124,7 +124,7 @@ def _texts(value: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _limited(path: Path) -> str:
+def _read_limited(path: Path) -> str:
     try:
         stream = path.open("rb")
     except OSError as error:

@@ -136,7 +136,7 @@ class Worker:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             self.date = datetime.fromisoformat(request["date"])
             template = self._template(request)
-            return {"texts": [_rendered(template, job) for job in request["jobs"]]}
+            return {"texts": [_render(template, job) for job in request["jobs"]]}
         except Refused as error:
             return {"refused": str(error)}
         except MemoryError:
@@ -156,7 +156,7 @@ class Worker:
         return self.templates[key]
 
 
-def _rendered(template: Template, variables: dict[str, Any]) -> str:
+def _render(template: Template, variables: dict[str, Any]) -> str:
     messages = [_with_reasoning(message) for message in variables["messages"]]
     text = template.render(**{**variables, "messages": messages})
     if len(text) > FREE_CHARACTERS and len(text) > GROWTH * len(json.dumps(variables)):

@@ -41,7 +41,7 @@ def _try_limited(place: Path) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        tokenizer, rules = _loaded(place)
+        tokenizer, rules = _load(place)
         stages = _stages(rules)
         if _longest_token(tokenizer) > LONGEST_TOKEN:
             sys.stdout.write(f"a token has more than {LONGEST_TOKEN:,} characters")
@@ -56,7 +56,7 @@ def _try_limited(place: Path) -> NoReturn:
     sys.exit(0)
 
 
-def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
+def _load(place: Path) -> tuple[Any, dict[str, Any]]:
     """Return the backend, and the rules it was made from."""
     file = place / TOKENIZER
     if file.is_file():
@@ -68,7 +68,7 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
         # before.
         stages = _stages(rules)
         for text in (*_strings(rules.get("added_tokens")), *further, *_texts(rules)):
-            _normalised(stages, text)
+            _normalise(stages, text)
         made: Any = Tokenizer.from_file(str(file))
         made.add_special_tokens(further)
         return made, rules
@@ -128,14 +128,14 @@ def _flat(rule: Any) -> Iterator[Any]:
 def _use(tokenizer: Any, stages: list[Any], text: str) -> None:
     """Normalise, encode and decode a text; exit with the growth if that is too much."""
     most = _most(text)
-    _normalised(stages, text)
+    _normalise(stages, text)
     encoded = tokenizer.encode(text)
     ids = getattr(encoded, "ids", encoded)
     if len(ids) > most or len(tokenizer.decode(ids)) > most:
         _exit_with_growth(text)
 
 
-def _normalised(stages: list[Any], text: str) -> None:
+def _normalise(stages: list[Any], text: str) -> None:
     """Normalise a text; exit with the growth if that is too much."""
     normal, most = text, _most(text)
     for stage in stages:

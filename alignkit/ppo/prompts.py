@@ -34,7 +34,7 @@ def read_prompts(
         train, split_off = split_by_prompt(records, config.eval_fraction, context.seed)
         records, held_out = list(train), list(split_off)
     fitted = [
-        fit_prompts([_rendered(record, encoder) for record in part], config, context)
+        fit_prompts([_render(record, encoder) for record in part], config, context)
         for part in (records, held_out)
     ]
     if not fitted[0]:
@@ -97,7 +97,7 @@ def stop_ids(config: OnlineConfig, encoder: Encoder) -> list[int]:
     return [int(ids[0])]
 
 
-def _rendered(record: Any, encoder: Encoder) -> RolloutPrompt:
+def _render(record: Any, encoder: Encoder) -> RolloutPrompt:
     try:
         ids = encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
     except DataError as error:

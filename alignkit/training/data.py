@@ -44,9 +44,9 @@ def load_rows(
     Raise DataError when nothing is left.
     """
     unread = UnreadKeys(encoder) if encoder is not None else None
-    train, ties = _written(kind, open_file, make, config.data, config, context, unread)
+    train, ties = _write_rows(kind, open_file, make, config.data, config, context, unread)
     if config.eval_data:
-        held_out, eval_ties = _written(
+        held_out, eval_ties = _write_rows(
             kind, open_file, make, config.eval_data, config, context, unread
         )
         _warn_of_leaks(set(ties.prompts), eval_ties.prompts, held_out, context)
@@ -79,7 +79,7 @@ def _nothing_to_train(rows: int, config: TrainingConfig) -> DataError:
     )
 
 
-def _written(
+def _write_rows(
     kind: type[Row],
     open_file: Open[R],
     make: Callable[[R], Row | list[Row] | None],
@@ -98,7 +98,7 @@ def _written(
             if failed is not None:
                 continue  # read on, so that all bad rows of the files are reported first
             try:
-                ready = _made(record, make, unread)
+                ready = _make_rows(record, make, unread)
             except DataError as error:
                 failed = error
                 continue
@@ -127,7 +127,7 @@ def prepared(records: Iterator[R], encoder: Encoder) -> Iterator[R]:
         yield from part
 
 
-def _made(
+def _make_rows(
     record: R, make: Callable[[R], Row | list[Row] | None], unread: UnreadKeys | None
 ) -> list[Row]:
     """Return the rows of a record; add its place to an error."""
