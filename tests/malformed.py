@@ -323,7 +323,7 @@ MODELS = [
     model(49, "no chat template", without_template,
           r"/model: the tokenizer has no chat template\. Add chat_template: .* to the backbone"),
     model(50, "pad is eos", edited("tokenizer_config.json", pad_token="<|end|>"),
-          r"padding and the end of an answer are one token, <\|end\|>",
+          r"padding and the end of a completion are one token, <\|end\|>",
           code=0, needs_torch=True),
     model(51, "more tokens than rows", with_more_tokens,
           r"/model: the tokenizer has 100,000 tokens, the model's embedding 1,024 rows"),

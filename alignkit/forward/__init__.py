@@ -1,1 +1,1 @@
-"""The model's forward pass on packed rows: attention, log-probabilities, sampling."""
+"""Run a model forward on packed rows: attention, log-probs, hidden states and sampling."""

@@ -1,8 +1,9 @@
-"""Attention over packed rows: completions of one prompt see the prompt and themselves, no more.
+"""Attend within the segments of a packed row: a completion sees its prompt and itself only.
 
-Registered through transformers' attention interface, so no model code is touched. The layout of a
-row travels as a forward argument: layers recomputed by gradient checkpointing receive it again.
-Models whose attention is not plainly causal are named by `obstacle`, and must use padded rows.
+The kernels are registered through transformers' attention interface, so no model code is patched.
+The layout of a row travels as an argument of the forward: a layer that gradient checkpointing
+recomputes receives it again. `obstacle` names the models whose attention is not plainly causal;
+those use padded rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from alignkit.forward.layout import Layout
 
 NAME = "alignkit_segments"
 
-# Arguments with which a model changes attention itself; ignoring one would be silently wrong.
+# Arguments by which a model changes attention itself. Ignoring one would give wrong numbers without
+# an error, so they are refused.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
 
 OBSTACLES = {
@@ -50,10 +52,12 @@ def segment_attention_forward(
     segments: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function. query (1, heads, row, d), key and value (1, kv heads, …).
+    """Attend within segments; transformers calls this for every attention layer.
 
-    The output is (1, row, heads, d). Without `segments` the model's own function answers, which
-    happens when the backward recomputes a row that was never packed.
+    `query` is (1, heads, row, d); `key` and `value` are (1, kv heads, row, d). Return the output,
+    (1, row, heads, d), and no attention weights. Without `segments`, call the model's own
+    attention: that happens when the backward recomputes a row that was never packed. Raise
+    TypeError for an argument that changes attention itself.
     """
     if segments is None:
         arguments = (module, query, key, value, attention_mask)
@@ -70,7 +74,7 @@ def segment_attention_forward(
 
 @contextmanager
 def segment_attention(model: PreTrainedModel) -> Iterator[None]:
-    """`model` attends by segments until exit; its own attention comes back after."""
+    """Make `model` attend by segments inside the block; restore its own attention on exit."""
     _switch_on(model.config)
     try:
         yield
@@ -79,18 +83,21 @@ def segment_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def keep_for_backward(model: PreTrainedModel, states: Any) -> None:
-    """Segment attention while the backward through `states` runs, for layers it recomputes."""
+    """Use segment attention during the backward through `states`, for the layers it recomputes."""
 
-    def arrive(_: Tensor) -> None:
+    # Gradient checkpointing runs the layers again during the backward, long after the
+    # `segment_attention` block has ended. The hook fires when the first gradient reaches `states`,
+    # before any layer is recomputed; the engine's callback fires when the whole backward is done.
+    def switch_on_until_done(_: Tensor) -> None:
         _switch_on(model.config)
         engine: Any = Variable._execution_engine
         engine.queue_callback(lambda: _switch_off(model.config))
 
-    states.register_hook(arrive)
+    states.register_hook(switch_on_until_done)
 
 
 def obstacle(model: PreTrainedModel, longest: int) -> str | None:
-    """Why `model` cannot take packed rows whose sequences reach `longest` tokens, or None."""
+    """Return why `model` cannot take packed rows of sequences up to `longest` tokens, or None."""
     config = model.config
     settings = config.to_dict()
     if config.get_text_config() is not config:
@@ -106,18 +113,20 @@ def obstacle(model: PreTrainedModel, longest: int) -> str | None:
 
 
 def _layer_obstacle(settings: dict[str, Any], longest: int) -> str | None:
-    """A sliding window only stands in the way of sequences that are longer than it."""
+    """Return which kind of layer is in the way, or None."""
     kinds = set(settings.get("layer_types") or ())
     if strange := kinds - {"full_attention", "sliding_attention"}:
         return f"it has {', '.join(sorted(strange))} layers"
     window = settings.get("sliding_window")
     slides = "sliding_attention" in kinds if kinds else window is not None
+    # A window no shorter than the longest sequence hides nothing.
     if slides and window is not None and longest > window:
         return f"its attention slides over {window} tokens and a sequence has {longest}"
     return None
 
 
-# The implementation each switched-on config had, and how often it is switched on.
+# For each config: its own attention, and how often it is switched on now. A depth and not a flag:
+# one backward can pass through the states of several forwards, and each switches on and off.
 _switched: dict[int, tuple[str, int]] = {}
 
 
@@ -137,13 +146,13 @@ def _switch_off(config: PreTrainedConfig) -> None:
 
 def _own_function(module: Any) -> Callable[..., tuple[Tensor, None]]:
     own, _ = _switched[id(module.config)]
-    if own == "eager":  # never in the interface: each model file has its own
+    if own == "eager":  # not in the registry: every model file defines its own
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[own]
 
 
 # Kernels. Each takes query (1, heads, row, d), key and value (1, kv heads, row, d), the layout,
-# dropout and scale, and returns (1, row, heads, d).
+# dropout and scale, and returns (1, row, heads, d). All three compute the same function.
 
 
 def by_segment(
@@ -155,40 +164,43 @@ def by_segment(
     scale: float | None,
     is_last: bool = False,
 ) -> Tensor:
-    """One attention call per branch, each on exactly the keys it may see.
+    """Make one attention call per branch, on exactly the keys that branch may see.
 
-    In the last layer queries that nobody reads are answered with zero.
-
-    `split` rather than slices: its backward is one concatenation, where a slice's is a zero-filled
-    gradient of the whole row.
+    In the last layer (`is_last`) the output is zero for queries whose output nothing uses.
     """
     repeats = query.shape[1] // key.shape[1]
     branches = layout.read_branches if is_last else layout.branches
-    runs = [n for branch in branches for n in (branch.unread, len(branch.queries))]
-    queries = iter(torch.split(query, runs, dim=2))
+    # `split` and not slices: the backward of a split is one concatenation, that of each slice a
+    # zero-filled gradient of the whole row. Queries are cut differently from keys: a prompt's
+    # queries belong to its first branch, while its keys are shared by all of its branches.
+    query_lengths = [n for branch in branches for n in (branch.unread, len(branch.queries))]
+    queries = iter(torch.split(query, query_lengths, dim=2))
     keys = iter(torch.split(repeat_kv(key, repeats), layout.key_lengths, dim=2))
     values = iter(torch.split(repeat_kv(value, repeats), layout.key_lengths, dim=2))
     outputs = []
-    past: tuple[Tensor, Tensor]
+    of_prompt: tuple[Tensor, Tensor]
     for branch in branches:
         if branch.is_first:
-            past = next(keys), next(values)
-        unread, run, here = next(queries), next(queries), (next(keys), next(values))
+            of_prompt = next(keys), next(values)
+        skipped, asking, of_branch = next(queries), next(queries), (next(keys), next(values))
         if branch.unread:
-            outputs.append(torch.zeros_like(unread.transpose(1, 2)))
+            outputs.append(torch.zeros_like(skipped.transpose(1, 2)))
         if not branch.queries:
             continue
         if branch.own:
-            k, v = (torch.cat(pair, dim=2) for pair in zip(past, here, strict=True))
+            k, v = (torch.cat(pair, dim=2) for pair in zip(of_prompt, of_branch, strict=True))
         else:
-            k, v = past
+            k, v = of_prompt
+        # `is_causal` aligns the triangle at the top left: right only where queries and keys start
+        # at the same token. Where keys come first (a later branch, whose prompt was read before),
+        # the triangle belongs at the bottom right, and only an explicit mask puts it there.
         mask = None
         before = k.shape[2] - len(branch.queries)
         if before:
             mask = layout.mask(before, len(branch.queries), query)
         outputs.append(
             F.scaled_dot_product_attention(
-                run, k, v, mask, dropout, is_causal=not before, scale=scale
+                asking, k, v, mask, dropout, is_causal=not before, scale=scale
             ).transpose(1, 2)
         )
     return torch.cat(outputs, dim=1)
@@ -197,17 +209,18 @@ def by_segment(
 def by_padded_rows(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scale: float | None
 ) -> Tensor:
-    """Attention alone on padded rows (one per branch); linear layers stay packed.
+    """Pad for the attention alone, one row per branch; linear layers stay packed.
 
-    For accelerators without a varlen kernel: one large call, no mask over the whole row.
+    For accelerators without a varlen kernel: one large call, and no mask over the whole row.
     """
     repeats = query.shape[1] // key.shape[1]
     gather, back = layout.padded_rows
-    there = layout.sent("gather", gather, query.device)
+    index = layout.sent("gather", gather, query.device)
 
     def rows(states: Tensor) -> Tensor:
+        """Gather (1, heads, row, d) into (branches, heads, width, d)."""
         heads, width = states.shape[1], len(gather) // len(layout.branches)
-        return states[0, :, there].view(heads, -1, width, states.shape[3]).transpose(0, 1)
+        return states[0, :, index].view(heads, -1, width, states.shape[3]).transpose(0, 1)
 
     out = F.scaled_dot_product_attention(
         rows(query),
@@ -217,6 +230,8 @@ def by_padded_rows(
         is_causal=True,
         scale=scale,
     )
+    # A prompt is in the row of each of its branches, but `back` takes it from only one of them.
+    # The gradient stays complete: its keys and values were gathered into all of those rows.
     return out.transpose(1, 2).flatten(0, 1)[layout.sent("back", back, query.device)][None]
 
 
@@ -229,16 +244,18 @@ def by_varlen(
     scale: float | None,
     kernel: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Two calls of a varlen kernel: prompts with their first branch, then all other branches.
+    """Call a varlen kernel twice: for prompts with their first branch, then for all other branches.
 
-    The second call's keys are the prompt gathered in front of each branch, causal from the bottom
-    right. `kernel` follows flash_attn_varlen_func: (tokens, heads, d) with cumulative lengths.
+    The second call's keys are the prompt gathered in front of each branch. Where a sequence has
+    fewer queries than keys, the kernel must align its causal mask at the bottom right, as
+    flash_attn_varlen_func does from version 2.1. `kernel` has that function's signature: states
+    (tokens, heads, d) with cumulative lengths.
     """
     varlen = kernel or _flash_kernel()
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    out = torch.empty_like(q)
+    out = torch.empty_like(q)  # every row is a query of exactly one of the two calls
     for name, call in layout.varlen_calls.items():
-        ours, theirs, starts, key_starts = (
+        query_rows, key_rows, starts, key_starts = (
             layout.sent(f"{name} {what}", numbers, query.device)
             for what, numbers in {
                 "queries": call.queries,
@@ -248,9 +265,9 @@ def by_varlen(
             }.items()
         )
         attended = varlen(
-            q[ours],
-            k[theirs],
-            v[theirs],
+            q[query_rows],
+            k[key_rows],
+            v[key_rows],
             starts.int(),
             key_starts.int(),
             max(call.query_lengths),
@@ -259,7 +276,7 @@ def by_varlen(
             softmax_scale=scale,
             causal=True,
         )
-        out = out.index_copy(0, ours, attended)
+        out = out.index_copy(0, query_rows, attended)
     return out[None]
 
 
@@ -270,7 +287,7 @@ def _flash_kernel() -> Callable[..., Tensor]:
 
 
 def _accelerated(query: Tensor) -> Kernel:
-    """The fastest exact kernel of an accelerator for this dtype."""
+    """Return the fastest exact kernel of an accelerator for this dtype."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     return by_varlen if half and is_flash_attn_2_available() else by_padded_rows
 

@@ -1,8 +1,8 @@
-"""Embedding and head stored in 16 bits, computing what fp32 computes, to the bit.
+"""Store the embedding and the head in 16 bits and compute the same bits as in fp32.
 
-Checkpoints come in bf16 and a CPU computes in fp32, where each of their values is the same number:
-the largest frozen weights need half the memory. The head is upcast some rows of the vocabulary at
-a time. They stay in cache, and reading half the bytes from memory saves more than upcasting costs.
+Checkpoints come in bf16, and a CPU computes in fp32, which holds each of those values exactly: the
+largest frozen weights need half the memory. The head is upcast block by block of its vocabulary. A
+block stays in cache, and reading half the bytes from memory saves more time than upcasting costs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 BLOCK = 1024  # rows of the vocabulary multiplied at a time
 FULL = torch.float32
 HALVES = (torch.bfloat16, torch.float16)
-# Architectures that call embedding and head and read nothing of their weights; others are tried.
+# Architectures that only call their embedding and head, and never read the weights directly. Any
+# other one is run before and after, and must give the same logits.
 KNOWN_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 PROBE_TOKENS = 8
 
 
 class HalfEmbedding(nn.Embedding):
-    """An embedding stored in 16 bits that gives fp32."""
+    """An embedding stored in 16 bits that returns fp32."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.weight).float()
@@ -39,10 +40,10 @@ class HalfLinear(nn.Linear):
 
 
 def blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `weight` (vocabulary, hidden) in `dtype`, some at a time, with their places.
+    """Yield blocks of the rows of `weight` (vocabulary, hidden) in `dtype`, each with its slice.
 
-    What was given is overwritten by what comes next. Only fp32 on a CPU is cut into parts: half
-    precision would round where they are summed.
+    Each block overwrites the one before. Only fp32 on a CPU is cut into blocks: in half precision,
+    summing over blocks would round differently.
     """
     if weight.device.type != "cpu" or dtype != FULL:
         yield slice(None), weight.to(dtype)
@@ -58,7 +59,7 @@ def blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]
 
 @torch.no_grad()
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """hidden (…, hidden) on a head (vocabulary, hidden): (…, vocabulary) in the dtype of hidden."""
+    """Multiply hidden (…, hidden) by a head (vocabulary, hidden): (…, vocabulary), same dtype."""
     flat = hidden.flatten(0, -2)
     logits = flat.new_empty(len(flat), len(weight))
     for part, rows in blocks(weight, flat.dtype):
@@ -70,34 +71,35 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def store_in_half(model: Any) -> bool:
-    """Store the frozen fp32 embedding and head of a causal LM in 16 bits where nothing is lost.
+    """Store the frozen fp32 embedding and head of a causal LM in 16 bits where that loses nothing.
 
-    Where they are tied they stay one tensor. A weight with a value that 16 bits do not hold stays
-    as it is, and so does one that belongs to any other module or to a class of the model's own.
+    Return whether anything changed. Tied weights stay one tensor. A weight stays in fp32 when 16
+    bits cannot hold one of its values, when another module shares it, or when its module is of a
+    class of the model's own.
     """
-    known = model.config.model_type in KNOWN_MODELS
-    before = None if known else _answer(model)
+    needs_trial = model.config.model_type not in KNOWN_MODELS
+    before = _trial_logits(model) if needs_trial else None
     changed = False
     for weight, owners in _weights(model):
         half = _exact_half(weight)
         if half is not None:
             _replace(model, owners, nn.Parameter(half, requires_grad=False))
             changed = True
-    if changed and before is not None and not _same(before, _answer(model)):
+    if changed and before is not None and not _same(before, _trial_logits(model)):
         store_in_full(model)
         return False
     return changed
 
 
 def store_in_full(model: Any) -> None:
-    """Back to plain fp32 modules, for whoever trains or adapts the embedding or the head."""
+    """Restore plain fp32 modules, for code that trains or adapts the embedding or the head."""
     for weight, owners in _weights(model):
         if weight.dtype in HALVES:
             _replace(model, owners, nn.Parameter(weight.detach().float(), requires_grad=False))
 
 
 def half_modules(model: nn.Module) -> list[str]:
-    """Names of the modules stored in 16 bits."""
+    """Return the names of the modules stored in 16 bits."""
     return [
         name
         for name, module in model.named_modules()
@@ -106,14 +108,14 @@ def half_modules(model: nn.Module) -> list[str]:
 
 
 def _weights(model: Any) -> list[tuple[nn.Parameter, list[nn.Module]]]:
-    """The weights of embedding and head that plain modules hold, each with all its holders."""
+    """Return the weights that a plain embedding or head holds, each with all of its owners."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    found = []
+    weights = []
     for weight in {id(end.weight): end.weight for end in ends if end is not None}.values():
         owners = [m for m in model.modules() if any(p is weight for p in m.parameters(False))]
         if all(any(owner is end for end in ends) and _is_plain(owner) for owner in owners):
-            found.append((weight, owners))
-    return found
+            weights.append((weight, owners))
+    return weights
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -123,7 +125,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _exact_half(weight: Tensor) -> Tensor | None:
-    """The same numbers in 16 bits, or None when some are not numbers of 16 bits."""
+    """Return the same numbers in 16 bits, or None when 16 bits cannot hold one of them."""
     if weight.dtype != FULL:
         return None
     for dtype in HALVES:
@@ -133,7 +135,7 @@ def _exact_half(weight: Tensor) -> Tensor | None:
 
 
 def _replace(model: Any, owners: list[nn.Module], weight: nn.Parameter) -> None:
-    """Modules that hold `weight` in the place of these, of the class that fits its dtype."""
+    """Replace these owners of `weight` by modules of the class that fits its dtype."""
     is_half = weight.dtype in HALVES
     for owner in owners:
         if isinstance(owner, nn.Embedding):
@@ -151,8 +153,8 @@ def _replace(model: Any, owners: list[nn.Module], weight: nn.Parameter) -> None:
 
 
 @torch.no_grad()
-def _answer(model: Any) -> Tensor | None:
-    """Logits for a few tokens, or None where the model does not run."""
+def _trial_logits(model: Any) -> Tensor | None:
+    """Return the logits of a few tokens, or None when the model does not run."""
     try:
         logits: Tensor = model(torch.arange(PROBE_TOKENS)[None], use_cache=False).logits
     except (RuntimeError, TypeError):

@@ -1,9 +1,9 @@
-"""The last layer on the positions that somebody reads.
+"""Run the last layer only where its output is used.
 
-No position looks at another's query, nor at anything behind the last attention, so what the last
-layer makes of a prompt's inner tokens beyond their keys and values, or of a rejected row's, is
-thrown away. In a packed row at least the prompts are such: the queries, the attention's output and
-the MLP, most of a layer's work, take the other positions alone.
+No token sees another token's query, nor anything computed after the last attention. So in the last
+layer, a prompt's inner tokens matter by their keys and values alone, and all else computed for them
+is thrown away. Here queries, attention output and MLP, which are most of a layer's work, run on the
+other positions only.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 0.9  # a larger share is not worth gathering
+MOST_ROWS = 0.9  # above this share of used positions, gathering them costs more than it saves
 TOKEN_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
 @contextmanager
 def read_positions(base: Any, states: Tensor, row: int) -> Iterator[bool]:
-    """Inside, the last layer of `base` leaves positions out that are not in `states` (picked,).
+    """Narrow the last layer of `base` to the positions in `states` (picked,) inside the block.
 
-    What it would have computed there is zero; `row` is how many positions there are. True when it
-    does; layers that gradient checkpointing computes again later are left as they are.
+    At the other positions its output is zero. `row` is the number of positions in all. Yield True
+    when the layer is narrowed. Yield False when it is left as it is: when most positions are used,
+    when its parts do not have the usual names, or when gradient checkpointing will recompute it.
     """
     wanted = torch.unique(states)
-    modules = _token_wise(base)
+    modules = _token_wise_parts(base)
     if not modules or len(wanted) > MOST_ROWS * row or base.is_gradient_checkpointing:
         yield False
         return
     with ExitStack() as narrowed:
         for module in modules:
-            narrowed.enter_context(_narrowed(module, wanted))
+            narrowed.enter_context(_narrow(module, wanted))
         yield True
 
 
 @contextmanager
-def _narrowed(module: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """`module`, which treats tokens one by one, answers zero for those not in `wanted`."""
+def _narrow(module: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Make `module`, which treats tokens independently, return zero for those not in `wanted`."""
     own, patched = module.forward, module.__dict__.get("forward")
 
     def forward(hidden: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def _narrowed(module: nn.Module, wanted: Tensor) -> Iterator[None]:
             module.forward = patched
 
 
-def _token_wise(base: Any) -> list[nn.Module]:
-    """Parts of the last decoder layer that stand under the usual names."""
+def _token_wise_parts(base: Any) -> list[nn.Module]:
+    """Return the parts of the last decoder layer that treat tokens independently."""
     layers = getattr(base.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return []

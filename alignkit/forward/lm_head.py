@@ -1,9 +1,10 @@
-"""Log-probs of given tokens from final hidden states, without keeping logits.
+"""Compute log-probs of given tokens from final hidden states, without keeping logits.
 
-While the head is frozen, d logp / d hidden is made in the forward, in the chunk of logits that is
-alive anyway: nothing is recomputed in the backward and at most `CHUNK_BYTES` of logits exist at a
-time. On a CPU the head is multiplied by blocks of the vocabulary, stored in fp32 or in half of it:
-both give the same bits. A trained or adapted head takes the plain way, checkpointed chunk by chunk.
+While the head is frozen, d logp / d hidden is computed in the forward, from the chunk of logits
+that exists at that moment: the backward recomputes nothing, and at most `CHUNK_BYTES` of logits
+exist at a time. On a CPU the head is multiplied by blocks of the vocabulary, whether it is stored
+in fp32 or in 16 bits: both give the same bits. A trained or adapted head uses plain autograd,
+checkpointed chunk by chunk.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.forward.half_embedding import HalfLinear, blocks
 
-CHUNK_BYTES = 32 * 2**20  # fp32 logits alive at a time; larger chunks leave the CPU's caches
+CHUNK_BYTES = 32 * 2**20  # fp32 logits alive at a time; larger chunks fall out of the CPU's caches
 
 
 @dataclass(frozen=True)
 class LmHead:
-    """A model's output projection and what the model does to its logits.
+    """A model's output projection, and what the model does to its logits.
 
-    logits = softcap * tanh(scale * module(hidden) / softcap); no tanh when softcap is None.
+    logits = softcap * tanh(scale * module(hidden) / softcap), without the tanh when softcap is
+    None.
     """
 
     module: nn.Linear
@@ -34,6 +36,7 @@ class LmHead:
 
     @classmethod
     def of(cls, model: Any) -> LmHead:
+        """Read the head of a transformers model and its configuration."""
         settings = model.config.get_text_config().to_dict()
         return cls(
             model.get_output_embeddings(), _scale(settings), settings.get("final_logit_softcapping")
@@ -41,10 +44,10 @@ class LmHead:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether no gradient is wanted for the head, so that its weights are constants.
+        """Whether the head's weights are constants: a plain linear layer that needs no gradient.
 
-        Other subclasses of nn.Linear are quantized or adapted: they compute something else than
-        x @ W.T.
+        Other subclasses of nn.Linear are quantized or adapted, and compute something else than x @
+        W.T.
         """
         return type(self.module) in (nn.Linear, HalfLinear) and not any(
             parameter.requires_grad for parameter in self.module.parameters()
@@ -54,28 +57,40 @@ class LmHead:
 def token_logps(
     head: LmHead, hidden: Tensor, targets: Tensor, *, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs (tokens,) of `targets` (tokens,) given `hidden` (tokens, hidden), in fp32.
+    """Return log-probs (tokens,) of `targets` (tokens,) given `hidden` (tokens, hidden), in fp32.
 
-    Entropy (tokens,) comes without gradient, or None when it was not asked for.
+    Logits are divided by `temperature` first. With `entropy`, also return the entropy (tokens,) of
+    each distribution, without gradient; else None.
     """
     if head.is_frozen:
         linear = head.module
         scale = head.scale / temperature
+        # Fold the temperature T into scale and softcap, so that the kernel knows no temperature:
         # softcap * tanh(x / softcap) / T == (softcap / T) * tanh((x / T) / (softcap / T))
         softcap = None if head.softcap is None else head.softcap / temperature
         frozen: Any = _FrozenHead.apply
-        logps, spread = frozen(hidden, linear.weight, linear.bias, targets, scale, softcap, entropy)
-        return logps, spread if entropy else None
+        logps, entropies = frozen(
+            hidden, linear.weight, linear.bias, targets, scale, softcap, entropy
+        )
+        return logps, entropies if entropy else None
     return _trained_head(head, hidden, targets, temperature, entropy)
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of fp32 logits that fit in one chunk."""
+    """Return how many rows of fp32 logits fit in one chunk."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs with d logp / d hidden computed beside them and kept as (tokens, hidden)."""
+    """Log-probs whose gradient d logp / d hidden, (tokens, hidden), is computed in the forward.
+
+    With z = scale * W h, p = softmax(z) and target t: logp = z_t - log Z, and
+
+      d logp / d h = scale * (W_t - sum_v p_v W_v) = -scale * sum_v (p_v - 1[v = t]) W_v.
+
+    The softmax needed for it is at hand in the forward; the backward only multiplies by dL / d
+    logp.
+    """
 
     @staticmethod
     def forward(
@@ -88,41 +103,49 @@ class _FrozenHead(torch.autograd.Function):
         softcap: float | None,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Return log-probs (tokens,) and entropies (tokens,), the latter empty unless asked for."""
         compute = _compute_dtype(hidden, weight)
-        if compute != torch.float32:
+        if compute != torch.float32:  # cast once here; in fp32, `blocks` casts block by block
             weight = weight.to(compute)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        spread = torch.empty_like(logps) if entropy else logps.new_empty(0)
+        entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = max(1, min(chunk_rows(len(weight)), len(hidden)))
+        # One buffer holds the logits of every chunk in turn.
         room = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
         minus_one = room.new_full((rows, 1), -1.0)
+        # Whether logits are linear in `hidden`, and the gradient exact enough to read E[z] from it.
         is_linear = (
             gradient is not None and softcap is None and bias is None and compute == torch.float32
         )
+        # Autocast would cast the operands of each product again; `compute` is already its dtype.
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
+                # From here on every step overwrites the same buffer, so their order is fixed:
+                # logits, capped logits, softmax p, then p - 1[v = t].
                 logits = _logits(hidden[part].to(compute), weight, bias, scale, room)
                 slope = None if softcap is None else _cap(logits, softcap)
                 if entropy and not is_linear:
-                    spread[part] = _entropy(logits)
+                    entropies[part] = _entropy(logits)
                 logps[part] = _to_softmax(logits, targets[part])
                 if gradient is None:
                     continue
                 weights = logits.scatter_add_(1, targets[part, None], minus_one[: len(logits)])
-                if slope is not None:
+                if slope is not None:  # chain rule through the cap
                     weights.mul_(slope)
-                gradient[part] = _summed(weights, weight, compute).mul_(-scale)
+                gradient[part] = _sum_rows(weights, weight, compute).mul_(-scale)
                 if entropy and is_linear:
-                    # E[z] - z_target = <hidden, d logp / d hidden> where z is linear in hidden.
-                    spread[part] = (hidden[part] * gradient[part]).sum(1) - logps[part]
+                    # H = log Z - E[z] = (z_t - E[z]) - logp, and where z is linear in h the bracket
+                    # is <h, d logp / d h>: the entropy costs no pass over the vocabulary.
+                    entropies[part] = (hidden[part] * gradient[part]).sum(1) - logps[part]
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(spread)
-        return logps, spread
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply the stored gradient by dL / d logp; only `hidden` has one."""
         (gradient,) = ctx.saved_tensors
         return gradient * incoming[0].to(gradient.dtype)[:, None], *[None] * 6
 
@@ -130,20 +153,20 @@ class _FrozenHead(torch.autograd.Function):
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, room: Tensor
 ) -> Tensor:
-    """fp32 logits (rows, vocabulary) in `room`; the only tensor of that size that lives long."""
+    """Return fp32 logits (rows, vocabulary) in `room`, the one large tensor that lives long."""
     logits = room[: len(hidden)]
     for part, block in blocks(weight, hidden.dtype):
         if hidden.dtype == torch.float32:
             torch.mm(hidden, block.t(), out=logits[:, part])
-        else:
+        else:  # `out` must have the dtype of the operands, so multiply in theirs and upcast
             logits[:, part] = torch.mm(hidden, block.t())
     if bias is not None:
         logits.add_(bias)
     return logits if scale == 1.0 else logits.mul_(scale)
 
 
-def _summed(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
-    """Rows of the head summed by weights (rows, vocabulary): (rows, hidden)."""
+def _sum_rows(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
+    """Return the rows of the head summed by weights (rows, vocabulary): (rows, hidden)."""
     total = torch.zeros(len(weights), weight.shape[1], dtype=compute, device=weight.device)
     for part, block in blocks(weight, compute):
         total.addmm_(weights[:, part].to(compute), block)
@@ -151,7 +174,7 @@ def _summed(weights: Tensor, weight: Tensor, compute: torch.dtype) -> Tensor:
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:
-    """Cap `logits` in place; what comes back is the slope 1 - tanh², same shape."""
+    """Cap `logits` in place and return the slope 1 - tanh², of the same shape."""
     logits.div_(softcap).tanh_()
     slope = 1 - logits.square()
     logits.mul_(softcap)
@@ -159,23 +182,25 @@ def _cap(logits: Tensor, softcap: float) -> Tensor:
 
 
 def _to_softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs (rows,) of `targets` (rows,); `logits` (rows, vocabulary) become their softmax.
+    """Return log-probs (rows,) of `targets` (rows,) and turn `logits` into their softmax, in place.
 
-    The softmax goes row by row, each in cache, where separate steps would go through memory. The
-    largest probability is 1 / Z, so that no log of a probability that vanished is needed.
+    The softmax works row by row, each in cache, where separate steps would go through memory.
     """
     highest = logits.amax(1)
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
     torch.softmax(logits, 1, out=logits)
+    # The largest probability is exp(0) / Z with Z = sum exp(z - highest), so its log is -log Z. The
+    # log of the target's own probability would be -inf where that underflows.
     return chosen - highest + logits.amax(1).log()
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """H = log Z - E[z] of each row, (rows,)."""
+    """Return H = log Z - E[z] of each row, (rows,)."""
     return logits.logsumexp(1) - (logits.softmax(1) * logits).sum(1)
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype in which the head multiplies: autocast's, or the wider of its operands'."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -185,15 +210,15 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 def _trained_head(
     head: LmHead, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same by autograd, one checkpointed chunk at a time."""
+    """Compute the same by autograd, one checkpointed chunk at a time."""
 
     def chunk(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         logits = head.module(states).float() * head.scale
         if head.softcap is not None:
             logits = head.softcap * torch.tanh(logits / head.softcap)
         logps = (logits / temperature).log_softmax(-1)
-        spread = -(logps.exp() * logps).sum(-1).detach() if entropy else logps.new_empty(0)
-        return logps.gather(1, chosen[:, None]).squeeze(1), spread
+        entropies = -(logps.exp() * logps).sum(-1).detach() if entropy else logps.new_empty(0)
+        return logps.gather(1, chosen[:, None]).squeeze(1), entropies
 
     rows = chunk_rows(head.module.weight.shape[0])
     chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
@@ -203,7 +228,7 @@ def _trained_head(
 
 
 def _scale(settings: dict[str, Any]) -> float:
-    """What the architecture multiplies its logits by, read from its configuration."""
+    """Return the factor by which the architecture multiplies its logits, from its configuration."""
     for key, factor in LOGIT_SCALES.items():
         value = settings.get(key)
         if value is not None:

@@ -1,9 +1,9 @@
-"""Token log-probs and hidden states of completions: the one forward that every trainer shares.
+"""Compute token log-probs and hidden states of completions: the forward that all trainers share.
 
-A `Group` is one prompt with its completions. What comes back covers completion tokens only, flat,
-in the order of groups, then completions, then tokens. Prompts are computed once, rows hold no
-padding, and only positions that count reach the LM head; models that do not allow it take padded
-rows, and the log says why once.
+A `Group` is one prompt with its completions. Results cover completion tokens only, flat, in the
+order of groups, then completions, then tokens. A prompt is computed once for all of its
+completions, rows hold no padding, and only positions that count reach the LM head. Models that do
+not allow this use padded rows, and a warning gives the reason once per model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Path = Literal["auto", "shared", "padded"]
 class CompletionLogps:
     """Log-probs of completion tokens, in fp32.
 
-    `per_token`: (tokens,) flat over all completions. `lengths`: (completions,) tokens in each.
+    `per_token`: (tokens,) flat over all completions. `lengths`: (completions,) tokens of each.
     `sums`: (completions,) summed log-probs. `entropy`: (tokens,) without gradient, or None.
     """
 
@@ -66,7 +66,11 @@ def completion_logps(
     path: Path = "auto",
     entropy: bool = False,
 ) -> CompletionLogps:
-    """Log-probs of every completion token given its prompt, with gradients when enabled."""
+    """Return the log-probs of every completion token given its prompt, with gradients if enabled.
+
+    `path` is `auto` (packed rows if the model allows them), `shared` (packed, or raise ModelError)
+    or `padded`. Raise DataError for an empty prompt or completion.
+    """
     base = causal_lm(model)
     check_groups(groups)
     rows = pack(groups) if _shares(base, _longest(groups), path) else pad(groups, pad_token_id)
@@ -81,19 +85,20 @@ def completion_states(
     which: Which = "last",
     path: Path = "auto",
 ) -> Tensor:
-    """Final hidden states.
+    """Return final hidden states of completions.
 
-    `last`: (completions, hidden), the state at each completion's last token (what a reward head
-    reads). `tokens`: (tokens, hidden), the state *before* each completion token (what a value
-    head reads). `all`: (tokens + completions, hidden), for each completion the states before its
-    tokens and then the one at its last token, so that one forward serves both heads.
+    `last`: (completions, hidden), the state at each completion's last token, which a reward head
+    reads. `tokens`: (tokens, hidden), the state *before* each completion token, which a value head
+    reads. `all`: (tokens + completions, hidden), for each completion the states before its tokens
+    and then the one at its last token, so that one forward serves both heads. Errors and `path` are
+    those of `completion_logps`.
     """
     base = causal_lm(model)
     check_groups(groups)
     packs = _shares(base, _longest(groups), path)
     rows = pack(groups, which) if packs else pad(groups, pad_token_id, which)
     states, _ = _states(base, rows)
-    return states if rows.copies is None else states[_moved(rows.copies, states.device)]
+    return states if rows.copies is None else states[_to_device(rows.copies, states.device)]
 
 
 def sequence_logps(
@@ -106,10 +111,11 @@ def sequence_logps(
     path: Path = "auto",
     entropy: bool = False,
 ) -> CompletionLogps:
-    """Log-probs of the target tokens of independent sequences, `lengths` and `sums` per sequence.
+    """Return the log-probs of the target tokens of independent sequences.
 
-    `masks[i][j]` is true where token j of sequence i is a target; a first token never is, since
-    nothing predicts it.
+    `masks[i][j]` is true where token j of sequence i is a target. A first token never counts,
+    because nothing predicts it. `lengths` and `sums` are (sequences,). Raise DataError when nothing
+    is a target.
     """
     if not any(any(mask[1:]) for mask in masks):
         raise DataError("no token of this batch is trained", hint="Check `train_on` and the data.")
@@ -120,12 +126,12 @@ def sequence_logps(
 
 
 def causal_lm(model: Any) -> PreTrainedModel:
-    """The transformers model inside `model`, adapters in place."""
+    """Return the transformers model inside `model`, with its adapters in place."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return causal_lm(model.module)
     if isinstance(model, PreTrainedModel):
         return model
-    from peft import PeftModel  # already imported by whoever made one; slow for who did not
+    from peft import PeftModel  # slow to import, and loaded already if `model` is one
 
     if isinstance(model, PeftModel):
         return causal_lm(model.get_base_model())
@@ -133,12 +139,13 @@ def causal_lm(model: Any) -> PreTrainedModel:
 
 
 def obstacle_to_sharing(model: Any, longest: int) -> str | None:
-    """Why `model` takes padded rows when sequences reach `longest` tokens, or None if it packs."""
+    """Return why `model` needs padded rows for sequences up to `longest` tokens, or None."""
     base = causal_lm(model)
     return obstacle(base, longest) or _verdict(base)
 
 
 def _shares(base: PreTrainedModel, longest: int, path: Path) -> bool:
+    """Return whether to pack; warn about the reason once per model, or raise it for `shared`."""
     if path == "padded":
         return False
     reason = obstacle_to_sharing(base, longest)
@@ -146,8 +153,8 @@ def _shares(base: PreTrainedModel, longest: int, path: Path) -> bool:
         raise ModelError(
             f"{type(base).__name__} cannot share prompts: {reason}", hint="Use the padded path."
         )
-    if reason and base not in _said:
-        _said[base] = reason
+    if reason and base not in _warned:
+        _warned[base] = reason
         logger.warning("%s takes padded rows: %s", type(base).__name__, reason)
     return reason is None
 
@@ -161,26 +168,26 @@ def _logps(
 ) -> CompletionLogps:
     _check_head(base)
     states, device = _states(base, rows)
-    targets = _moved(rows.targets, device)
-    per_token, spread = token_logps(
+    targets = _to_device(rows.targets, device)
+    per_token, entropies = token_logps(
         LmHead.of(base), states, targets, temperature=temperature, entropy=entropy
     )
     if rows.copies is not None:
-        copies = _moved(rows.copies, device)
-        per_token, spread = per_token[copies], None if spread is None else spread[copies]
-    lengths = _moved(rows.lengths, device)
-    # output_size spares the device a round trip to the host for the sum of lengths.
+        copies = _to_device(rows.copies, device)
+        per_token, entropies = per_token[copies], None if entropies is None else entropies[copies]
+    lengths = _to_device(rows.lengths, device)
+    # Without output_size the device would have to report the sum of lengths to the host.
     owner = torch.repeat_interleave(lengths, output_size=len(per_token))
     sums = per_token.new_zeros(len(rows.lengths)).index_add(0, owner, per_token)
-    return CompletionLogps(per_token, lengths, sums, spread)
+    return CompletionLogps(per_token, lengths, sums, entropies)
 
 
 def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor, torch.device]:
-    """The picked final hidden states (picked, hidden), and the device they are on."""
+    """Return the picked final hidden states (picked, hidden), and the device they are on."""
     device = _embedding(base).device
-    inputs = {"input_ids": _moved(rows.ids, device), "use_cache": False}
+    inputs = {"input_ids": _to_device(rows.ids, device), "use_cache": False}
     if isinstance(rows, PackedRow):
-        inputs["position_ids"] = _moved(rows.positions, device)
+        inputs["position_ids"] = _to_device(rows.positions, device)
         with (
             segment_attention(base),
             read_positions(base, rows.states, rows.ids.shape[1]) as ends_only,
@@ -190,9 +197,9 @@ def _states(base: PreTrainedModel, rows: PackedRow | PaddedRows) -> tuple[Tensor
         if states.requires_grad and base.is_gradient_checkpointing:
             keep_for_backward(base, states)
     else:
-        inputs["attention_mask"] = _moved(rows.mask, device)
+        inputs["attention_mask"] = _to_device(rows.mask, device)
         states = base.base_model(**inputs).last_hidden_state
-    return states.flatten(0, 1)[_moved(rows.states, states.device)], states.device
+    return states.flatten(0, 1)[_to_device(rows.states, states.device)], states.device
 
 
 def _embedding(base: PreTrainedModel) -> Tensor:
@@ -201,16 +208,17 @@ def _embedding(base: PreTrainedModel) -> Tensor:
     return weight
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-# What was found out about a model by trying, and what has been said about it.
+# By model: what the trial of packed rows showed, whether the trial of the head passed, and which
+# reason for padded rows has been logged.
 _verdicts: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
-_known_heads: WeakSet[nn.Module] = WeakSet()
-_said: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_verified_heads: WeakSet[nn.Module] = WeakSet()
+_warned: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 PROBE = [Group([1, 2, 3, 4, 5], [[6, 7, 8], [9, 10], [3]]), Group([4, 2], [[11, 12]])]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -218,10 +226,10 @@ HALF_TOLERANCE = 5e-2
 
 
 def _verdict(base: PreTrainedModel) -> str | None:
-    """Whether packed rows give this model's own states, tried once on a dozen tokens.
+    """Return why packed rows change this model's states, or None; try it once, on a dozen tokens.
 
-    A configuration can only be checked for what is known; an architecture that moves positions or
-    mixes tokens outside attention shows here.
+    A configuration can be checked only for features we know of. An architecture that moves
+    positions, or mixes tokens outside attention, shows up here.
     """
     if base not in _verdicts:
         with _evaluating(base):
@@ -230,6 +238,7 @@ def _verdict(base: PreTrainedModel) -> str | None:
 
 
 def _packing_changes(base: PreTrainedModel) -> str | None:
+    """Compare the states of packed and padded rows; return how they differ, or None."""
     groups = _probe(base)
     padded, _ = _states(base, pad(groups, 0))
     try:
@@ -242,8 +251,8 @@ def _packing_changes(base: PreTrainedModel) -> str | None:
 
 
 def _check_head(base: PreTrainedModel) -> None:
-    """Our reading of the LM head gives the model's own log-probs, or the model is refused."""
-    if base in _known_heads:
+    """Raise ModelError unless our reading of the LM head gives the model's own log-probs."""
+    if base in _verified_heads:
         return
     with _evaluating(base):
         rows = pad(_probe(base), 0)
@@ -255,13 +264,14 @@ def _check_head(base: PreTrainedModel) -> None:
     own = logits.flatten(0, 1)[rows.states.to(device)].float().log_softmax(-1)
     if _distance(ours, own.gather(1, targets[:, None]).squeeze(1)) > _tolerance(states):
         raise ModelError(
-            f"{type(base).__name__} changes its logits in a way that is not understood",
+            f"{type(base).__name__} changes its logits in a way that alignkit does not know",
             hint="Please report the architecture; its log-probs would be wrong.",
         )
-    _known_heads.add(base)
+    _verified_heads.add(base)
 
 
 def _probe(base: PreTrainedModel) -> list[Group]:
+    """Return the groups to try the model on, with token ids its vocabulary has."""
     size = len(_embedding(base))
     return [
         Group([i % size for i in g.prompt], [[i % size for i in c] for c in g.completions])
@@ -279,7 +289,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
 
 
 def _refuse_repacking(base: nn.Module) -> None:
-    """4-bit layers whose weights an evaluation would repack lose their gradients in silence.
+    """Refuse 4-bit layers whose weights an evaluation would repack: they lose their gradients.
 
     Remove when bitsandbytes' CPU kernel has a backward.
     """
@@ -294,7 +304,7 @@ def _refuse_repacking(base: nn.Module) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients, dropout or checkpointing; every module's own flag comes back."""
+    """Switch gradients, dropout and checkpointing off; restore every module's own mode on exit."""
     _refuse_repacking(model)
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -1,10 +1,10 @@
-"""LoRA layers as one matrix product: y = x (W + s B A)ᵀ, the same function as PEFT's to rounding.
+"""Compute a LoRA layer as one matrix product, y = x (W + s B A)ᵀ: PEFT's function, up to rounding.
 
-PEFT adds s (x Aᵀ) Bᵀ to x Wᵀ, which on a CPU costs two thin products and three passes over the
-layer's output beside the one product that counts. Here B A (r * in * out multiplications, whatever
-the number of tokens) is added to the weight for as long as the product takes, in the forward and
-again in the backward; no merged weight is kept. In fp32 that changes the result by rounding only.
-In half precision W + s B A would lose most of B A, so those layers stay as PEFT has them.
+PEFT adds s (x Aᵀ) Bᵀ to x Wᵀ. On a CPU that costs two thin products and three passes over the
+output, besides the one product that matters. Here B A (r * in * out multiplications, whatever the
+number of tokens) is added to the weight for the duration of the product, in the forward and again
+in the backward; no merged weight is kept. In fp32 the result changes by rounding only. In half
+precision W + s B A would round most of B A away, so those layers stay as PEFT has them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 MERGEABLE_LAYERS = ("Linear", "Linear4bit")
-FEWEST_TOKENS = 64  # below this the merge costs more than thin products do
+FEWEST_TOKENS = 64  # below this the merge costs more than the two thin products
 
 
 def fuse_lora(model: nn.Module) -> None:
@@ -29,14 +29,14 @@ def fuse_lora(model: nn.Module) -> None:
 
 
 def split_lora(model: nn.Module) -> None:
-    """Give every LoRA layer PEFT's own forward back."""
+    """Restore PEFT's own forward in every LoRA layer."""
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
             module.__dict__.pop("forward", None)
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The layer's output (…, out) for x (…, in); PEFT's own forward where merging is not exact."""
+    """Return the output (…, out) for x (…, in); use PEFT's forward where merging is not exact."""
     name = None if args or kwargs else _mergeable_adapter(layer, x)
     if name is None:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
@@ -48,7 +48,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _mergeable_adapter(layer: Any, x: Tensor) -> str | None:
-    """The one active adapter if it is plain LoRA on frozen fp32 weights on a CPU, else None."""
+    """Return the one active adapter if it is plain LoRA on frozen fp32 CPU weights, else None."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(active) != 1:
         return None
@@ -70,7 +70,7 @@ def _mergeable_adapter(layer: Any, x: Tensor) -> str | None:
 
 
 def _is_fp32(base: Any) -> bool:
-    """Whether a base layer multiplies in fp32."""
+    """Return whether a base layer multiplies in fp32."""
     kind = type(base).__name__
     if kind == "Linear4bit":
         computes: bool = base.compute_dtype == torch.float32
@@ -79,8 +79,9 @@ def _is_fp32(base: Any) -> bool:
 
 
 def _merged_weight(base: Any, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """W + s B A, (out, in): in place where W is a dequantized copy that nobody else holds."""
+    """Return W + s B A, (out, in)."""
     weight = dequantize_module_weight(base).detach()
+    # In place only on a dequantized copy; a plain W is shared with every other adapter.
     if weight.data_ptr() == base.weight.data_ptr():
         return torch.addmm(weight, b, a, alpha=scaling)
     return weight.to(a.dtype).addmm_(b, a, alpha=scaling)
@@ -102,12 +103,12 @@ class _MergedLora(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = ctx.saved_tensors
         wants_x, wants_a, wants_b = ctx.needs_input_grad[:3]
-        given, taken = incoming[0].flatten(0, -2), x.flatten(0, -2)
+        dy, inputs = incoming[0].flatten(0, -2), x.flatten(0, -2)
         dx = da = db = None
         if wants_x:
-            dx = torch.mm(given, _merged_weight(ctx.base, a, b, ctx.scaling)).view_as(x)
+            dx = torch.mm(dy, _merged_weight(ctx.base, a, b, ctx.scaling)).view_as(x)
         if wants_a:
-            da = torch.mm(torch.mm(given, b).t(), taken).mul_(ctx.scaling)
+            da = torch.mm(torch.mm(dy, b).t(), inputs).mul_(ctx.scaling)
         if wants_b:
-            db = torch.mm(given.t(), torch.mm(taken, a.t())).mul_(ctx.scaling)
+            db = torch.mm(dy.t(), torch.mm(inputs, a.t())).mul_(ctx.scaling)
         return dx, da, db, None, None

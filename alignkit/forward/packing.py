@@ -1,8 +1,8 @@
-"""Token ids of prompts and completions, packed into one row without padding.
+"""Pack token ids of prompts and completions into one row without padding.
 
-A packed row is `[P1|C11|C12|…|P2|C21|…]`: every prompt once, its completions side by side after it,
-positions restarting behind the prompt for each of them. `alignkit.forward.attention` then keeps
-completions apart. Everything here is arithmetic on lengths and ids; no model is called.
+A packed row is `[P1|C11|C12|…|P2|C21|…]`: every prompt once, then its completions, each with
+positions that restart after the prompt. `alignkit.forward.attention` keeps the completions apart.
+Everything here is arithmetic on lengths and ids; no model is called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Which = Literal["last", "tokens", "all"]
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its completions, as token ids; every completion holds at least one token."""
+    """One prompt and its completions, as token ids; every completion has at least one token."""
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
@@ -31,12 +31,12 @@ class Group:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of several segments, and where the states that count are.
+    """One row of several segments, and the positions whose states are used.
 
-    `ids`, `positions`: (1, row). `states`: (picked,) index into the row of each state asked for.
-    `targets`: (picked,) the token each state predicts, or empty. `lengths`: (sequences,) how many
-    of the picked belong to each sequence. `copies`: index into the picked that spreads them over
-    repeated completions, or None when none repeats; `lengths` counts after spreading.
+    `ids`, `positions`: (1, row). `states`: (picked,) index into the row of each state used.
+    `targets`: (picked,) the token that each state predicts, or empty. `lengths`: (sequences,) how
+    many picked states belong to each sequence. `copies`: index into the picked states that repeats
+    them for repeated completions, or None when none repeats; `lengths` counts after repeating.
     """
 
     ids: Tensor
@@ -64,19 +64,22 @@ class PaddedRows:
 
 
 def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
-    """The packed row of `groups`: equal prompts once, equal completions of a prompt once.
+    """Pack `groups` into one row: equal prompts once, equal completions of a prompt once.
 
-    `tokens` picks the state before each completion token (so a completion's last token is not fed
-    at all); `last` picks the state at each completion's last token; `all` both, so one more than
-    the completion has tokens.
+    `tokens` picks the state before each completion token. `last` picks the state at each
+    completion's last token. `all` picks both, so one more than the completion has tokens. Raise
+    DataError for an empty prompt or completion.
     """
     check_groups(groups)
-    tree = _merged(groups)
+    tree = _merge(groups)
+    # A state predicts the *next* token. So for `tokens` the last token of a completion is never
+    # fed to the model: nothing is predicted from it.
     fed = [
         (prompt, [c[:-1] if which == "tokens" else c for c in completions])
         for prompt, completions in tree.items()
     ]
     ids = [i for prompt, branches in fed for part in (prompt, *branches) for i in part]
+    # Every branch continues the prompt's positions, as if it alone followed the prompt.
     positions = [
         i
         for prompt, branches in fed
@@ -84,9 +87,11 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
         for i in range(first, first + len(part))
     ]
     segments = tuple(Segment(len(p), tuple(map(len, branches))) for p, branches in fed)
-    states, targets, places = _picked(tree, segments, which)
-    wanted = [places[tuple(g.prompt), tuple(c)] for g in groups for c in g.completions]
-    picked = [i for start, stop in wanted for i in range(start, stop)]
+    states, targets, spans = _pick_states(tree, segments, which)
+    # Merging groups also changed their order. Restore the caller's: for each of its completions,
+    # the span of picked states, which several equal completions share.
+    ordered = [spans[tuple(g.prompt), tuple(c)] for g in groups for c in g.completions]
+    picked = [i for start, stop in ordered for i in range(start, stop)]
     repeats = picked != list(range(len(states)))
     return PackedRow(
         ids=torch.tensor([ids]),
@@ -94,16 +99,16 @@ def pack(groups: Sequence[Group], which: Which = "tokens") -> PackedRow:
         segments=segments,
         states=torch.tensor(states),
         targets=torch.tensor(targets, dtype=torch.long),
-        lengths=torch.tensor([stop - start for start, stop in wanted]),
+        lengths=torch.tensor([stop - start for start, stop in ordered]),
         copies=torch.tensor(picked) if repeats else None,
     )
 
 
 def pack_sequences(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> PackedRow:
-    """Independent sequences in one row; `masks` says which tokens are targets.
+    """Pack independent sequences into one row; `masks` says which tokens are targets.
 
-    A sequence's first token predicts from nothing and never counts; tokens behind the last target
-    are not fed.
+    A sequence's first token never counts, because nothing predicts it. From the last target on,
+    tokens are not fed: no counted state comes after them.
     """
     row: list[int] = []
     positions: list[int] = []
@@ -115,7 +120,8 @@ def pack_sequences(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]])
         counted = [i for i in range(1, len(sequence)) if mask[i]]
         lengths.append(len(counted))
         if not counted:
-            continue
+            continue  # a length of 0 keeps the sequence's place in the result
+        # Token i is predicted by the state of token i - 1.
         states += [len(row) + i - 1 for i in counted]
         targets += [sequence[i] for i in counted]
         row += sequence[: counted[-1]]
@@ -132,33 +138,35 @@ def pack_sequences(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]])
 
 
 def pad(groups: Sequence[Group], pad_token_id: int, which: Which = "tokens") -> PaddedRows:
-    """One row per completion, prompt first, padded on the right; nothing is shared."""
+    """Make one row per completion, prompt first, padded on the right; nothing is shared."""
     check_groups(groups)
     pairs = [(list(g.prompt), list(c)) for g in groups for c in g.completions]
     rows = [prompt + completion for prompt, completion in pairs]
+    # From the prompt's last token, which predicts the completion's first, to the completion's last
+    # token, which predicts nothing and so is left out of `tokens`. `last` is that one alone.
     first = [len(c) if which == "last" else 0 for _, c in pairs]
     counted = [
         range(len(p) - 1 + skipped, len(p) + len(c) - (which == "tokens"))
         for (p, c), skipped in zip(pairs, first, strict=True)
     ]
     targets = [i for _, c in pairs for i in c] if which == "tokens" else []
-    return _padded(rows, counted, targets, pad_token_id)
+    return _pad_rows(rows, counted, targets, pad_token_id)
 
 
 def pad_sequences(
     ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]], pad_token_id: int
 ) -> PaddedRows:
-    """`pack_sequences` on padded rows."""
+    """Pad what `pack_sequences` packs: one row per sequence."""
     counted = [
         [i - 1 for i in range(1, len(sequence)) if mask[i]]
         for sequence, mask in zip(ids, masks, strict=True)
     ]
     targets = [s[i + 1] for s, places in zip(ids, counted, strict=True) for i in places]
-    return _padded([list(s) for s in ids], counted, targets, pad_token_id)
+    return _pad_rows([list(s) for s in ids], counted, targets, pad_token_id)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Refuse what has no log-prob: an empty prompt or an empty completion."""
+    """Raise DataError for what has no log-prob: an empty prompt or an empty completion."""
     for number, group in enumerate(groups):
         if not group.prompt:
             raise DataError(
@@ -172,16 +180,12 @@ def check_groups(groups: Sequence[Group]) -> None:
             )
 
 
-def packed_length(group: Group) -> int:
-    """Tokens `group` adds to a packed row."""
-    return len(group.prompt) + sum(map(len, group.completions))
-
-
 Tree = dict[tuple[int, ...], list[tuple[int, ...]]]
 
 
-def _merged(groups: Sequence[Group]) -> Tree:
-    """Each distinct prompt with its distinct completions, in order of first appearance."""
+def _merge(groups: Sequence[Group]) -> Tree:
+    """Return each distinct prompt with its distinct completions, in order of first appearance."""
+    # The inner dict is a set that keeps its order.
     tree: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for group in groups:
         branches = tree.setdefault(tuple(group.prompt), {})
@@ -189,34 +193,37 @@ def _merged(groups: Sequence[Group]) -> Tree:
     return {prompt: list(branches) for prompt, branches in tree.items()}
 
 
-def _picked(
+def _pick_states(
     tree: Tree, segments: Sequence[Segment], which: Which
 ) -> tuple[list[int], list[int], dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]]]:
-    """States picked from the row, their targets, and which of them belong to each completion."""
+    """Return the states to pick from the row, their targets, and each completion's span of them."""
     states: list[int] = []
     targets: list[int] = []
-    places = {}
+    spans = {}
     start = 0
     for (prompt, completions), segment in zip(tree.items(), segments, strict=True):
-        ends = accumulate(segment.branches, initial=start + segment.prompt)
-        for completion, fed, begin in zip(completions, segment.branches, ends, strict=False):
+        # Where each branch begins; `accumulate` yields one more, the end of the last.
+        begins = accumulate(segment.branches, initial=start + segment.prompt)
+        for completion, fed, begin in zip(completions, segment.branches, begins, strict=False):
             first = len(states)
             if which == "last":
                 states.append(begin + fed - 1)
             else:
+                # The prompt's last state predicts the first token of every one of its completions.
                 states += [start + segment.prompt - 1, *range(begin, begin + fed)]
                 targets += completion if which == "tokens" else ()
-            places[prompt, completion] = first, len(states)
+            spans[prompt, completion] = first, len(states)
         start += segment.tokens
-    return states, targets, places
+    return states, targets, spans
 
 
-def _padded(
+def _pad_rows(
     rows: Sequence[list[int]],
     counted: Sequence[Sequence[int]],
     targets: Sequence[int],
     pad_token_id: int,
 ) -> PaddedRows:
+    """Pad rows on the right and index the counted positions in the flattened result."""
     width = max(map(len, rows))
     return PaddedRows(
         ids=torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows]),

@@ -1,1 +1,1 @@
-"""Models, adapters and tokenizers: found, checked, loaded."""
+"""Find, check and load models, adapters and tokenizers."""

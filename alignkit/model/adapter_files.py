@@ -1,8 +1,8 @@
-"""What an adapter made elsewhere may say and hold: a list of what is understood, nothing else.
+"""Read an adapter made elsewhere by an allow-list of what its files may hold.
 
 PEFT obeys whatever stands in an adapter_config.json: patterns that never end, a thousand copies of
-a layer, a start that rewrites the base. Only plain LoRA is read here, in fields of known sizes, and
-only its own tensors, so that nothing of the base can be overwritten.
+a layer, an initialisation that rewrites the base. Only plain LoRA is read here, in fields of
+bounded size, and only its own tensors, so nothing of the base can be overwritten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FACTOR = re.compile(
     r"(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?P<part>\.weight|\.bias)?"
 )
-# PEFT writes the base's own embedding or head beside an adapter on it.
+# PEFT saves the base's own embedding or head together with an adapter on it.
 OWN_WEIGHT = re.compile(r"base_model\.model\.(?P<layer>.+?)(\.base_layer)?\.weight")
 FLOATS = ("F64", "F32", "F16", "BF16")
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -61,8 +61,8 @@ class AdapterConfig(BaseModel):
     fan_in_fan_out: bool = False
     init_lora_weights: bool | Literal["gaussian", "orthogonal", "eva"] = True
 
-    # Said by PEFT of where an adapter comes from, or settings of starts that are over when an
-    # adapter is read: never obeyed.
+    # Where an adapter comes from, and settings of its initialisation, which is over when an adapter
+    # is read. Never obeyed.
     auto_mapping: Any = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -75,9 +75,9 @@ class AdapterConfig(BaseModel):
     runtime_config: Any = None
 
     def settings(self, layers: Iterable[str]) -> dict[str, Any]:
-        """The arguments of PEFT's LoraConfig for this adapter, whose weights are of these layers.
+        """Return the arguments of PEFT's LoraConfig for this adapter with weights of `layers`.
 
-        How weights are started says nothing about an adapter that has some, so it is left out.
+        How weights are initialised does not matter to an adapter that has some, so it is left out.
         """
         names = self.target_modules or sorted(layers)
         return {
@@ -102,7 +102,7 @@ ALL = "all-linear"
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:
-    """An adapter's configuration. Raises ModelError naming the field that is not understood."""
+    """Return an adapter's configuration. Raises ModelError naming the field that is not allowed."""
     file = directory / FILE
     if file.is_file() and file.stat().st_size > MAX_CONFIG:
         raise ModelError(f"larger than {MAX_CONFIG >> 20} MiB", where=str(file))
@@ -123,10 +123,10 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
 
 
 def check_factors(directory: Path, config: AdapterConfig) -> dict[str, dict[str, StoredTensor]]:
-    """The LoRA tensors of an adapter by layer, then kind (`lora_A`, …).
+    """Return the LoRA tensors of an adapter by layer, then kind (`lora_A`, …).
 
-    Raises ModelError for a tensor that is none of LoRA's, and for sizes that are not those of the
-    rank in the configuration. What may be a copy of the base's own weight is left to who has it.
+    Raise ModelError for a tensor that is not LoRA's, and for sizes that do not match the rank in
+    the configuration. A tensor that may be a copy of a weight of the base is left to `own_weights`.
     """
     file = directory / WEIGHTS
     layers: dict[str, dict[str, StoredTensor]] = {}
@@ -151,13 +151,13 @@ def check_factors(directory: Path, config: AdapterConfig) -> dict[str, dict[str,
 
 
 def own_weights(directory: Path) -> dict[str, str]:
-    """Weights that an adapter's file has of the base itself: name there, name of the layer."""
-    found = {}
+    """Map the names of the base's own weights in an adapter's file to their layers' names."""
+    layers = {}
     for name in check_safetensors(directory / WEIGHTS):
         match = OWN_WEIGHT.fullmatch(name)
         if match and not FACTOR.fullmatch(name):
-            found[name] = match["layer"]
-    return found
+            layers[name] = match["layer"]
+    return layers
 
 
 def _check_factors_of(
@@ -169,14 +169,14 @@ def _check_factors_of(
     if first is None or second is None:
         lost = names[0] if first is None else names[1]
         raise ModelError(f"{layer:.200} has no {lost}", where=str(file), hint="Copy it again")
-    wanted = {*names}
-    wanted |= {"lora_magnitude_vector"} if config.use_dora else set()
-    wanted |= {f"{names[1]}.bias"} if config.lora_bias and not embedding else set()
-    other = sorted(factors.keys() ^ wanted)
+    expected = {*names}
+    expected |= {"lora_magnitude_vector"} if config.use_dora else set()
+    expected |= {f"{names[1]}.bias"} if config.lora_bias and not embedding else set()
+    other = sorted(factors.keys() ^ expected)
     if other:
-        said = "lacks" if other[0] in wanted else "has a"
+        verb = "lacks" if other[0] in expected else "has a"
         raise ModelError(
-            f"{layer:.200} {said} {other[0]}, unlike what {FILE} says", where=str(file)
+            f"{layer:.200} {verb} {other[0]}, which contradicts {FILE}", where=str(file)
         )
     if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1]:
         raise ModelError(
@@ -189,12 +189,12 @@ def _check_factors_of(
 def _check_ranks(
     layers: dict[str, dict[str, StoredTensor]], config: AdapterConfig, directory: Path
 ) -> None:
-    """Nothing may be made of a rank that no weight has: it could be as large as memory is."""
-    known = {tensor.shape[0] for each in layers.values() for tensor in _firsts(each)}
-    said = {config.r} if not config.rank_pattern else set(config.rank_pattern.values())
-    for rank in sorted(said - known):
+    """Refuse a rank that no weight has: PEFT would allocate it, and it could be any size."""
+    stored = {tensor.shape[0] for each in layers.values() for tensor in _firsts(each)}
+    configured = {config.r} if not config.rank_pattern else set(config.rank_pattern.values())
+    for rank in sorted(configured - stored):
         raise ModelError(
-            f"says rank {rank:,}, and the weights beside it have {_ranks(known)}",
+            f"has rank {rank:,}, but the weights next to it have {_ranks(stored)}",
             where=str(directory / FILE),
             hint="Copy both files again from the same place",
         )
@@ -209,7 +209,7 @@ def _ranks(ranks: Iterable[int]) -> str:
 
 
 def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
-    """What is no LoRA at all, or would have changed the base, is named before single fields."""
+    """Name what is no LoRA, or would change the base, before any single field."""
     kind = content.get("peft_type")
     if kind != "LORA":
         raise ModelError(
@@ -236,7 +236,7 @@ def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
 
 
 def _refusal(error: ValidationError, content: dict[str, Any], file: Path) -> ModelError:
-    """One line for the first field that is wrong."""
+    """Return the error for the first field that is wrong."""
     first = error.errors()[0]
     field = str(first["loc"][0])
     value = f" is {_shown(content[field])}" if field in content else " is missing"

@@ -1,7 +1,7 @@
-"""An adapter from disk on a base in memory: every weight in its place, and none of the base's.
+"""Fit an adapter from disk to a base in memory: every weight has its place, and none is the base's.
 
-PEFT loads whatever names it finds, the base's own included, and leaves out what has no place. Here
-the two sets of names are the same, or the adapter is refused.
+PEFT loads whatever names it finds, the base's own included, and ignores what has no place. Here the
+two sets of names must be equal, or the adapter is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alignkit.store.artifacts import verify_part
 
 
 def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """An adapter's configuration and weights. Raises ModelError naming the broken file."""
+    """Return an adapter's configuration and weights. Raises ModelError naming the broken file."""
     verify_part(directory)
     weights = directory / "adapter_model.safetensors"
     if not weights.exists():
@@ -39,16 +39,16 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
                 hint="convert them to safetensors where you trust their origin",
             )
         raise ModelError("no adapter_model.safetensors", where=str(directory))
-    said = read_adapter_config(directory)
+    config = read_adapter_config(directory)
     check_weights([weights])
-    layers = check_factors(directory, said)
-    return LoraConfig(**said.settings(layers)), load_file(str(weights))
+    layers = check_factors(directory, config)
+    return LoraConfig(**config.settings(layers)), load_file(str(weights))
 
 
 def check_layers(
     base: Any, config: LoraConfig, weights: Mapping[str, torch.Tensor], directory: Path
 ) -> None:
-    """Raise ModelError unless the adapter has weights for just the layers that it names."""
+    """Raise ModelError unless the adapter has weights for exactly the layers that it names."""
     bare = [name.replace(".base_layer", "") for name, _ in base.named_modules()]
     if config.target_modules == ALL_LINEAR:
         named = set(adaptable_layers(base))
@@ -56,12 +56,12 @@ def check_layers(
         named = {name for name in bare if check_target_module_exists(config, name) is True}
     has = {match["layer"] for key in weights if (match := FACTOR.fullmatch(key))}
     for layer in sorted(has - named):
-        known = layer in bare
+        in_base = layer in bare
         raise ModelError(
             f"has weights for {layer}, which "
-            + ("its target_modules leave out" if known else "its base does not have"),
+            + ("its target_modules do not name" if in_base else "its base does not have"),
             where=str(directory),
-            hint=None if known else "Name the base it was trained on",
+            hint=None if in_base else "Name the base it was trained on",
         )
     for layer in sorted(named - has):
         raise ModelError(
@@ -72,13 +72,13 @@ def check_layers(
 
 
 def drop_copies_of_the_base(base: Any, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Leave out what PEFT wrote of the base itself. Raises ModelError if it is another's."""
+    """Drop weights that are copies of the base's own. Raises ModelError for one that differs."""
     for key, layer in own_weights(directory).items():
         copy = weights.pop(key)
         own = _weight_named(base, layer)
         if own is None or own.shape != copy.shape or not _equal_values(own, copy):
             raise ModelError(
-                f"holds a {layer} of its own; the base is shared, and stays as it is",
+                f"holds a {layer} of its own, but the base is shared and cannot change",
                 where=str(directory),
                 hint="Merge the adapter into its base with PEFT, and name the merged model",
             )
@@ -90,12 +90,12 @@ def fill_adapter(
     """Copy weights into a fresh adapter. Raises ModelError unless every one has its place."""
     places = weights_of(model, name)
     for key in sorted(places.keys() ^ weights.keys()):
-        said = "no place for" if key in weights else "it lacks"
-        raise ModelError(f"does not fit its base: {said} {key}", where=str(directory))
+        problem = "there is no place for" if key in weights else "it lacks"
+        raise ModelError(f"does not fit its base: {problem} {key}", where=str(directory))
     for key, value in weights.items():
         if value.shape != places[key].shape:
             raise ModelError(
-                f"does not fit its base: {key} is {tuple(value.shape)}, and has to be "
+                f"does not fit its base: {key} is {tuple(value.shape)}, expected "
                 f"{tuple(places[key].shape)}",
                 where=str(directory),
             )
@@ -103,17 +103,17 @@ def fill_adapter(
 
 
 def check_head(base: Any, head: ScalarHead, directory: Path) -> None:
-    """Raise ModelError for a head that reads other states than the base has."""
+    """Raise ModelError for a head that reads states of another size than the base's."""
     size = base.config.get_text_config().hidden_size
     if head.linear.in_features != size:
         raise ModelError(
-            f"its head reads states of {head.linear.in_features:,}; its base has {size:,}",
+            f"its head reads states of size {head.linear.in_features:,}; its base has {size:,}",
             where=str(directory),
         )
 
 
 def weights_of(model: Any, name: str) -> dict[str, torch.Tensor]:
-    """An adapter's own weights, without copies of the embedding or the head it may sit on."""
+    """Return an adapter's own weights, without copies of the embedding or head it may sit on."""
     weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False
     )
@@ -121,7 +121,7 @@ def weights_of(model: Any, name: str) -> dict[str, torch.Tensor]:
 
 
 def _weight_named(base: nn.Module, layer: str) -> torch.Tensor | None:
-    """The weight of a layer of the base, adapters or not; None where there is no such layer."""
+    """Return the weight of a layer of the base, under an adapter or not; None if there is none."""
     modules = dict(base.named_modules())
     module = modules.get(f"{layer}.base_layer", modules.get(layer))
     weight = getattr(module, "weight", None)
@@ -129,7 +129,7 @@ def _weight_named(base: nn.Module, layer: str) -> torch.Tensor | None:
 
 
 def _equal_values(own: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Whether two weights are the same numbers, in the coarser of their types."""
+    """Return whether two weights are the same numbers, in the coarser of their dtypes."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         if torch.equal(own.detach().cpu().to(dtype), copy.to(dtype)):
             return True

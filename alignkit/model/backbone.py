@@ -1,8 +1,8 @@
-"""The one frozen, quantized model that every adapter sits on; the only `from_pretrained` here.
+"""Hold the one frozen, quantized model that every adapter sits on; only here is a model loaded.
 
-Policy, reference, reward and value are *roles*: adapters that are switched on one set of base
-weights by context managers, which put the model down the way they found it. Trainable weights are
-always fp32, whatever the base is stored in.
+Policy, reference, reward and value are *roles*: adapters on one set of base weights, switched on by
+context managers that restore the model on exit. Trainable weights are always fp32, whatever the
+base is stored in.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from alignkit.model.fit import (
 from alignkit.model.heads import ScalarHead
 from alignkit.model.methods import METHODS, is_tuned
 from alignkit.model.probe import replay_probe, write_probe
-from alignkit.model.quantized_cache import keep_base, kept_place, whole_base
+from alignkit.model.quantized_cache import cache_path, load_cached_base, save_base
 from alignkit.model.run_template import template_for
 from alignkit.model.template_check import check_templates
 from alignkit.model.tokenizer_check import checked_tokenizer
@@ -72,7 +72,7 @@ class Backbone:
     """A frozen base model with named adapters on it.
 
     `model` is the PEFT model once the first adapter exists, the bare base before that.
-    `fingerprint` is the sha256 of what the base computes: its files and how it is quantized.
+    `fingerprint` is the sha256 of what the base computes: its files and its quantization.
     """
 
     def __init__(self, base: nn.Module, tokenizer: Any, files: ModelFiles, config: BackboneConfig):
@@ -112,9 +112,10 @@ class Backbone:
         self._add(name, configure(self.config, adaptable_layers(self.base)), seed)
 
     def load_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
-        """An adapter in PEFT's format, refused when it does not fit or answers differently.
+        """Load an adapter in PEFT's format.
 
-        Only the adapter's own tensors are taken: no byte of the base changes.
+        Only the adapter's own tensors are used: no byte of the base changes. Raise ModelError if it
+        does not fit, or if it does not reproduce its probe.
         """
         config, weights = read_adapter(directory)
         check_layers(self.base, config, weights, directory)
@@ -131,14 +132,14 @@ class Backbone:
             raise
 
     def copy_adapter(self, source: str, target: str) -> None:
-        """An exact copy of the adapter `source` under the name `target`."""
+        """Copy the adapter `source` exactly, under the name `target`."""
         weights = weights_of(self.model, source)
         copied = {key: value.detach().clone() for key, value in weights.items()}
         self._add(target, self.model.peft_config[source], seed=0)
         set_peft_model_state_dict(self.model, copied, adapter_name=target)
 
     def save_adapter(self, name: str, directory: Path, *, head: ScalarHead | None = None) -> None:
-        """Write the adapter in PEFT's own format, with its head, tokenizer and probe."""
+        """Save the adapter in PEFT's own format, with its head, tokenizer and probe."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = weights_of(self.model, name)
         save_file(
@@ -153,7 +154,7 @@ class Backbone:
         write_probe(self, name, directory, head)
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter; the bare base comes back with the last one."""
+        """Remove an adapter; removing the last one restores the bare base."""
         if name not in self.adapters:
             return
         others = [other for other in self.adapters if other != name]
@@ -167,12 +168,12 @@ class Backbone:
         self.model = self.base
 
     def clear(self) -> None:
-        """Forget every adapter."""
+        """Remove every adapter."""
         for name in self.adapters:
             self.delete_adapter(name)
 
     def adapter_hash(self, name: str) -> str:
-        """sha256 over the adapter's weights."""
+        """Return sha256 over the adapter's weights."""
         digest = hashlib.sha256()
         weights = weights_of(self.model, name)
         for key in sorted(weights):
@@ -181,7 +182,7 @@ class Backbone:
         return digest.hexdigest()
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
-        """The adapter's trainable tensors by name."""
+        """Return the adapter's trainable tensors by name."""
         return {
             key: parameter
             for key, parameter in self.model.named_parameters()
@@ -192,7 +193,7 @@ class Backbone:
 
     @contextmanager
     def role(self, adapter: str | None) -> Iterator[Any]:
-        """The model as this adapter (None: the bare backbone), evaluation mode, then as before."""
+        """Yield the model with this adapter (None: the bare backbone), in evaluation mode."""
         with _restored(self.model):
             self.model.eval()
             if adapter is None and isinstance(self.model, PeftModel):
@@ -205,7 +206,7 @@ class Backbone:
 
     @contextmanager
     def training(self, adapter: str) -> Iterator[Any]:
-        """The model with only this adapter trainable, training mode; then as before."""
+        """Yield the model in training mode, with only this adapter trainable."""
         with _restored(self.model):
             self.activate(adapter)
             self.model.train()
@@ -222,6 +223,7 @@ class Backbone:
     def _add(self, name: str, config: PeftConfig, seed: int) -> None:
         if name in self.adapters:
             raise ValueError(f"adapter {name!r} exists already")
+        # PEFT does not know our 16-bit modules, so an adapter on one of them needs plain ones.
         if _changes(config, half_modules(self.base)):
             store_in_full(self.base)
         with torch.random.fork_rng(devices=[]):
@@ -235,38 +237,39 @@ class Backbone:
 
 
 def _changes(config: Any, modules: list[str]) -> bool:
-    """Whether an adapter of this configuration touches one of these modules of the base."""
+    """Return whether an adapter of this configuration touches one of these modules of the base."""
     if config.modules_to_save or config.trainable_token_indices:
         return True
     return any(check_target_module_exists(config, name) for name in modules)
 
 
 def as_fp32(parameters: dict[str, nn.Parameter]) -> None:
-    """Store trainable weights in fp32: in bf16 a small update is less than half a step."""
+    """Store trainable weights in fp32: in bf16, rounding would swallow small updates."""
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
 
 
 def compute_dtype(config: BackboneConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+    """Return the dtype; `auto` is bfloat16 or float16 on a GPU, and float32 on a CPU."""
     if config.dtype != "auto":
         chosen: torch.dtype = getattr(torch, config.dtype)
         return chosen
     if not torch.cuda.is_available():
         return torch.float32
+    # Older GPUs have no bfloat16.
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def base_fingerprint(files: ModelFiles, config: BackboneConfig) -> str:
-    """sha256 over the base's files and how it is quantized."""
+    """Return sha256 over the base's files and its quantization."""
     text = f"{files.fingerprint}\0{config.quantization}\0{config.dtype}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
-    """The model's tokenizer, padding on the left, with a pad token that is not EOS if it has one.
+    """Return the model's tokenizer, padding on the left; pad is not EOS if there is another choice.
 
-    Raises ModelError when there is no chat template and none was given.
+    Raise ModelError when there is no chat template and none is given, or no EOS token.
     """
     check_templates(files.path, chat_template)
     tokenizer = checked_tokenizer(files, padding_side="left")
@@ -281,11 +284,11 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None = None) -> Any:
 
 
 def guard_cpu_quantization(model: nn.Module) -> int:
-    """Keep NF4 weights in the layout that has gradients; the number of layers guarded.
+    """Keep NF4 weights in the layout that has gradients; return the number of layers guarded.
 
     bitsandbytes 0.50 repacks 4-bit weights on CPUs with AVX512-BF16 during the first forward
-    without gradients, into a layout whose kernel has no backward: gradients after an evaluation
-    are then wrong without a word. Remove when bitsandbytes' packed path has autograd.
+    without gradients, into a layout whose kernel has no backward. Gradients after an evaluation are
+    then wrong, without an error. Remove when bitsandbytes' packed path has autograd.
     """
     try:
         from bitsandbytes.nn.modules import Linear4bit
@@ -314,35 +317,38 @@ def _write_adapter_config(config: PeftConfig, files: ModelFiles, directory: Path
 
 
 def _load_base(files: ModelFiles, config: BackboneConfig) -> Any:
-    """The base, quantized, after its files were held against what its architecture needs."""
+    """Return the base, quantized, after checking its files against what its architecture needs."""
     check_fit(files)
     if files.path not in EMBEDDED.values():
         check_weights(weight_files(files.path))
     _check_choices(files, config)
     fingerprint = base_fingerprint(files, config)
-    place = None
+    path = None
     if config.quantization == "nf4" and _device() == "cpu":
-        place = kept_place(fingerprint, str(compute_dtype(config)))
-    kept = whole_base(place, fingerprint) if place else None
-    with staged(files) as made:
-        as_stored = kept is not None or stored_quantization(files) is not None
-        base = _loaded(kept or made, files, config, quantize=not as_stored)
+        path = cache_path(fingerprint, str(compute_dtype(config)))
+    cached = load_cached_base(path, fingerprint) if path else None
+    with staged(files) as directory:
+        as_stored = cached is not None or stored_quantization(files) is not None
+        base = _load_directory(cached or directory, files, config, quantize=not as_stored)
+    # Again, after loading: the files may have changed between the check and the load.
     if base_fingerprint(files, config) != fingerprint:
-        raise ModelError("was changed while it was loaded", where=str(files.path))
+        raise ModelError("changed while it was being loaded", where=str(files.path))
     base.name_or_path = base.config.name_or_path = str(files.path)
-    if place and not kept:
-        keep_base(base, place, fingerprint)
+    if path and not cached:
+        save_base(base, path, fingerprint)
     return base
 
 
-def _loaded(place: Path, files: ModelFiles, config: BackboneConfig, *, quantize: bool) -> Any:
-    """What transformers makes of a directory, held once more against what it needs."""
+def _load_directory(
+    directory: Path, files: ModelFiles, config: BackboneConfig, *, quantize: bool
+) -> Any:
+    """Load a directory with transformers, and check once more that no weight is missing."""
     from transformers import AutoModelForCausalLM
 
     dtype = compute_dtype(config)
     with quiet_loading(), built_from(files.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
+            directory,
             dtype=dtype,
             **({"quantization_config": _quantization(config, dtype)} if quantize else {}),
             attn_implementation=config.attn_implementation,
@@ -357,7 +363,7 @@ def _loaded(place: Path, files: ModelFiles, config: BackboneConfig, *, quantize:
 
 
 def _check_choices(files: ModelFiles, config: BackboneConfig) -> None:
-    """The kernel of attention is one of transformers' own; the files decide no quantization."""
+    """Refuse an attention kernel that is not transformers' own, and a quantization in the files."""
     attention = config.attn_implementation
     if attention is not None and attention not in ATTENTION:
         raise RecipeError(
@@ -367,11 +373,11 @@ def _check_choices(files: ModelFiles, config: BackboneConfig) -> None:
     stored = stored_quantization(files)
     if stored not in (None, config.quantization):
         raise ModelError(
-            f"its weights are stored as {stored}, and quantization is {config.quantization}",
+            f"its weights are stored as {stored}, but quantization is {config.quantization}",
             where=str(files.path / "config.json"),
             hint=f"Set quantization: {stored}"
             if stored in ("nf4", "int8")
-            else "Name the model in bfloat16 that it was made of",
+            else "Name the bfloat16 model that it was made from",
         )
 
 
@@ -403,7 +409,7 @@ def _read_template(source: str) -> str:
     text = path.read_text(encoding="utf-8")
     if len(text) > 65536:
         raise ModelError(
-            f"{len(text):,} characters; a chat template has 65,536 at most", where=source
+            f"{len(text):,} characters; a chat template may have at most 65,536", where=source
         )
     return text
 
@@ -412,14 +418,14 @@ def _check_vocabulary(base: Any, tokenizer: Any) -> None:
     rows = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows}",
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
             hint="use the tokenizer that belongs to this model",
         )
 
 
 @contextmanager
 def _restored(model: Any) -> Iterator[None]:
-    """Put back train/eval flags, active adapters and requires_grad, exceptions included."""
+    """Restore train/eval flags, active adapter and requires_grad on exit, after exceptions too."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active = model.active_adapter if isinstance(model, PeftModel) else None
@@ -428,7 +434,7 @@ def _restored(model: Any) -> Iterator[None]:
     finally:
         if active is not None:
             model.set_adapter(active)
-        for parameter, wanted in gradients:
-            parameter.requires_grad_(wanted)
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
         for module, mode in modes:
             module.training = mode

@@ -1,8 +1,8 @@
-"""What is wrong with a model can be read in its files: told before anything is loaded or written.
+"""Check a model's files before anything is loaded or written.
 
-A weight that is not a finite number or not there at all, a tokenizer without a chat template or
-with more tokens than the model has rows, an architecture nobody here knows: each would end a run
-after minutes, or spoil it without a word.
+A weight that is not finite or not there, a tokenizer without a chat template or with more tokens
+than the model has rows, an architecture that nobody knows: each would end a run after minutes, or
+spoil it without an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weigh
 SIDES = {"A": "inputs", "B": "outputs"}
 CHUNK = 16 << 20
 MAX_TOKENIZER = 64 << 20
-# By safetensors' name: the unsigned integers of a float's size, its bits but the sign, infinity.
+# By safetensors' name: the unsigned integer of a float's size, its bits without the sign, infinity.
 FLOATS: dict[str, tuple[Any, int, int]] = {
     "F16": (np.uint16, 0x7FFF, 0x7C00),
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
@@ -48,7 +48,7 @@ FLOATS: dict[str, tuple[Any, int, int]] = {
 
 
 def check_model(files: ModelFiles, chat_template: str | None) -> list[str]:
-    """Raise ModelError for what loading would trip over; what is only odd is returned as lines."""
+    """Raise ModelError for what loading would trip over; return lines about what is only odd."""
     check_templates(files.path, chat_template)
     if files.path in EMBEDDED.values():
         return []
@@ -60,7 +60,7 @@ def check_model(files: ModelFiles, chat_template: str | None) -> list[str]:
 
 
 def check_weights(files: Sequence[Path]) -> None:
-    """Raise ModelError naming the first weight that holds infinity or something not a number."""
+    """Raise ModelError naming the first weight that holds infinity or NaN."""
     for file, content in zip(files, content_hashes(files), strict=True):
         key = f"finite {content}"
         if recall(key) is None:
@@ -73,10 +73,10 @@ def _check_finite(file: Path) -> None:
     tensors = check_safetensors(file)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         broken = threads.map(lambda each: _not_finite(file, each), tensors.values())
-        for name, found in zip(tensors, broken, strict=True):
-            if found:
+        for name, fault in zip(tensors, broken, strict=True):
+            if fault:
                 raise ModelError(
-                    f"{name} holds values that are {found}",
+                    f"{name} holds values that are {fault}",
                     where=str(file),
                     hint="The training that made it diverged, or the file is damaged: take an "
                     "earlier one, or copy it again",
@@ -84,7 +84,7 @@ def _check_finite(file: Path) -> None:
 
 
 def check_adapter(adapter: Path, base: ModelFiles) -> None:
-    """Raise ModelError for an adapter that cannot be obeyed, is broken or is of another model."""
+    """Raise ModelError for an adapter that is not plain LoRA, is broken, or is another model's."""
     config = read_adapter_config(adapter)
     check_weights(sorted(adapter.glob("*.safetensors")))
     weights = adapter / "adapter_model.safetensors"
@@ -95,7 +95,7 @@ def check_adapter(adapter: Path, base: ModelFiles) -> None:
 
 
 def _check_sizes(adapter: Path, weights: Path, base: ModelFiles) -> None:
-    """Raise ModelError for an adapter of a model of other sizes."""
+    """Raise ModelError for an adapter of a model with other sizes."""
     sizes = {name: tensor.shape for name, tensor in stored_tensors(base.path).items()}
     for name, tensor in check_safetensors(weights).items():
         match = LORA.fullmatch(name)
@@ -105,9 +105,9 @@ def _check_sizes(adapter: Path, weights: Path, base: ModelFiles) -> None:
         # Some models store a layer as outputs by inputs, some the other way round.
         has = tensor.shape[1 if match["side"] == "A" else 0]
         if has not in layer:
-            theirs = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+            base_name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
             raise ModelError(
-                f"this adapter is for {theirs or 'another model'}, whose {match['layer']} has "
+                f"this adapter is for {base_name or 'another model'}, whose {match['layer']} has "
                 f"{has:,} {SIDES[match['side']]}; that of {base.name} is {layer[0]:,} by "
                 f"{layer[1]:,}",
                 where=str(adapter),
@@ -116,7 +116,7 @@ def _check_sizes(adapter: Path, weights: Path, base: ModelFiles) -> None:
 
 
 def check_kernels(quantization: str) -> None:
-    """Raise RecipeError when what quantizes the backbone is not installed."""
+    """Raise RecipeError when the library that quantizes the backbone is not installed."""
     if quantization != "none" and find_spec("bitsandbytes") is None:
         raise RecipeError(
             f"quantization {quantization} needs bitsandbytes, which is not installed",
@@ -125,10 +125,11 @@ def check_kernels(quantization: str) -> None:
 
 
 def _not_finite(file: Path, tensor: StoredTensor) -> str:
-    """What some values of a tensor are instead of finite; empty where all are."""
+    """Return what some values of a tensor are instead of finite, or an empty string."""
     if tensor.dtype not in FLOATS:
         return ""
     kind, bits, infinity = FLOATS[tensor.dtype]
+    # IEEE floats without their sign sort like integers: infinity, then every NaN above it.
     largest = kind(0)
     with file.open("rb") as stream:
         stream.seek(tensor.begin)
@@ -143,7 +144,7 @@ def _not_finite(file: Path, tensor: StoredTensor) -> str:
 
 
 def _check_kind(model: Path) -> None:
-    """Code that comes with a model is never run, so transformers itself must know the kind."""
+    """Refuse a model that only its own code can build: that code is never run."""
     config = read_json(model / "config.json")
     if "auto_map" not in config:
         return
@@ -158,7 +159,7 @@ def _check_kind(model: Path) -> None:
 
 
 def _check_vocabulary(model: Path) -> None:
-    """Every token needs its row of the embedding."""
+    """Raise ModelError unless every token has its row of the embedding."""
     tokens, rows = _tokens(model / "tokenizer.json"), _embedding_rows(model)
     if tokens and rows and tokens > rows:
         raise ModelError(
@@ -169,7 +170,7 @@ def _check_vocabulary(model: Path) -> None:
 
 
 def _tokens(path: Path) -> int:
-    """One more than the highest id of a tokenizer; 0 when the file does not say."""
+    """Return one more than the highest id of a tokenizer; 0 when the file does not say."""
     if not path.is_file() or path.stat().st_size > MAX_TOKENIZER:
         return 0
     content = read_json(path)
@@ -198,9 +199,9 @@ def _oddities(model: Path) -> Iterator[str]:
     pad, eos = (_token(config.get(name)) for name in ("pad_token", "eos_token"))
     if eos and pad == eos:
         yield (
-            f"{path}: padding and the end of an answer are one token, {eos}. alignkit trains the "
-            "end of every answer by its place; a tool that leaves padding out by its id may make "
-            "a model whose answers never end"
+            f"{path}: padding and the end of a completion are one token, {eos}. alignkit trains "
+            "the end of every completion by its position; a tool that ignores padding by its id "
+            "may train a model whose completions never end"
         )
 
 

@@ -1,9 +1,9 @@
-"""Where a model's files are and what they are, found without importing torch.
+"""Find a model's files and check what they are, without importing torch.
 
-A model is named by "tiny" (the embedded base), a directory, a run's directory (its base, and its
+A model is named by "tiny" (the embedded base), a directory, a run's directory (its base, and the
 adapter to start from) or a hub id. Only safetensors weights are accepted, and no code that comes
-with a model is ever run. What a library may read of a model is one list of files: the same that is
-fingerprinted, by content.
+with a model is ever run. Libraries may read one list of a model's files: the list that is
+fingerprinted by content.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAX_JSON = 128 << 20
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-# Beside the weights: all that transformers looks for when it loads a causal LM and its tokenizer.
+# Besides weights: every file transformers looks for when it loads a causal LM and its tokenizer.
 READ = re.compile(
     r"(config|generation_config|tokenizer_config|tokenizer|special_tokens_map|added_tokens"
     r"|chat_template|vocab|tekken)\.json"
     r"|chat_template\.jinja|additional_chat_templates/[^/]+\.jinja"
     r"|vocab\.txt|merges\.txt|[^/]+\.model|[^/]+\.tiktoken"
 )
-# What a configuration must not decide: code, kernels, other files, and what a forward returns.
+# Settings a configuration must not decide: code, kernels, other files, what a forward returns.
 NOT_OBEYED = {
     CONFIG: re.compile(
         r"_?(attn|attention|experts)_implementation\w*|auto_map|custom_pipelines"
@@ -60,7 +60,7 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A base model on disk. `adapter` is set when a run's directory was named."""
+    """A base model on disk; `adapter` is set when a run's directory was named."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the name and the content of every file that is read of the model."""
+        """sha256 over the name and content of every file that is read of the model."""
         files = model_file_list(self.path)
         digest = hashlib.sha256()
         for file, content in zip(files, content_hashes(files), strict=True):
@@ -79,7 +79,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file of weights: its type by safetensors' name, its sizes, its bytes' place."""
+    """A tensor in a file of weights: dtype by safetensors' name, sizes, and where its bytes lie."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class StoredTensor:
 
     @classmethod
     def read(cls, entry: dict[str, Any], offset: int) -> StoredTensor:
-        """From a header's entry, in a file whose data begin at `offset`."""
+        """Read a header's entry, for a file whose data begin at `offset`. Raises ValueError."""
         begin, end = (offset + _size(value) for value in entry["data_offsets"])
         shape = tuple(_size(value) for value in entry["shape"])
         if end < begin or not isinstance(entry["dtype"], str):
@@ -106,14 +106,14 @@ def _size(value: Any) -> int:
 
 
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
-    """The files of the model called `name`; ModelError with the nearest match if absent."""
-    return _found(name, revision, frozenset())
+    """Return the files of the model called `name`. Raises ModelError with the nearest match."""
+    return _find(name, revision, frozenset())
 
 
-def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
-    """The model of that name; `passed` are the runs whose base it is, on the way here."""
+def _find(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFiles:
+    """Find the model; `passed` are the runs already followed to their base."""
     if name in EMBEDDED:
-        return _checked(ModelFiles(name, EMBEDDED[name], None))
+        return _check_loadable(ModelFiles(name, EMBEDDED[name], None))
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # unlike Path's, false for a name too long for any file
         return _from_directory(path.resolve(), revision, passed)
@@ -128,23 +128,23 @@ def _found(name: str, revision: str | None, passed: frozenset[Path]) -> ModelFil
 
 
 def model_file_list(path: Path) -> list[Path]:
-    """The files that are read of a model, and so decide what it computes, in a fixed order.
+    """Return the files read of a model, which decide what it computes, in a fixed order.
 
-    Raises ModelError for one that is no ordinary file, or a list of weights that leaves `path`.
+    Raise ModelError for one that is not an ordinary file, or a list of weights that leaves `path`.
     """
-    beside = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
-    found = [file for file in beside if READ.fullmatch(file.relative_to(path).as_posix())]
-    for file in found:
+    candidates = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
+    files = [file for file in candidates if READ.fullmatch(file.relative_to(path).as_posix())]
+    for file in files:
         _refuse_unless_ordinary(file)
     weights = weight_files(path)
     index = [] if weights[0].name == WEIGHTS else [path / INDEX]
-    return sorted([*found, *index, *weights])
+    return sorted([*files, *index, *weights])
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files a model's weights are in: `model.safetensors`, or those its index lists.
+    """Return the files that hold a model's weights: `model.safetensors`, or those its index lists.
 
-    Raises ModelError where there are none, or an entry of the index leads out of the directory.
+    Raise ModelError if there are none, or an entry of the index leads out of the directory.
     """
     if os.path.lexists(path / WEIGHTS):
         _refuse_unless_ordinary(path / WEIGHTS)
@@ -161,24 +161,22 @@ def weight_files(path: Path) -> list[Path]:
             raise ModelError(
                 f"{name!r:.100} is not a *.safetensors file of this directory",
                 where=str(path / INDEX),
-                hint="Put all weights beside the index, and name them without a path",
+                hint="Put all weights next to the index, and name them without a path",
             )
         _refuse_unless_ordinary(path / name)
     return [path / name for name in sorted(names)]
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model by name. Raises ModelError for a name that two files have."""
-    found: dict[str, StoredTensor] = {}
+    """Return every tensor of a model by name. Raises ModelError for a name that two files have."""
+    all_tensors: dict[str, StoredTensor] = {}
     for file in weight_files(path):
         tensors = check_safetensors(file)
-        twice = found.keys() & tensors.keys()
+        twice = all_tensors.keys() & tensors.keys()
         if twice:
-            raise ModelError(
-                f"{min(twice)} is in another file of this model as well", where=str(file)
-            )
-        found |= tensors
-    return found
+            raise ModelError(f"{min(twice)} is in another file of this model too", where=str(file))
+        all_tensors |= tensors
+    return all_tensors
 
 
 def _are_texts(listed: dict[str, Any]) -> bool:
@@ -186,34 +184,34 @@ def _are_texts(listed: dict[str, Any]) -> bool:
 
 
 def _refuse_unless_ordinary(file: Path) -> None:
-    """A pipe would wait for ever, a device would do worse; a link to an ordinary file is one."""
+    """Refuse a pipe, which would block forever, and a device; allow a link to an ordinary file."""
     if file.is_file():
         return
-    reason = "no ordinary file" if file.exists() else "missing"
+    reason = "not an ordinary file" if file.exists() else "missing"
     raise ModelError(f"{file.name} is {reason}", where=str(file.parent), hint="Copy it again")
 
 
 @contextmanager
 def staged(files: ModelFiles) -> Iterator[Path]:
-    """A directory for libraries to load from: the files that were fingerprinted, and no other.
+    """Yield a directory for libraries to load from: the fingerprinted files and no other.
 
-    Settings that would choose code, kernels or further files are left out of the two
+    Settings that would choose code, kernels or further files are removed from the two
     configurations; all other files are links.
     """
-    with tempfile.TemporaryDirectory(prefix="alignkit-") as made:
-        place = Path(made)
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as name:
+        directory = Path(name)
         for file in model_file_list(files.path):
-            target = place / file.relative_to(files.path)
+            target = directory / file.relative_to(files.path)
             target.parent.mkdir(exist_ok=True)
             if file.name in NOT_OBEYED:
                 target.write_text(json.dumps(obeyed_settings(file)), encoding="utf-8")
             else:
                 target.symlink_to(file.resolve())
-        yield place
+        yield directory
 
 
 def obeyed_settings(file: Path) -> dict[str, Any]:
-    """The settings of a configuration of the model that are not ours to decide."""
+    """Return a configuration's settings without those that a model must not decide."""
     try:
         settings: dict[str, Any] = _obeyed(read_json(file), NOT_OBEYED[file.name])
     except RecursionError:
@@ -222,7 +220,7 @@ def obeyed_settings(file: Path) -> dict[str, Any]:
 
 
 def _obeyed(settings: Any, ignored: re.Pattern[str]) -> Any:
-    """Settings without those whose names match, at any depth."""
+    """Return settings without those whose names match, at any depth."""
     if isinstance(settings, dict):
         return {
             name: _obeyed(value, ignored)
@@ -238,7 +236,7 @@ def _from_directory(path: Path, revision: str | None, passed: frozenset[Path]) -
     if adapter is None and (path / "adapter_config.json").exists():
         adapter = path
     if adapter is None:
-        return _checked(ModelFiles(str(path), path, revision))
+        return _check_loadable(ModelFiles(str(path), path, revision))
     base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if manifest.exists():
         recorded = read_json(manifest).get("backbone")
@@ -251,8 +249,8 @@ def _from_directory(path: Path, revision: str | None, passed: frozenset[Path]) -
         )
     if path in passed:
         raise ModelError("the adapter is its own base model", where=str(path))
-    found = _found(base, revision, passed | {path})
-    return ModelFiles(found.name, found.path, found.revision, adapter)
+    files = _find(base, revision, passed | {path})
+    return ModelFiles(files.name, files.path, files.revision, adapter)
 
 
 def _from_hub(name: str, revision: str | None) -> ModelFiles:
@@ -281,11 +279,11 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
             f"{did_you_mean(name, _known_names())}",
             hint="Give a directory, a hub id that is in the cache, or tiny for the embedded model",
         ) from None
-    return _checked(ModelFiles(name, path, path.name))
+    return _check_loadable(ModelFiles(name, path, path.name))
 
 
 def _known_names() -> list[str]:
-    """Embedded models, hub ids in the local cache and directories beside us."""
+    """Return the names to suggest: embedded models, hub ids in the cache, directories here."""
     names = list(EMBEDDED)
     cache = Path(os.environ.get("HF_HUB_CACHE", Path.home() / ".cache/huggingface/hub"))
     if cache.is_dir():
@@ -298,7 +296,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _nearest_path(path: Path) -> str:
-    """`; the nearest is runs/sft` when a sibling or an ancestor's child has a similar name."""
+    """Return `; the nearest is runs/sft` if a directory near there has a similar name."""
     parent = path.parent
     if not os.path.isdir(parent):
         return _nearest_path(parent) if parent != path and parent.name else ""
@@ -307,8 +305,8 @@ def _nearest_path(path: Path) -> str:
     return f"; the nearest is {parent / close[0]}" if close else ""
 
 
-def _checked(files: ModelFiles) -> ModelFiles:
-    """Refuse what cannot be loaded safely or at all, naming the file."""
+def _check_loadable(files: ModelFiles) -> ModelFiles:
+    """Refuse a model that cannot be loaded safely, or at all, naming the file."""
     path = files.path
     if not (path / CONFIG).is_file():
         if mistaken := as_model(str(path)):
@@ -318,9 +316,11 @@ def _checked(files: ModelFiles) -> ModelFiles:
     stored_tensors(path)
     config = read_json(path / CONFIG)
     if not isinstance(config.get("model_type"), str):
-        own = "auto_map" in config
+        needs_code = "auto_map" in config
         raise ModelError(
-            "this model needs code of its own, which is never run" if own else "has no model_type",
+            "this model needs code of its own, which is never run"
+            if needs_code
+            else "has no model_type",
             where=str(path / CONFIG),
             hint="choose an architecture that transformers knows",
         )
@@ -339,12 +339,12 @@ def _refuse_without_safetensors(path: Path) -> None:
     raise ModelError(
         "no *.safetensors weights" if other is None else f"neither {WEIGHTS} nor {INDEX}",
         where=str(path),
-        hint=f"{other.name} is not a name that is looked for: rename it" if other else None,
+        hint=f"{other.name} is not a name that is read: rename it" if other else None,
     )
 
 
 def check_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """What a file of weights holds; refused when it is truncated, lies or is a Git LFS pointer."""
+    """Return the tensors in a file of weights. Raises ModelError for a truncated or lying file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -375,14 +375,14 @@ def check_safetensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def _are_contiguous(tensors: Iterable[StoredTensor], start: int) -> bool:
-    """Whether each tensor begins where the one before it ends."""
+    """Return whether each tensor begins where the one before it ends."""
     places = sorted((tensor.begin, tensor.end) for tensor in tensors)
     begins, ends = [begin for begin, _ in places], [end for _, end in places]
     return begins == [start, *ends][: len(begins)]
 
 
 def _tensors(header: bytes, file: Path) -> dict[str, StoredTensor]:
-    """The tensors a header lists, with where each lies in the file."""
+    """Return the tensors that a header lists, with where each lies in the file."""
     broken = ModelError(
         "the header is not that of safetensors", where=str(file), hint="copy it again"
     )
@@ -396,7 +396,7 @@ def _tensors(header: bytes, file: Path) -> dict[str, StoredTensor]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file that came with a model; ModelError for anything else."""
+    """Return the JSON object in a file of a model. Raises ModelError for anything else."""
     _refuse_unless_ordinary(file)
     try:
         if file.stat().st_size > MAX_JSON:
@@ -410,7 +410,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over several files' names and contents."""
+    """Return one hash over the names and contents of several files."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name}\0{content_hash(file)}\0".encode())

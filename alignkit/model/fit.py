@@ -1,8 +1,9 @@
-"""Whether a model's files hold what its architecture needs: tried on tensors without contents.
+"""Check that a model's files hold what its architecture needs, by loading tensors without contents.
 
-transformers gives a weight that it does not find random values, and puts aside one that it does not
-know. Here it loads, under its own rules for renamed and merged weights, tensors that have sizes and
-no contents: a fraction of a second for any model, before a byte of the real ones is read.
+transformers gives a weight that it does not find random values, and ignores one that it does not
+know. Here it loads, under its own rules for renamed and merged weights, tensors that have sizes but
+no contents. That takes a fraction of a second for any model, before a byte of the real weights is
+read.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from alignkit.model.files import (
 
 ALL_LINEAR = ("all-linear",)
 SHOWN = 3
-HELD = 2_000  # keys that are compared to find out what a prefix is
-LONGEST_PART = 4  # names between dots that a wrapper puts before, or into, a key
+HELD = 2_000  # keys compared to find a prefix
+LONGEST_PART = 4  # most names between dots that a wrapper adds to a key
 MAX_BUFFERS = 4 << 30
 MAX_EXPERTS = 1 << 16
 DEPTH = re.compile(r"num_hidden_layers|n(um)?_layers?|depth|(num_)?(en|de)coder_layers|n_block")
 EXPERTS = re.compile(r"(num|n|num_local|n_routed|n_shared)_experts")
-# What is made of a configuration fails in as many ways as there are settings in it.
+# Building a model from a configuration fails in as many ways as there are settings in it.
 UNBUILDABLE = (
     ArithmeticError,
     AssertionError,
@@ -54,7 +55,7 @@ UNBUILDABLE = (
 )
 OTHER_HEADS = re.compile(r"(model\.)?(score|classifier|qa_outputs)\.")
 OTHER_TASK = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering)$")
-# Tables that old checkpoints hold and later versions compute.
+# Tables that old checkpoints store and later versions compute.
 COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
 INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 FIRST_LAYER = re.compile(r"([^0-9]*?)\.?\w+\.0")
@@ -73,9 +74,9 @@ RENAME = (
 class Fit:
     """What an architecture needs and what the files hold, by name.
 
-    `misshapen` are (name, sizes in the files, sizes needed); `layers` the modules that can carry an
-    adapter; `trunks` those that hold a list of layers: what else they hold is another tower or
-    head. `needed` is how many tensors the architecture has.
+    `needed` is how many tensors the architecture has. `misshapen` are (name, sizes in the files,
+    sizes needed). `layers` are the modules that can have an adapter. `trunks` are modules that hold
+    a list of layers; whatever else they hold is another tower or head.
     """
 
     architecture: str
@@ -89,9 +90,9 @@ class Fit:
 
 
 def check_architecture(files: ModelFiles, targets: Sequence[str]) -> None:
-    """Raise ModelError for files that do not fit, RecipeError for layers that are not there.
+    """Raise ModelError for files that do not fit, RecipeError for target layers that do not exist.
 
-    The embedded model fits.
+    The embedded model is known to fit.
     """
     if files.path in EMBEDDED.values() and tuple(targets) == ALL_LINEAR:
         return
@@ -99,24 +100,24 @@ def check_architecture(files: ModelFiles, targets: Sequence[str]) -> None:
 
 
 def check_fit(files: ModelFiles) -> Fit:
-    """How the files fit the architecture. Raises ModelError naming what is missing or wrong."""
+    """Return how the files fit the architecture. Raises ModelError naming what does not."""
     return _fit(files, files.fingerprint)
 
 
 @lru_cache(maxsize=8)
 def _fit(files: ModelFiles, fingerprint: str) -> Fit:
-    """The same, once for each content."""
-    del fingerprint  # part of the key
+    """Do the same, once per content."""
+    del fingerprint  # only part of the cache's key
     stored = stored_tensors(files.path)
-    fit = _tried(files, stored)
+    fit = _load_without_contents(files, stored)
     check_complete(fit, files.path, stored)
     return fit
 
 
 def check_complete(fit: Fit, path: Path, stored: Collection[str]) -> None:
-    """Raise ModelError unless everything that is needed is there, and nothing is left over.
+    """Raise ModelError unless everything needed is there and nothing is left over.
 
-    Heads and towers beside the language model may be left over; what lies inside it may not.
+    Heads and towers next to the language model may be left over; weights inside it may not.
     """
     head = _other_head(fit, path, stored)
     if head:
@@ -124,7 +125,7 @@ def check_complete(fit: Fit, path: Path, stored: Collection[str]) -> None:
             f"1 weight that {fit.architecture} needs is missing: lm_head.weight; the files hold "
             f"{head}, the head of another task",
             where=str(path),
-            hint="Name the language model that it was made of",
+            hint="Name the language model that it was made from",
         )
     if fit.missing:
         raise ModelError(
@@ -134,10 +135,11 @@ def check_complete(fit: Fit, path: Path, stored: Collection[str]) -> None:
             hint=_reason(fit, path, stored),
         )
     if fit.misshapen:
-        name, there, wanted = fit.misshapen[0]
+        name, stored_shape, needed_shape = fit.misshapen[0]
         more = f", and {len(fit.misshapen) - 1:,} more" if len(fit.misshapen) > 1 else ""
         raise ModelError(
-            f"{name} is {_sizes(there)} in the files, and {_sizes(wanted)} by config.json{more}",
+            f"{name} is {_sizes(stored_shape)} in the files, and {_sizes(needed_shape)} by "
+            f"config.json{more}",
             where=str(path),
             hint="Take the config.json that belongs to these weights",
         )
@@ -153,19 +155,19 @@ def check_complete(fit: Fit, path: Path, stored: Collection[str]) -> None:
 
 
 def check_targets(targets: Iterable[str], layers: Collection[str]) -> list[str]:
-    """Names of layers to adapt; one text may hold several between commas.
+    """Return the names of layers to adapt; one text may hold several between commas.
 
-    Raises RecipeError for a name that no layer has, with the nearest of those there are.
+    Raise RecipeError for a name that no layer has, with the nearest names.
     """
     names = [name.strip() for text in targets for name in text.split(",") if name.strip()]
     if names == ["all-linear"]:
         return names
-    known = sorted({layer.rpartition(".")[2] for layer in layers})
+    layer_names = sorted({layer.rpartition(".")[2] for layer in layers})
     for name in names:
         if any(layer == name or layer.endswith(f".{name}") for layer in layers):
             continue
-        near = get_close_matches(name, known, n=len(known), cutoff=0.4)
-        listed = [*near, *(other for other in known if other not in near)]
+        near = get_close_matches(name, layer_names, n=len(layer_names), cutoff=0.4)
+        listed = [*near, *(other for other in layer_names if other not in near)]
         raise RecipeError(
             f"lora_target_modules: no layer called {name!r} that can have an adapter",
             hint=f"This model has {', '.join(listed)}; all-linear means all of them",
@@ -178,14 +180,14 @@ def check_targets(targets: Iterable[str], layers: Collection[str]) -> list[str]:
 # --- trying --------------------------------------------------------------------------------------
 
 
-def _tried(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
+def _load_without_contents(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
     """Load tensors of the stored sizes, on the device that keeps no contents."""
     import torch
 
     _refuse_giant(files.path, len(stored))
     with staged(files) as place:
         config = load_config(place, files)
-    vars(config).pop("quantization_config", None)  # sizes are compared as they are before that
+    vars(config).pop("quantization_config", None)  # sizes are compared as before quantization
     kind = _model_class(config, files)
     shapes = {name: shape for name, shape in _logical_shapes(files.path, stored)}
     state = {
@@ -205,17 +207,17 @@ def _tried(files: ModelFiles, stored: Mapping[str, StoredTensor]) -> Fit:
     size = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     if size > MAX_BUFFERS:
         raise ModelError(
-            f"config.json asks for tables of {size >> 30:,} GiB beside the weights",
+            f"config.json asks for tables of {size >> 30:,} GiB besides the weights",
             where=str(files.path / CONFIG),
         )
     return fit_of(model, info)
 
 
 def fit_of(model: Any, info: Mapping[str, Any]) -> Fit:
-    """What transformers tells of a model it has loaded."""
+    """Return what transformers reports about a model it has loaded."""
     modules = frozenset(name for name, _ in model.named_modules())
     missing = info["missing_keys"]
-    # Where nothing is there to be tied to, the one weight that both need is what is missing.
+    # If both of two tied weights are missing, report one: the files lack a single weight.
     tied = {one for one, other in model.all_tied_weights_keys.items() if other in missing}
     return Fit(
         architecture=type(model).__name__,
@@ -223,8 +225,8 @@ def fit_of(model: Any, info: Mapping[str, Any]) -> Fit:
         missing=tuple(sorted(missing - tied, key=_in_order)),
         unexpected=tuple(sorted(info["unexpected_keys"], key=_in_order)),
         misshapen=tuple(
-            (name, tuple(there), tuple(wanted))
-            for name, there, wanted in sorted(info["mismatched_keys"])
+            (name, tuple(stored), tuple(needed))
+            for name, stored, needed in sorted(info["mismatched_keys"])
         ),
         modules=modules,
         trunks=frozenset(match[1] for name in modules if (match := FIRST_LAYER.fullmatch(name))),
@@ -233,24 +235,24 @@ def fit_of(model: Any, info: Mapping[str, Any]) -> Fit:
 
 
 def adaptable_layers(model: Any) -> tuple[str, ...]:
-    """Names of the layers that can have an adapter: all that multiply, but the output layer.
+    """Return the names of layers that can have an adapter: all linear ones but the output layer.
 
-    The head is left out: log-probs are computed from its weights as they are.
+    The head is left out because log-probs are computed from its own weights.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    found = []
+    names = []
     for name, module in model.named_modules():
         layer = getattr(module, "base_layer", module)  # an adapter may sit on it already
         if isinstance(layer, nn.Linear | Conv1D) and module is not head and ".lora_" not in name:
-            found.append(name)
-    return tuple(name for name in found if not name.endswith(".base_layer"))
+            names.append(name)
+    return tuple(name for name in names if not name.endswith(".base_layer"))
 
 
 def stored_quantization(files: ModelFiles) -> str | None:
-    """How the weights in the files are quantized already: nf4, int8, another name, or None."""
+    """Return how the weights in the files are quantized: nf4, int8, another name, or None."""
     settings = read_json(files.path / CONFIG)
     text = settings.get("text_config")
     inner = text.get("quantization_config") if isinstance(text, dict) else None
@@ -265,7 +267,7 @@ def stored_quantization(files: ModelFiles) -> str | None:
 
 
 def load_config(place: Path, files: ModelFiles) -> Any:
-    """The configuration in a staged directory. Raises ModelError for one that makes no sense."""
+    """Return the configuration in a staged directory. Raises ModelError if it makes no sense."""
     from transformers import AutoConfig
 
     with built_from(files.path):
@@ -273,7 +275,7 @@ def load_config(place: Path, files: ModelFiles) -> Any:
 
 
 def _model_class(config: Any, files: ModelFiles) -> Any:
-    """transformers' own class of causal LM for a configuration."""
+    """Return transformers' own class of causal LM for a configuration."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -287,7 +289,7 @@ def _model_class(config: Any, files: ModelFiles) -> Any:
 
 @contextmanager
 def built_from(path: Path) -> Iterator[None]:
-    """What fails because of a model's configuration or weights becomes one line that says so."""
+    """Turn a failure caused by a model's configuration or weights into a ModelError."""
     import torch
 
     try:
@@ -302,7 +304,7 @@ def built_from(path: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bar and no table of keys on the terminal: errors say what is wrong."""
+    """Keep progress bars and tables of keys off the terminal: our errors say what is wrong."""
     from transformers.utils import logging as noise
 
     level, bar = noise.get_verbosity(), noise.is_progress_bar_enabled()
@@ -317,7 +319,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _refuse_giant(path: Path, tensors: int) -> None:
-    """Layers that no file holds would be built one by one before they are missed."""
+    """Refuse layers that no file holds: they would be built one by one before they are missed."""
     for name, value in _numbers(obeyed_settings(path / CONFIG)):
         if value > tensors and DEPTH.fullmatch(name):
             raise ModelError(
@@ -331,7 +333,7 @@ def _refuse_giant(path: Path, tensors: int) -> None:
 
 
 def _numbers(settings: Any) -> Iterator[tuple[str, int]]:
-    """Whole numbers in settings by name, at any depth."""
+    """Yield whole numbers in settings by name, at any depth."""
     if isinstance(settings, list):
         for each in settings:
             yield from _numbers(each)
@@ -346,7 +348,7 @@ def _numbers(settings: Any) -> Iterator[tuple[str, int]]:
 def _logical_shapes(
     path: Path, stored: Mapping[str, StoredTensor]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and sizes as they are before quantization; what only quantization adds is left out."""
+    """Yield names and sizes as before quantization, without tensors that quantization added."""
     packed = {
         match.string[: match.start()] + ".weight": name
         for name in stored
@@ -362,7 +364,7 @@ def _logical_shapes(
 
 
 def _packed_shape(path: Path, state: str) -> tuple[int, ...]:
-    """The sizes of a weight packed into 4 bits, which its own JSON beside it tells."""
+    """Return the sizes of a weight packed into 4 bits, from the JSON stored with it."""
     from safetensors import safe_open
 
     for file in weight_files(path):
@@ -373,46 +375,46 @@ def _packed_shape(path: Path, state: str) -> tuple[int, ...]:
                     return tuple(int(size) for size in shape)
                 except (ValueError, KeyError, TypeError):
                     break
-    raise ModelError(f"{state} does not tell the sizes of its weight", where=str(path))
+    raise ModelError(f"{state} does not give the sizes of its weight", where=str(path))
 
 
 # --- explaining ----------------------------------------------------------------------------------
 
 
 def _reason(fit: Fit, path: Path, stored: Collection[str]) -> str:
-    """What most likely became of the missing weights, and what mends it."""
+    """Return what most likely became of the missing weights, and how to mend it."""
     if any(".lora_A." in name for name in stored):
         return "An adapter was saved with the model: merge it (merge_and_unload) and save it again"
     part, lacking = _wrapper(fit.missing, fit.unexpected)
     if part and lacking:
-        return f"The keys in the files lack {part!r}: save the whole model, or put it before them"
+        return f"The keys in the files lack {part!r}: save the whole model, or add it to the keys"
     if part:
         files = [file.name for file in weight_files(path)]
         command = RENAME.format(part=part, file=files[0])
         more = " for each file, and edit the index" if len(files) > 1 else ""
         return (
-            f"The keys in the files hold {part!r}, the likely prefix of a wrapper: save the model "
-            f"inside it, or rename the keys{more}: {command}"
+            f"The keys in the files contain {part!r}, likely the prefix of a wrapper: save the "
+            f"model inside it, or rename the keys{more}: {command}"
         )
     near = get_close_matches(fit.missing[0], fit.unexpected[:HELD], n=1, cutoff=0.6)
     if near:
-        return f"The nearest in the files is {near[0]}: were weights renamed?"
+        return f"The nearest name in the files is {near[0]}: were weights renamed?"
     return _layers_differ(stored, path) or (
-        "The files are not whole, or config.json belongs to another model"
+        "The files are incomplete, or config.json belongs to another model"
     )
 
 
 def _wrapper(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, bool]:
-    """The part by which most unexpected keys differ from missing ones; True if they lack it.
+    """Return the part by which most unexpected keys differ from missing ones; True if they lack it.
 
-    A part counts where taking it out of one key gives another: `module.` before all of them as
-    well as `_checkpoint_wrapped_module.` in the middle.
+    A part counts when removing it from one key gives another: `module.` before all of them, or
+    `_checkpoint_wrapped_module.` in the middle.
     """
     for longer, shorter, lacking in ((unexpected, missing, False), (missing, unexpected, True)):
-        wanted = set(shorter)
+        targets = set(shorter)
         seen: Counter[str] = Counter()
         for key in list(longer)[:HELD]:
-            seen.update(part for part, rest in _parts_removed(key) if rest in wanted)
+            seen.update(part for part, rest in _parts_removed(key) if rest in targets)
         if seen:
             part, times = seen.most_common(1)[0]
             if 2 * times >= min(len(longer), HELD):
@@ -421,7 +423,7 @@ def _wrapper(missing: Collection[str], unexpected: Collection[str]) -> tuple[str
 
 
 def _parts_removed(key: str) -> Iterator[tuple[str, str]]:
-    """(part, what is left) for each run of names taken out of a key."""
+    """Yield (part, rest) for each run of names removed from a key."""
     names = key.split(".")
     for start in range(len(names) - 1):
         for end in range(start + 1, min(start + LONGEST_PART, len(names) - 1) + 1):
@@ -429,11 +431,11 @@ def _parts_removed(key: str) -> Iterator[tuple[str, str]]:
 
 
 def _layers_differ(stored: Collection[str], path: Path) -> str:
-    """`config.json asks for 40 layers, the files hold 30`, where that is so."""
-    held = {int(match[0]) for name in stored if (match := INDEX.search(name))}
+    """Return `config.json asks for 40 layers, the files hold 30` if that is so, else nothing."""
+    stored_layers = {int(match[0]) for name in stored if (match := INDEX.search(name))}
     config = obeyed_settings(path / CONFIG)
     text = config.get("text_config")
-    wanted = next(
+    configured = next(
         (
             value
             for settings in (config, text if isinstance(text, dict) else {})
@@ -442,19 +444,19 @@ def _layers_differ(stored: Collection[str], path: Path) -> str:
         ),
         None,
     )
-    if not held or wanted is None:
+    if not stored_layers or configured is None:
         return ""
-    if wanted != max(held) + 1:
+    if configured != max(stored_layers) + 1:
         return (
-            f"config.json asks for {wanted:,} layers, the files hold {max(held) + 1:,}: take the "
-            "config.json that belongs to these weights"
+            f"config.json asks for {configured:,} layers, the files hold "
+            f"{max(stored_layers) + 1:,}: take the config.json that belongs to these weights"
         )
-    gaps = sorted(set(range(wanted)) - held)
+    gaps = sorted(set(range(configured)) - stored_layers)
     return f"Layer {gaps[0]} is not in the files: copy the model again" if gaps else ""
 
 
 def _other_head(fit: Fit, path: Path, stored: Collection[str]) -> str:
-    """The head of another task that a model has instead of a language model's own."""
+    """Return the head of another task that a model has instead of a language model's."""
     if any(re.search(r"(^|\.)(lm_head|embed_out|output)\.weight$", name) for name in stored):
         return ""
     heads = [name for name in fit.unexpected if OTHER_HEADS.match(name)]
@@ -466,7 +468,7 @@ def _other_head(fit: Fit, path: Path, stored: Collection[str]) -> str:
 
 
 def _is_inside(name: str, fit: Fit, path: Path) -> bool:
-    """Whether a key belongs to a module of the language model, not to one beside it."""
+    """Return whether a key belongs to a module of the language model, not to one next to it."""
     if COMPUTED.search(name):
         return False
     holders = [name[: match.start()] for match in re.finditer(r"\.", name)]
@@ -475,7 +477,7 @@ def _is_inside(name: str, fit: Fit, path: Path) -> bool:
 
 
 def _predicts_further(name: str, path: Path) -> bool:
-    """Whether a key is of a layer behind the last, which predicts the tokens after the next."""
+    """Return whether a key is of a layer after the last, for predicting tokens after the next."""
     config = obeyed_settings(path / CONFIG)
     extra, layers = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
     match = INDEX.search(name)
@@ -485,7 +487,7 @@ def _predicts_further(name: str, path: Path) -> bool:
 
 
 def _in_order(name: str) -> list[Any]:
-    """Sorts layer 2 before layer 10."""
+    """Sort key that puts layer 2 before layer 10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
 

@@ -1,4 +1,4 @@
-"""Scalar heads: full rank, fp32, never quantized, saved beside their adapter."""
+"""Map hidden states to scalars: full-rank fp32 heads, never quantized, saved with their adapter."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Scale:
     std: float = 1.0
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Raw scores to mean 0 and variance 1."""
+        """Scale raw scores to mean 0 and variance 1."""
         return (scores - self.mean) / self.std
 
 
 class ScalarHead(nn.Module):
     """A linear map from a hidden state to one number, plus a small network if it has a `width`.
 
-    Weights start from N(0, 1/(hidden + 1)), bias 0, as in arXiv:2403.17031 (detail 11).
-    `scale` is not trained; it travels with the weights.
+    Weights start from N(0, 1/(hidden + 1)) and bias 0, as in arXiv:2403.17031 (detail 11). `scale`
+    is not trained; it is saved with the weights.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ScalarHead(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, states: Tensor) -> Tensor:
-        """Hidden states (..., hidden) to scores (...), in fp32."""
+        """Map hidden states (..., hidden) to scores (...), in fp32."""
         states = states.float()
         scores: Tensor = self.linear(states)
         if self.network is not None:
@@ -60,7 +60,7 @@ class ScalarHead(nn.Module):
         return scores.squeeze(-1)
 
     def widened(self, width: int, seed: int) -> ScalarHead:
-        """The same function, with a network of this width that has yet to say anything."""
+        """Return a head with a network of this width that computes the same until trained."""
         hidden = self.linear.in_features
         wide = ScalarHead(hidden, seed=seed, width=width).to(self.linear.weight.device)
         wide.linear.load_state_dict(self.linear.state_dict())
@@ -68,7 +68,7 @@ class ScalarHead(nn.Module):
         return wide
 
     def save(self, directory: Path) -> None:
-        """Write the head beside its adapter."""
+        """Save the head next to its adapter."""
         directory.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         state["scale"] = torch.tensor([self.scale.mean, self.scale.std], dtype=torch.float64)
@@ -76,7 +76,7 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> ScalarHead:
-        """The head saved beside an adapter. Raises ModelError when it is missing or broken."""
+        """Load the head saved with an adapter. Raises ModelError when it is missing or broken."""
         file = directory / FILE
         if not file.exists():
             raise ModelError(
@@ -95,20 +95,20 @@ class ScalarHead(nn.Module):
         state = load_file(str(file))
         scale = state.pop("scale", torch.tensor([0.0, 1.0]))
         for name in sorted(state.keys() ^ head.state_dict().keys()):
-            said = "holds" if name in state else "lacks"
-            raise ModelError(f"{said} {name:.100}: not a scalar head", where=str(file))
-        for name, wanted in head.state_dict().items():
-            if state[name].shape != wanted.shape or not bool(state[name].isfinite().all()):
+            verb = "holds" if name in state else "lacks"
+            raise ModelError(f"{verb} {name:.100}: not a scalar head", where=str(file))
+        for name, expected in head.state_dict().items():
+            if state[name].shape != expected.shape or not bool(state[name].isfinite().all()):
                 raise ModelError(f"{name} is not what a scalar head has", where=str(file))
         if scale.shape != (2,) or not bool(scale.isfinite().all()) or scale[1] <= 0:
-            raise ModelError("its scale is no mean and deviation", where=str(file))
+            raise ModelError("its scale is not a mean and a deviation", where=str(file))
         head.scale = Scale(*scale.tolist())
         head.load_state_dict(state)
         return head
 
 
 def _network(hidden_size: int, width: int, seed: int) -> nn.Sequential:
-    """Linear, GELU, linear; the last one starts at zero, so that the sum starts as the linear."""
+    """Return linear, GELU, linear; the last starts at zero, so it adds nothing until trained."""
     inner = nn.Linear(hidden_size, width, dtype=torch.float32)
     outer = nn.Linear(width, 1, bias=False, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)

@@ -1,9 +1,9 @@
-"""A quantized base kept on disk, found again by content: the next command reads it instead.
+"""Cache a quantized base on disk by content, so that the next command reads it instead.
 
-A CPU quantizes some 40 million weights a second, so that half a billion cost ten seconds at every
-start, and a disk gives them back in a fraction of one. On a GPU quantizing costs nothing that is
-worth a file. What is kept is transformers' own format; every byte is checked before it is used, and
-a directory that is not whole is quantized anew.
+A CPU quantizes some 40 million weights per second: half a billion cost ten seconds at every start,
+and a disk returns them in a fraction of one. On a GPU, quantizing is too fast to be worth a file.
+The format is transformers' own. Every byte is checked before use, and a directory that is
+incomplete is quantized again.
 """
 
 from __future__ import annotations
@@ -31,65 +31,65 @@ from alignkit.store.content_hash import cache_directory
 
 logger = logging.getLogger(__name__)
 
-FEWEST_WEIGHTS = 50_000_000  # quantized weights from which keeping them saves more than a second
-SPARE = 2  # so many times its size must be free before a base is kept
+FEWEST_WEIGHTS = 50_000_000  # from this many quantized weights, the cache saves over a second
+SPARE = 2  # free disk space required, in multiples of the base's size
 LIST = "kept.json"
 
 
-def kept_place(fingerprint: str, dtype: str) -> Path:
-    """Where a base with this fingerprint (files and quantization) in this dtype is kept."""
+def cache_path(fingerprint: str, dtype: str) -> Path:
+    """Return the path for a base with this fingerprint (files and quantization) and dtype."""
     parts = (fingerprint, dtype, version("bitsandbytes"), version("transformers"))
     return cache_directory() / "bases" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def whole_base(place: Path, fingerprint: str) -> Path | None:
-    """`place` if the whole base of this fingerprint lies there; what is not whole is removed.
+def load_cached_base(path: Path, fingerprint: str) -> Path | None:
+    """Return `path` if it holds this base complete, else None; remove what is incomplete.
 
-    Nothing but the files that are listed may lie there: a library might read it.
+    The directory may hold only the files in its list, because a library might read any other.
     """
-    if not place.is_dir():
+    if not path.is_dir():
         return None
     try:
-        kept = open_sealed_json(place / LIST)
-        if kept["base"] != fingerprint:
-            raise ModelError("is of another base", where=str(place))
-        if {LIST, *kept["files"]} != {path.name for path in place.iterdir()}:
-            raise ModelError("holds other files than its list", where=str(place))
-        for name, seal in kept["files"].items():
-            check_file(place, name, Seal.model_validate(seal))
+        content = open_sealed_json(path / LIST)
+        if content["base"] != fingerprint:
+            raise ModelError("is of another base", where=str(path))
+        if {LIST, *content["files"]} != {file.name for file in path.iterdir()}:
+            raise ModelError("holds other files than its list", where=str(path))
+        for name, seal in content["files"].items():
+            check_file(path, name, Seal.model_validate(seal))
     except (ModelError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        logger.warning("%s is quantized anew: %s", place.name, error)
-        shutil.rmtree(place, ignore_errors=True)
+        logger.warning("%s is quantized again: %s", path.name, error)
+        shutil.rmtree(path, ignore_errors=True)
         return None
-    return place
+    return path
 
 
-def keep_base(model: Any, place: Path, fingerprint: str) -> None:
-    """Keep a freshly quantized model, if it is large enough; a full disk only costs a warning."""
+def save_base(model: Any, path: Path, fingerprint: str) -> None:
+    """Save a freshly quantized model if it is large enough; a full disk is only a warning."""
     weights = sum(
-        2 * module.weight.numel()  # two weights a byte
+        2 * module.weight.numel()  # two weights per byte
         for module in model.modules()
         if type(module).__name__ == "Linear4bit"
     )
-    if weights < FEWEST_WEIGHTS or place.exists():
+    if weights < FEWEST_WEIGHTS or path.exists():
         return
     try:
         with private_files():
-            _write(model, place, fingerprint)
+            _write(model, path, fingerprint)
     except (OSError, RecipeError) as error:
-        logger.warning("the quantized base was not kept: %s", error)
+        logger.warning("the quantized base was not saved: %s", error)
 
 
-def _write(model: Any, place: Path, fingerprint: str) -> None:
-    make_directory(place.parent)
+def _write(model: Any, path: Path, fingerprint: str) -> None:
+    make_directory(path.parent)
     size = model.get_memory_footprint()
-    if shutil.disk_usage(place.parent).free < SPARE * size:
-        logger.warning("the quantized base was not kept: the disk has no room for it")
+    if shutil.disk_usage(path.parent).free < SPARE * size:
+        logger.warning("the quantized base was not saved: the disk has no room for it")
         return
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        part = Path(scratch) / place.name
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        part = Path(scratch) / path.name
         model.save_pretrained(part)
-        files = {path.name: seal_of(path).model_dump() for path in sorted(part.iterdir())}
+        files = {file.name: seal_of(file).model_dump() for file in sorted(part.iterdir())}
         write_durably(part / LIST, sealed_json({"base": fingerprint, "files": files}))
-        part.rename(place)
-    logger.info("the quantized base is kept in %s", place)
+        part.rename(path)
+    logger.info("the quantized base is saved in %s", path)

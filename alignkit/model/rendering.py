@@ -1,9 +1,9 @@
-"""Chat templates rendered where they can do no harm, at every render: a process that lives long.
+"""Render chat templates in one long-lived process, where they can do no harm.
 
-Templates come with models and are programs. The sandbox that renders them keeps them from files
-and code, not from looping for ever or building a text of a gigabyte, and one that behaves on an
-example may not on the data. So all are rendered by one process of limited time and memory
-(`template_worker.py`), which is asked through a pipe: about 0.1 ms a conversation.
+Templates come with models and are programs. Their sandbox keeps them from files and code, but not
+from looping forever or building a text of a gigabyte; and a template that behaves on an example may
+not on the data. So every render happens in a process of limited time and memory
+(`template_worker.py`), reached through a pipe at about 0.1 ms per conversation.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from alignkit.errors import DataError, ModelError
 
 WORKER: Final = Path(__file__).with_name("template_worker.py")
 CPU_SECONDS = 5  # as in the worker, which imports nothing of ours
-WALL_SECONDS = 120.0  # a machine may be busy: what counts is the worker's own time
-MOST_REPLIED = 1 << 30
+WALL_SECONDS = 120.0  # far more, because the machine may be busy; the worker counts its own time
+LARGEST_RESPONSE = 1 << 30
 HINT = "Give another one with chat_template"
 LIMITS = {
     "time": f"the chat template takes more than {CPU_SECONDS} seconds for one conversation",
     "memory": "the chat template takes more than 1 GiB for one conversation",
     "length": "the chat template makes a text many times as long as the conversation",
 }
-# SIGKILL, SIGXCPU and SIGPROF: what the kernel ends a process with that took too long.
+# SIGKILL, SIGXCPU and SIGPROF: signals by which the kernel ends a process that took too long.
 SIGNALS_OF_TIME = (-9, -24, -27)
 
 
 class TemplateRefusal(DataError):
-    """A template does not take these turns; whoever asked says which.
+    """A template does not accept these turns; the caller adds which.
 
-    `deliberate`: it said so itself, by `raise_exception`; else it failed.
+    `deliberate`: the template refused by `raise_exception`; otherwise it failed.
     """
 
     def __init__(self, message: str, *, deliberate: bool) -> None:
@@ -53,7 +53,7 @@ class TemplateRefusal(DataError):
 
 
 class Renderer:
-    """Asks the worker, and starts it when there is none. Safe to use from several threads."""
+    """Sends renders to the worker, and starts it when there is none; safe to use from threads."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,12 +62,10 @@ class Renderer:
         self._owner = os.getpid()
 
     def render(self, template: str, jobs: Sequence[str], day: date | None = None) -> list[str]:
-        """One text for each job, a JSON object of the template's variables.
+        """Return one text per job, each a JSON object of the template's variables.
 
-        `day` is the date that templates are told where `dated` says none.
-
-        Raises ModelError for a template that goes beyond the limits of time, memory or length, and
-        TemplateRefusal for one that raises.
+        `day` is the date for templates when `dated` sets none. Raise ModelError for a template that
+        exceeds the limits of time, memory or length, and TemplateRefusal for one that raises.
         """
         key = _key(template)
         with self._lock:
@@ -76,15 +74,16 @@ class Renderer:
             head = json.dumps(
                 {"template": key, "text": text, "date": rendering_date(day).isoformat()}
             )
-            reply = self._ask(f'{head[:-1]}, "jobs": [{", ".join(jobs)}]}}'.encode())
+            # Jobs are JSON already; joining texts saves parsing and writing every conversation.
+            response = self._request(f'{head[:-1]}, "jobs": [{", ".join(jobs)}]}}'.encode())
             self._sent.add(key)
-        if "limit" in reply:
-            raise ModelError(LIMITS[reply["limit"]], hint=HINT)
-        if "texts" not in reply:
-            deliberate = "refused" in reply
-            reason = reply["refused" if deliberate else "failed"]
+        if "limit" in response:
+            raise ModelError(LIMITS[response["limit"]], hint=HINT)
+        if "texts" not in response:
+            deliberate = "refused" in response
+            reason = response["refused" if deliberate else "failed"]
             raise TemplateRefusal(str(reason), deliberate=deliberate)
-        texts: list[str] = reply["texts"]
+        texts: list[str] = response["texts"]
         return texts
 
     def close(self) -> None:
@@ -102,7 +101,7 @@ class Renderer:
 
     def _start(self) -> None:
         if self._owner != os.getpid():
-            # A forked process shares the pipes of its parent, whose replies it must not take.
+            # A forked process shares its parent's pipes, and must not read the parent's responses.
             self.close()
             self._owner = os.getpid()
         if self._process is None:
@@ -114,21 +113,22 @@ class Renderer:
                 bufsize=0,
             )
 
-    def _ask(self, request: bytes) -> dict[str, Any]:
+    def _request(self, request: bytes) -> dict[str, Any]:
+        """Send a request and return the response."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
             _write(self._process.stdin, len(request).to_bytes(4) + request)
             size = int.from_bytes(self._read(4))
-            if size > MOST_REPLIED:
+            if size > LARGEST_RESPONSE:
                 raise _Gone
-            reply: dict[str, Any] = json.loads(self._read(size))
+            response: dict[str, Any] = json.loads(self._read(size))
         except (_Gone, BrokenPipeError):
-            raise ModelError(self._how_it_ended(), hint=HINT) from None
+            raise ModelError(self._reason_of_end(), hint=HINT) from None
         except BaseException:
-            self.close()  # half a reply in the pipe would be taken for the next one
+            self.close()  # half a response left in the pipe would be read as the next one
             raise
-        return reply
+        return response
 
     def _read(self, size: int) -> bytes:
         assert self._process is not None
@@ -142,8 +142,8 @@ class Renderer:
             parts += part
         return bytes(parts)
 
-    def _how_it_ended(self) -> str:
-        """Why the worker is gone, or still busy, in words; it is ended."""
+    def _reason_of_end(self) -> str:
+        """End the worker and return which limit it exceeded."""
         assert self._process is not None
         process = self._process
         try:
@@ -160,7 +160,7 @@ def _key(template: str) -> str:
 
 
 class _Gone(Exception):
-    """The worker ended, or takes too long."""
+    """The worker has ended, or takes too long."""
 
 
 def _write(stream: Any, content: bytes) -> None:
@@ -180,7 +180,7 @@ _date: ContextVar[date | None] = ContextVar("rendering date", default=None)
 
 @contextmanager
 def dated(day: date | None) -> Iterator[None]:
-    """Templates that write today's date write this one inside; None leaves it as it is."""
+    """Give templates this date as today's inside; None changes nothing."""
     token = _date.set(day or _date.get())
     try:
         yield
@@ -189,10 +189,9 @@ def dated(day: date | None) -> Iterator[None]:
 
 
 def rendering_date(usual: date | None = None) -> datetime:
-    """Midnight of the day that templates are told.
+    """Return midnight of the day that templates get as today.
 
-    In this order: the one of `dated`, `usual`, that of SOURCE_DATE_EPOCH, today.
-
+    In this order: the day of `dated`, `usual`, the day of SOURCE_DATE_EPOCH, today.
     SOURCE_DATE_EPOCH is the convention of https://reproducible-builds.org/specs/source-date-epoch/.
     """
     day = _date.get() or usual or _build_date() or date.today()
@@ -205,7 +204,7 @@ def _build_date() -> date | None:
 
 
 def job(messages: Iterable[str], variables: str, *, add_generation_prompt: bool) -> str:
-    """A job for `Renderer.render`, of messages and further variables that are JSON already."""
+    """Return a job for `Renderer.render`; messages and variables are JSON already."""
     prompt = "true" if add_generation_prompt else "false"
     rest = f", {variables[1:-1]}" if variables != "{}" else ""
     return f'{{"messages": [{", ".join(messages)}], "add_generation_prompt": {prompt}{rest}}}'

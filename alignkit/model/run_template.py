@@ -1,7 +1,7 @@
-"""The chat template a run was trained with, where that is not its base model's own.
+"""Find the chat template a run was trained with, where that is not its base model's own.
 
-Every adapter has its template beside it. Asked through another one, a run answers questions it
-never saw, so whoever loads a run takes what lies there unless told otherwise.
+Every adapter is saved with its template. Under another template a run would see prompts unlike
+those it was trained on. So the saved one is used unless the user names another.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ FILE = "chat_template.jinja"
 
 
 def template_for(files: ModelFiles, given: str | None) -> str | None:
-    """The template's file: the one given, else the run's where its base has another; or none."""
+    """Return the file of the template to use: `given`, the run's own if it differs, or None."""
     if given is not None or files.adapter is None:
         return given
-    beside = files.adapter / FILE
-    if not beside.is_file():
+    saved = files.adapter / FILE
+    if not saved.is_file():
         return None
-    ((text, where),) = templates_of(files.path, str(beside))
-    known = {own for own, _ in templates_of(files.path, None)}
-    return None if text in known else where
+    ((text, where),) = templates_of(files.path, str(saved))
+    of_base = {template for template, _ in templates_of(files.path, None)}
+    return None if text in of_base else where

@@ -1,7 +1,7 @@
-"""A model's chat templates tried out before anything is loaded: each on several conversations.
+"""Try a model's chat templates on several conversations before anything is loaded.
 
 A template that behaves here may not on the data, so every later render has the same limits
-(`alignkit.model.rendering`); this tells early, and names the file.
+(`alignkit.model.rendering`). This check reports early, and names the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ USUAL = '{"bos_token": "<s>", "eos_token": "</s>", "tools": null, "documents": n
 
 
 def _turns(*contents: str) -> list[dict[str, Any]]:
-    """A user and an assistant in turns."""
+    """Return turns of a user and an assistant, alternating."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
@@ -40,7 +40,7 @@ TOOL = {
     },
 }
 PLAIN = _turns("What is the capital of France?", "Paris.", "And of Italy?")
-# Conversations and further variables: templates have branches for each of these.
+# Conversations with further variables: templates have a branch for each of these.
 EXAMPLES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     (PLAIN, {}),
     ([{"role": "system", "content": "Be brief."}, *PLAIN], {}),
@@ -57,52 +57,52 @@ EXAMPLES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 
 
 def templates_of(model: Path, given: str | None) -> list[tuple[str, str]]:
-    """Every template that may be used, with the file it is in; empty when there is none."""
+    """Return every template that may be used, with its file; empty when there is none."""
     if given:
-        return [(_limited(Path(given)), given)]
+        return [(_read_limited(Path(given)), given)]
     files = [model / "chat_template.jinja", *sorted((model / FURTHER).glob("*.jinja"))]
-    found = [(_limited(path), str(path)) for path in files if path.is_file()]
+    templates = [(_read_limited(path), str(path)) for path in files if path.is_file()]
     for path in (model / "chat_template.json", model / "tokenizer_config.json"):
         if path.is_file():
             texts = _texts(read_json(path).get("chat_template"))
-            found += [(text, str(path)) for text in texts]
-    return found
+            templates += [(text, str(path)) for text in texts]
+    return templates
 
 
 def check_templates(model: Path, given: str | None) -> None:
     """Try all templates of a model. Raises ModelError for a harmful one, or when there is none.
 
-    The embedded model's is our own.
+    The embedded model's template is our own.
     """
     if model in EMBEDDED.values() and not given:
         return
-    found = templates_of(model, given)
-    if not found:
+    templates = templates_of(model, given)
+    if not templates:
         raise ModelError(
             "the tokenizer has no chat template",
             where=str(model),
             hint="Add chat_template: FILE.jinja to the backbone of the recipe, or --chat-template",
         )
-    for text, where in found:
+    for text, where in templates:
         check_template(text, where)
 
 
 @cache
 def check_template(text: str, where: str) -> None:
-    """Render short conversations within limits. Raises ModelError saying what went wrong.
+    """Render short conversations within limits. Raises ModelError with what went wrong.
 
-    A template may refuse conversations, and fail at tools and system turns it does not know.
+    A template may refuse conversations, and may fail at tools and system turns it does not support.
     """
     if len(text) > MAX_TEMPLATE:
         raise ModelError(
-            f"a chat template of {len(text):,} characters; 65,536 at most", where=where
+            f"a chat template of {len(text):,} characters; at most 65,536 are allowed", where=where
         )
     for messages, further in EXAMPLES:
         variables = json.dumps({**json.loads(USUAL), **further})
         for prompts in (True, False):
-            asked = job(map(json.dumps, messages), variables, add_generation_prompt=prompts)
+            example = job(map(json.dumps, messages), variables, add_generation_prompt=prompts)
             try:
-                RENDERER.render(text, [asked])
+                RENDERER.render(text, [example])
             except ModelError as error:
                 error.where = error.where or where
                 raise
@@ -116,7 +116,7 @@ def check_template(text: str, where: str) -> None:
 
 
 def _texts(value: Any) -> list[str]:
-    """One template, or those of a list of names and templates."""
+    """Return one template, or those of a list of names and templates."""
     if isinstance(value, str):
         return [value]
     entries = value if isinstance(value, list) else []
@@ -124,7 +124,7 @@ def _texts(value: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _limited(path: Path) -> str:
+def _read_limited(path: Path) -> str:
     try:
         stream = path.open("rb")
     except OSError as error:

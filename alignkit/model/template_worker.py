@@ -1,12 +1,12 @@
-"""The process that renders chat templates: short of time and memory, without files.
+"""Render chat templates in a process with little time and memory, and without files.
 
 A program of its own, which `alignkit.model.rendering` starts as `python -I template_worker.py`; it
 imports nothing of alignkit. A template sees and may do what transformers' `apply_chat_template`
-gives it, so that both make the same text.
+allows, so both give the same text.
 
-Requests and replies are JSON behind four bytes of length, one reply a request:
+Requests and responses are JSON after four bytes of length, one response per request:
     {"template": key, "text": source or null, "date": ISO, "jobs": [variables, …]}
-    {"texts": [text, …]} or {"refused": why}, as the template says by raise_exception,
+    {"texts": [text, …]} or {"refused": why}, if the template calls raise_exception,
     or {"failed": why} or {"limit": what}
 """
 
@@ -30,14 +30,14 @@ from jinja2.utils import Namespace
 
 CPU_SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
-# A conversation may come out longer than it went in (headers, JSON escapes), not without end.
+# A rendered conversation may be longer than its messages (headers, JSON escapes), up to a limit.
 FREE_CHARACTERS = 1 << 20
 GROWTH = 16
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Refused(TemplateError):
-    """The template itself says that it does not take these messages."""
+    """The template itself refuses these messages."""
 
 
 class TooLong(Exception):
@@ -45,7 +45,7 @@ class TooLong(Exception):
 
 
 class GenerationTag(Extension):
-    """`{% generation %}` marks answers for other tools; here its body is rendered as it is."""
+    """`{% generation %}` marks assistant turns for other tools; render its body as it is."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -61,7 +61,7 @@ class GenerationTag(Extension):
 
 
 class PlainDict:
-    """`dict(…)` without the type behind it."""
+    """`dict(…)` without access to the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -72,7 +72,7 @@ class PlainDict:
 
 
 class PlainNamespace(Namespace):
-    """`namespace(…)` that takes no names with a leading underscore."""
+    """`namespace(…)` that refuses names with a leading underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  `self` may be a template's name
         self, values = args[0], dict(*args[1:], **kwargs)
@@ -91,18 +91,18 @@ def _public(name: Any) -> None:
 
 
 def environment(now: Callable[[str], str]) -> Environment:
-    """Filters, globals and white space as transformers sets them."""
-    made = ImmutableSandboxedEnvironment(
+    """Return filters, globals and white space as transformers sets them."""
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
-    made.filters["tojson"] = _to_json
-    made.globals |= {
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {
         "raise_exception": _refuse,
         "strftime_now": now,
         "dict": PlainDict(),
         "namespace": PlainNamespace,
     }
-    return made
+    return sandbox
 
 
 def _refuse(message: str) -> NoReturn:
@@ -122,21 +122,21 @@ def _to_json(
 
 
 class Worker:
-    """Templates compiled once, and the requests that render them."""
+    """Compiles each template once, and renders requests."""
 
     def __init__(self) -> None:
         self.date = datetime.now()
         self.environment = environment(lambda form: self.date.strftime(form))
         self.templates: dict[str, Template] = {}
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The rendered texts of a request, or why there are none."""
+    def respond(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the rendered texts of a request, or why there are none."""
         try:
-            # The kernel ends this process when the time is up, whatever it is busy with.
+            # When the time is up the kernel ends this process, whatever it is doing.
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             self.date = datetime.fromisoformat(request["date"])
             template = self._template(request)
-            return {"texts": [_rendered(template, job) for job in request["jobs"]]}
+            return {"texts": [_render(template, job) for job in request["jobs"]]}
         except Refused as error:
             return {"refused": str(error)}
         except MemoryError:
@@ -144,7 +144,7 @@ class Worker:
         except TooLong:
             return {"limit": "length"}
         except Exception as error:
-            # A template is a program: it may fail in any way, and the reason is told to its owner.
+            # A template is a program and may fail in any way; the caller reports the reason.
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -156,7 +156,7 @@ class Worker:
         return self.templates[key]
 
 
-def _rendered(template: Template, variables: dict[str, Any]) -> str:
+def _render(template: Template, variables: dict[str, Any]) -> str:
     messages = [_with_reasoning(message) for message in variables["messages"]]
     text = template.render(**{**variables, "messages": messages})
     if len(text) > FREE_CHARACTERS and len(text) > GROWTH * len(json.dumps(variables)):
@@ -165,7 +165,7 @@ def _rendered(template: Template, variables: dict[str, Any]) -> str:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A thought goes by several names; it is given under all that templates read."""
+    """Give a thought, which has several names, under all names that templates read."""
     thought = next((message[key] for key in REASONING if message.get(key) is not None), None)
     if thought is None:
         return message
@@ -173,8 +173,8 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    """Answer requests until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the process that asks
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -182,8 +182,8 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while len(header := source.read(4)) == 4:
         request = json.loads(source.read(int.from_bytes(header)))
-        reply = json.dumps(worker.answer(request)).encode()
-        sink.write(len(reply).to_bytes(4) + reply)
+        response = json.dumps(worker.respond(request)).encode()
+        sink.write(len(response).to_bytes(4) + response)
         sink.flush()
 
 

@@ -1,8 +1,8 @@
-"""A tokenizer tried out where it can do no harm: another process, short of time and memory.
+"""Try a tokenizer in another process, with little time and memory, before it is loaded.
 
-A tokenizer.json is a program of sorts: it may replace one letter by a thousand, again and again,
-repeat the text, or search it with a pattern that never ends. It is loaded once for each content,
-and given texts that are made of what its own rules look for, before the real load.
+A tokenizer.json is a kind of program: it may replace one letter by a thousand, again and again,
+repeat the text, or search it with a pattern that never ends. It is tried once per content, on texts
+made of what its own rules look for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alignkit.model.files import EMBEDDED, READ, ModelFiles, staged
 from alignkit.model.tokenizer_trial import CPU_SECONDS, GROWS, MEMORY, MEMORY_BYTES, TOKENIZER
 from alignkit.store.content_hash import content_hashes, recall, remember
 
-FORMAT = "1"  # part of what is remembered: raise it when more is tried
+FORMAT = "1"  # part of the key of a passed trial: raise it when more is tried
 HINT = "Take the tokenizer that the model's makers published"
 TOO_LONG = f"the tokenizer takes more than {CPU_SECONDS} seconds for a few short texts"
 TOO_MUCH = f"the tokenizer takes more than {MEMORY_BYTES >> 30} GiB for a few short texts"
@@ -30,9 +30,10 @@ OUTCOMES = {-9: TOO_LONG, -24: TOO_LONG, -6: TOO_MUCH, MEMORY: TOO_MUCH}
 
 
 def check_tokenizer(model: Path) -> None:
-    """Try a model's tokenizer. Raises ModelError when it takes too long, grows or is broken.
+    """Try a model's tokenizer. Raises ModelError when it takes too long, grows a text or is broken.
 
-    The embedded model's is our own; what passed once is known by its content.
+    The embedded model's tokenizer is our own. A tokenizer that passed once is remembered by
+    content.
     """
     if model in EMBEDDED.values():
         return
@@ -46,15 +47,15 @@ def check_tokenizer(model: Path) -> None:
 
 
 def checked_tokenizer(files: ModelFiles, **settings: Any) -> Any:
-    """A model's tokenizer, tried out first. Raises ModelError when it cannot be used.
+    """Try a model's tokenizer, then load it. Raises ModelError when it cannot be used.
 
-    No text is cut or filled up because a tokenizer.json says so: that is its user's choice.
+    Truncation and padding in a tokenizer.json are switched off: they are the user's choice.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging as noise
 
     check_tokenizer(files.path)
-    noise.set_verbosity_error()  # it warns of every long text; we count them
+    noise.set_verbosity_error()  # it warns about every long text; we count those ourselves
     noise.disable_progress_bar()
     try:
         with staged(files) as place:
@@ -74,7 +75,7 @@ def checked_tokenizer(files: ModelFiles, **settings: Any) -> Any:
 
 @cache
 def _try_once(model: Path, key: str) -> None:
-    """Load and use it in another process; once for each content, also where nothing is kept."""
+    """Load and use the tokenizer in another process, once per content and process."""
     del key
     with staged(ModelFiles(model.name, model, None)) as place:
         try:
@@ -88,11 +89,11 @@ def _try_once(model: Path, key: str) -> None:
             )
         except subprocess.TimeoutExpired:
             raise ModelError(TOO_LONG, where=str(model), hint=HINT) from None
-    told = done.stdout.decode(errors="replace").strip()
+    output = done.stdout.decode(errors="replace").strip()
     if done.returncode in OUTCOMES:
         raise ModelError(OUTCOMES[done.returncode], where=str(model), hint=HINT)
     if done.returncode:
-        reason = told.splitlines()[0] if told else f"exit {done.returncode}"
+        reason = output.splitlines()[0] if output else f"exit {done.returncode}"
         where = model / TOKENIZER if (model / TOKENIZER).is_file() else model
         raise ModelError(
             reason
@@ -104,6 +105,6 @@ def _try_once(model: Path, key: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """One thread, whose memory can be counted, and no network."""
-    own = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **own, "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """Return an environment with one thread, whose memory can be counted, and no network."""
+    settings = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **settings, "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

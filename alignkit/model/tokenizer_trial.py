@@ -1,6 +1,6 @@
-"""What `tokenizer_check` runs in another process: load a tokenizer and use it, within limits.
+"""Load a tokenizer and use it, within limits; `tokenizer_check` runs this in another process.
 
-A program of its own that imports nothing of alignkit, so that it starts in a tenth of a second.
+A program of its own that imports nothing of alignkit, so it starts in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CPU_SECONDS = 30
 MEMORY_BYTES = 2 << 30
 MOST_TRIED = 400
 REPEATED = 400
-MOST_GROWTH = 32  # characters or tokens for one byte of text, in texts of at least FEWEST bytes
+MOST_GROWTH = 32  # characters or tokens per byte of text, in texts of at least FEWEST bytes
 FEWEST = 64
 LONGEST_TOKEN = 16_384
 TOKENIZER = "tokenizer.json"
@@ -41,7 +41,7 @@ def _try_limited(place: Path) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        tokenizer, rules = _loaded(place)
+        tokenizer, rules = _load(place)
         stages = _stages(rules)
         if _longest_token(tokenizer) > LONGEST_TOKEN:
             sys.stdout.write(f"a token has more than {LONGEST_TOKEN:,} characters")
@@ -56,18 +56,19 @@ def _try_limited(place: Path) -> NoReturn:
     sys.exit(0)
 
 
-def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
-    """The backend, and the rules it was made of."""
+def _load(place: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the backend, and the rules it was made from."""
     file = place / TOKENIZER
     if file.is_file():
         from tokenizers import Tokenizer
 
         rules = json.loads(file.read_text(encoding="utf-8"))
         further = list(dict.fromkeys(_further_tokens(place)))
-        # Loading normalises every added token, with all stages at once.
+        # Loading normalises every added token, in all stages at once, so try them stage by stage
+        # before.
         stages = _stages(rules)
         for text in (*_strings(rules.get("added_tokens")), *further, *_texts(rules)):
-            _normalised(stages, text)
+            _normalise(stages, text)
         made: Any = Tokenizer.from_file(str(file))
         made.add_special_tokens(further)
         return made, rules
@@ -81,7 +82,7 @@ def _loaded(place: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _further_tokens(place: Path) -> Iterator[str]:
-    """What the other files add to the vocabulary; some texts too many do no harm here."""
+    """Yield what the other files add to the vocabulary; a few texts too many do no harm here."""
     for name in FURTHER:
         if (place / name).is_file():
             content = json.loads((place / name).read_text(encoding="utf-8"))
@@ -91,7 +92,7 @@ def _further_tokens(place: Path) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in a value, at any depth."""
+    """Yield every text in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -100,12 +101,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _longest_token(tokenizer: Any) -> int:
-    """Characters of the longest token, which one step of a model may say."""
+    """Return the length in characters of the longest token that a model may sample."""
     return max(map(len, tokenizer.get_vocab()), default=0)
 
 
 def _stages(rules: dict[str, Any]) -> list[Any]:
-    """The normalizers one by one, so that a text which grows in each is stopped in the first."""
+    """Return the normalizers one by one: a text that grows in each is stopped in the first."""
     from tokenizers import Tokenizer
 
     empty = {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}
@@ -116,7 +117,7 @@ def _stages(rules: dict[str, Any]) -> list[Any]:
 
 
 def _flat(rule: Any) -> Iterator[Any]:
-    """The rules that a sequence is made of, in order."""
+    """Yield the rules that a sequence is made of, in order."""
     if isinstance(rule, dict) and isinstance(rule.get("normalizers"), list):
         for each in rule["normalizers"]:
             yield from _flat(each)
@@ -125,36 +126,36 @@ def _flat(rule: Any) -> Iterator[Any]:
 
 
 def _use(tokenizer: Any, stages: list[Any], text: str) -> None:
-    """Normalise, encode and decode a text; end with what it grew to where that is too much."""
+    """Normalise, encode and decode a text; exit with the growth if that is too much."""
     most = _most(text)
-    _normalised(stages, text)
+    _normalise(stages, text)
     encoded = tokenizer.encode(text)
     ids = getattr(encoded, "ids", encoded)
     if len(ids) > most or len(tokenizer.decode(ids)) > most:
-        _tell_growth(text)
+        _exit_with_growth(text)
 
 
-def _normalised(stages: list[Any], text: str) -> None:
-    """Normalise a text; end with what it grew to where that is too much."""
+def _normalise(stages: list[Any], text: str) -> None:
+    """Normalise a text; exit with the growth if that is too much."""
     normal, most = text, _most(text)
     for stage in stages:
         normal = stage.normalize_str(normal)
         if len(normal) > most:
-            _tell_growth(text)
+            _exit_with_growth(text)
 
 
 def _most(text: str) -> int:
     return MOST_GROWTH * max(FEWEST, len(text.encode(errors="replace")))
 
 
-def _tell_growth(text: str) -> NoReturn:
+def _exit_with_growth(text: str) -> NoReturn:
     shown = text if len(text) <= 20 else f"{text[:20]}…"
     sys.stdout.write(f"the tokenizer makes {shown!r} more than {MOST_GROWTH} times as long")
     sys.exit(GROWS)
 
 
 def _texts(rules: dict[str, Any]) -> Iterator[str]:
-    """Texts to try: ordinary ones, and what the rules look for, alone and again and again."""
+    """Yield texts to try: ordinary ones, and what the rules look for, alone and repeated."""
     yield from SAMPLES
     looked_for = dict.fromkeys(_looked_for(rules))
     for count, each in enumerate(looked_for):
@@ -165,7 +166,7 @@ def _texts(rules: dict[str, Any]) -> Iterator[str]:
 
 
 def _looked_for(rules: dict[str, Any]) -> Iterator[str]:
-    """Literals, and letters of patterns, that any rule but the vocabulary looks for."""
+    """Yield literals, and letters of patterns, that any rule but the vocabulary looks for."""
     for name in ("normalizer", "decoder", "pre_tokenizer", "post_processor"):
         yield from _patterns(rules.get(name))
     added = rules.get("added_tokens")
@@ -176,7 +177,7 @@ def _looked_for(rules: dict[str, Any]) -> Iterator[str]:
 
 
 def _patterns(rule: Any) -> Iterator[str]:
-    """What one rule, or a sequence of them, looks for."""
+    """Yield what one rule, or a sequence of rules, looks for."""
     if isinstance(rule, list):
         for each in rule:
             yield from _patterns(each)
@@ -195,7 +196,7 @@ def _patterns(rule: Any) -> Iterator[str]:
 
 
 def _letters(pattern: str) -> Iterator[str]:
-    """Characters that stand in a pattern, and all of them in a row."""
+    """Yield the characters in a pattern, and all of them in a row."""
     plain = re.sub(r"\\[pPuxdDsSwWbB](\{[^}]*\})?|[\[\](){}?+*|^$\\.]", "", pattern)
     yield from dict.fromkeys(plain)
     if plain:
@@ -203,12 +204,12 @@ def _letters(pattern: str) -> Iterator[str]:
 
 
 def _charsmap_pieces(text: str) -> Iterator[str]:
-    """The longest pieces of text that a table of SentencePiece puts for others."""
+    """Yield the longest replacement texts in a SentencePiece table."""
     raw = base64.b64decode(text)
     size = int.from_bytes(raw[:4], "little")
     pieces = sorted(set(raw[4 + size :].split(b"\0")), key=len, reverse=True)
     if pieces and len(pieces[0]) > MOST_GROWTH * 4:
-        _tell_growth(pieces[0].decode(errors="replace"))
+        _exit_with_growth(pieces[0].decode(errors="replace"))
     yield from (piece.decode(errors="replace") for piece in pieces[:20] if piece)
 
 

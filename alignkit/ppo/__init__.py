@@ -1,1 +1,1 @@
-"""PPO and RLOO on one shared backbone: advantages, objective, rewards, rollouts and the loop."""
+"""Train a policy with PPO or RLOO on one shared backbone, from sampling to saved adapter."""

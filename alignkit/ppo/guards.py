@@ -1,8 +1,8 @@
-"""What can go wrong while a policy learns from a reward, noticed early and by its likely cause.
+"""Stop a run early when learning from the reward goes wrong, and name the likely cause.
 
 Each guard looks at the numbers of one iteration, or of the evaluations so far, and raises
-TrainingFailed with what probably happened and what to change. Non-finite losses and runaway
-ratios are stopped where they arise, in learners.py.
+TrainingFailed with the probable cause and a setting to change. Non-finite losses and runaway ratios
+are caught where they arise, in learners.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from alignkit.recipe.settings import OnlineConfig
 from alignkit.training.finite import LOWER
 
 FINER = (
-    "give a reward that tells good completions from bad ones (one that is 0 until all is right "
-    "needs prompts the policy sometimes gets right), or raise temperature"
+    "give a reward that tells good completions from bad ones (a reward that is 0 unless everything "
+    "is right needs prompts that the policy sometimes gets right), or raise temperature"
 )
 EOS_FLOOR = 0.3  # share of the starting EOS rate below which the policy has forgotten to stop
-USUAL_EOS = 0.5  # a policy that stopped less often than this never had the habit
-FULL_LENGTH = 0.95  # of response_length: completions that long were cut, not finished
+USUAL_EOS = 0.5  # a policy that stopped less often than this at the start never had the habit
+FULL_LENGTH = 0.95  # share of response_length at which completions are cut rather than finished
 
 
 @dataclass(frozen=True)
 class Start:
-    """How the starting policy speaks: what later iterations are compared to."""
+    """Mean length (tokens) and EOS rate of the starting policy, to compare iterations with."""
 
     length: float
     eos_rate: float
@@ -38,12 +38,12 @@ class Start:
 
 @dataclass
 class Spread:
-    """How far the reward told completions apart, iteration by iteration.
+    """How much scores differed between completions, iteration by iteration.
 
-    `means` are those of an iteration's scores, the penalty for a missing stop included, and
-    `errors` their standard errors, prompts taken as drawn. `flat` counts iterations in which all
-    scores were equal, `flat_rewards` those in which the rewards were, whatever the penalty, and
-    `idle_groups` prompts whose completions all scored alike, of `groups`.
+    `means` are the mean scores of the iterations, the penalty for a missing stop included, and
+    `errors` their standard errors, with prompts as the independent draws. `flat` counts iterations
+    in which all scores were equal, `flat_rewards` those in which all rewards were, whatever the
+    penalty. `idle_groups` counts prompts whose completions all scored alike, out of `groups`.
     """
 
     means: list[float] = field(default_factory=list)
@@ -59,11 +59,14 @@ class Spread:
         return self.idle_groups / self.groups if self.groups else 0.0
 
     def add(self, scores: Tensor, raw: Tensor, k: int) -> int:
-        """Count an iteration in: scores (completions,), rewards (sources, completions), `k` to a
-        prompt. How many of its prompts have completions that all scored alike (0 where k is 1)."""
+        """Add an iteration; return how many of its prompts have completions that all scored alike.
+
+        `scores`: (completions,). `raw`: (sources, completions), the rewards. `k`: completions per
+        prompt; with k = 1 no prompt counts.
+        """
         groups = scores.view(-1, k)
         self.means.append(float(scores.mean()))
-        # Completions of one prompt are no independent draws, so the means of prompts are compared.
+        # Completions of one prompt are not independent draws, so the error is that of prompt means.
         deviation = groups.mean(1).std(unbiased=len(groups) > 1)
         self.errors.append(float(deviation) / math.sqrt(len(groups)))
         self.flat += is_flat(scores)
@@ -76,8 +79,10 @@ class Spread:
         return idle
 
     def rise(self) -> tuple[float, float, float]:
-        """Mean score of the first and of the last quarter of iterations, and the standard error of
-        their difference."""
+        """Return the mean score of the first and the last quarter of iterations, with an error.
+
+        The third number is the standard error of the difference of the two.
+        """
         part = max(1, len(self.means) // 4)
         first, last = (sum(means) / part for means in (self.means[:part], self.means[-part:]))
         squares = (error**2 for error in (*self.errors[:part], *self.errors[-part:]))
@@ -85,14 +90,14 @@ class Spread:
 
 
 def is_flat(scores: Tensor) -> bool:
-    """Whether all of these scores are the same."""
+    """Return whether all of these scores are equal."""
     return bool((scores == scores.flatten()[0]).all())
 
 
 def check_spread(spread: Spread, k: int) -> None:
-    """Raise TrainingFailed where no score of the whole run told any two completions apart.
+    """Raise TrainingFailed when no score of the whole run differed between any two completions.
 
-    One iteration alone says little: a reward that is rarely given may just not have been.
+    A single iteration proves little: a rare reward may just not have been given in it.
     """
     iterations = len(spread.means)
     if iterations > 1 and (spread.flat == iterations or (k > 1 and spread.idle_share == 1.0)):
@@ -105,7 +110,7 @@ def check_spread(spread: Spread, k: int) -> None:
 
 
 def check_iteration(row: Mapping[str, float], start: Start, config: OnlineConfig) -> None:
-    """Raise TrainingFailed when an iteration's numbers say that training has gone wrong."""
+    """Raise TrainingFailed when an iteration's numbers show that training has gone wrong."""
     for guard in (_numbers_are_finite, _kl_within_limit, _still_stops, _length_holds):
         guard(row, start, config)
 
@@ -138,7 +143,7 @@ def _numbers_are_finite(row: Mapping[str, float], _start: Start, _config: Online
 def _kl_within_limit(row: Mapping[str, float], _start: Start, config: OnlineConfig) -> None:
     if config.kl_limit is not None and row["objective/kl"] > config.kl_limit:
         raise TrainingFailed(
-            f"KL to the reference is {row['objective/kl']:.3g} nats a completion "
+            f"KL to the reference is {row['objective/kl']:.3g} nats per completion "
             f"(kl_limit {config.kl_limit:g})",
             hint="raise kl_coef, set kl_target, or lower learning_rate",
         )
@@ -157,7 +162,7 @@ def _length_holds(row: Mapping[str, float], start: Start, config: OnlineConfig) 
     full = FULL_LENGTH * config.response_length
     if start.length <= full / 2 and row["rollout/length"] > full:
         raise TrainingFailed(
-            f"completions grew from {start.length:.0f} to {row['rollout/length']:.0f} tokens, "
+            f"completions grew from {start.length:.0f} to {row['rollout/length']:.0f} tokens; "
             f"the limit is {config.response_length}",
             hint="the reward pays for length: look at samples.jsonl, raise kl_coef, "
             "or train the reward model on pairs of equal length",
@@ -166,7 +171,7 @@ def _length_holds(row: Mapping[str, float], start: Start, config: OnlineConfig) 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the held-out prompts; the win rate is that of the alarm's judge."""
+    """The result of one evaluation on held-out prompts; `win_rate` is by the alarm's judge."""
 
     iteration: int
     score: float
@@ -175,17 +180,20 @@ class Evaluation:
 
 
 def chance(prompts: int) -> float:
-    """How far two win rates on these prompts may differ by chance: two standard errors."""
+    """Return how far two win rates on these prompts may differ by chance: two standard errors."""
+    # The variance of a win rate is at most ¼ per prompt, that of a difference of two at most ½.
     return 2 * math.sqrt(0.5 / prompts)
 
 
 def reward_hacking(history: Sequence[Evaluation], judge: str) -> str | None:
-    """The alarm: the score still rises while `judge` prefers the policy less, beyond chance; or
-    None. Where the reward judges itself, a few completions please it ever more and most get worse.
+    """Return the alarm when the score rises while `judge` prefers the policy less, else None.
+
+    The win rate must have fallen by more than chance. Where the reward judges itself, the sign is a
+    mean that rises on a few completions while most get worse.
     """
     if len(history) < 2:
         return None
-    now, best = history[-1], max(history[:-1], key=lambda seen: seen.win_rate)
+    now, best = history[-1], max(history[:-1], key=lambda past: past.win_rate)
     if now.score > best.score and now.win_rate < best.win_rate - chance(now.prompts):
         return (
             f"the score rose from {best.score:.3g} to {now.score:.3g} since iteration "

@@ -1,8 +1,8 @@
-"""The loop of PPO and RLOO: sample, score, advantages, update; watched, sealed, resumable.
+"""Run the loop of PPO and RLOO: sample, score, compute advantages, update; with checkpoints.
 
-Nothing outside the checkpoint decides how a run goes on: prompts, sampling and mini-batches
-depend on (seed, iteration) alone, and weights, optimizers, schedules, kl_coef, score scales and
-random states are saved. 2N iterations equal N, a stop and N more, to the bit.
+A run's future depends on its checkpoint alone. Prompts, sampling and mini-batches are functions of
+(seed, iteration); weights, optimizers, schedules, kl_coef, score scales and random states are
+saved. So 2N iterations give the same bits as N iterations, a stop, and N more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.forward.generation import Completion
 from alignkit.model.backbone import POLICY, Backbone
 from alignkit.model.heads import Scale
-from alignkit.model.probe import check_answer
+from alignkit.model.probe import check_outputs
 from alignkit.ppo.advantages import (
     explained_variance,
     k3,
@@ -47,13 +47,13 @@ from alignkit.ppo.guards import (
 )
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
-from alignkit.ppo.rewards import PracticePrompt, Rewards, Sample
+from alignkit.ppo.rewards import Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import (
     Rollout,
     Sampler,
     local_share,
     mask_of,
-    practice_order,
+    prompt_order,
     sampling_seed,
 )
 from alignkit.ppo.validation import EvaluationResult, Validation, write_samples
@@ -75,14 +75,14 @@ from alignkit.training.trackers import OnlineTrackers
 
 START_SAMPLES = 256  # completions of the starting policy that fix the score scales
 ITSELF = "the training reward itself"
-CHANCE = 2  # standard errors within which a score has not risen
-STANDARD_ERRORS = 5  # beyond which a difference is no chance
+CHANCE = 2  # standard errors that a rise of the score must exceed
+STANDARD_ERRORS = 5  # standard errors that the surprise of foreign samples must exceed
 CAPTURE_TOLERANCE = 5e-5  # nats; half of what the first update of an iteration allows
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the update pulls toward: advantages and returns, both (completions, tokens)."""
+    """What the update aims at: advantages and returns (None in RLOO), (completions, tokens)."""
 
     advantages: Tensor
     returns: Tensor | None
@@ -93,7 +93,7 @@ Advantages = Callable[[Rollout, Tensor, float], Targets]
 
 @dataclass
 class State:
-    """Everything about a run's past that its future depends on, weights aside."""
+    """Everything of a run's past that its future depends on, apart from weights."""
 
     iteration: int = 0
     kl_coef: float = 0.0
@@ -106,14 +106,18 @@ class State:
 
 
 class OnlineTrainer:
-    """One run. `advantages` is what sets PPO and RLOO apart; `critic` is None for RLOO."""
+    """One run of PPO or RLOO.
+
+    `advantages` turns (rollout, KL per token, kl_coef) into targets; it is what sets PPO and RLOO
+    apart. `critic` learns the value and is None for RLOO.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
         config: OnlineConfig,
         context: StageContext,
-        prompts: list[PracticePrompt],
+        prompts: list[RolloutPrompt],
         sampler: Sampler,
         rewards: Rewards,
         validation: Validation | None,
@@ -129,15 +133,19 @@ class OnlineTrainer:
         self.policy = PolicyLearner(backbone, config, context.seed, self.iterations)
         self.state = State(kl_coef=config.kl_coef)
         self.best: dict[str, Tensor] = {}
-        self.told_equal_scores = self.told_foreign = self.told_idle_groups = False
-        self.told_finer = False
+        self.warned_equal_scores = self.warned_foreign = self.warned_idle_groups = False
+        self.gave_advice = False
         self.trackers: OnlineTrackers | None = None
         self.seconds: dict[str, float] = {}
 
     # --- the run -------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to the alarm; the policy is then the best one seen before it."""
+        """Train to the end or to the alarm, and return the run's metrics.
+
+        Raises TrainingFailed when a guard stops the run, and Interrupted after a signal, once
+        saved.
+        """
         if rank() == 0:
             self.trackers = OnlineTrackers(self.config, self.context)
             self.trackers.begin(self.backbone.model)
@@ -151,13 +159,16 @@ class OnlineTrainer:
             while self.state.iteration < self.iterations and alarm is None:
                 with (
                     naming_last_checkpoint(self.context.checkpoints, self._fingerprint),
-                    self._naming_the_iteration(),
+                    self._naming_iteration(),
                 ):
                     row = self._iterate()
                     alarm = self._evaluate(row) if self._evaluation_is_due() else None
                     check_numbers(row)
+                # Log before saving: a resumed run cuts the log back to its checkpoint, but cannot
+                # add a row that the checkpoint's iteration never wrote.
                 self._write(row)
                 advance(1)
+                # All ranks must agree to stop, or those that continue would wait for the others.
                 stopping = bool(all_sum(torch.tensor(float(stop.signal_number is not None))))
                 if self._checkpoint_is_due() or stopping:
                     self._save()
@@ -171,8 +182,8 @@ class OnlineTrainer:
         return self._summary(alarm)
 
     @contextmanager
-    def _naming_the_iteration(self) -> Iterator[None]:
-        """A failure inside says in which iteration it was."""
+    def _naming_iteration(self) -> Iterator[None]:
+        """Add the iteration to the message of a failure inside."""
         number = self.state.iteration + 1
         try:
             yield
@@ -181,30 +192,34 @@ class OnlineTrainer:
             raise
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without evaluations, the last ones stay."""
+        """Restore the weights of the best evaluation; without evaluations, keep the last ones."""
         if self.best:
             copy_into(self.backbone.parameters_of(POLICY), self.best)
 
     def _iterate(self) -> dict[str, float]:
-        """One iteration: rollout, scores, advantages, update. Its numbers, by their usual names."""
+        """Run one iteration and return its numbers: rollout, scores, advantages, update."""
         self.seconds = {}
         iteration = self.state.iteration
         rollout = self._collect_or_save(iteration)
         check_rollout(rollout)
         kl = self._penalty(rollout)
         targets = self.advantages(rollout, kl, self.state.kl_coef)
-        self._tell_equal_scores(rollout, targets)
+        self._warn_of_equal_scores(rollout, targets)
         row: dict[str, float] = {"episode": (iteration + 1) * self.config.rollout_batch_size}
         row |= self._describe(rollout, kl, targets)
+        # Before the update: a policy that has run away is not trained further.
         check_iteration(row, self.state.start, self.config)
         with self._timed("update"):
+            # In the first `value_warmup` iterations only the value is trained: the advantages of an
+            # untrained value are mostly noise.
             if iteration >= self._value_warmup:
                 row |= self.policy.update(rollout, targets.advantages, iteration)
             if self.critic is not None and targets.returns is not None:
                 row |= self.critic.update(rollout, targets.returns, iteration)
-        # Weights of 1e30 are finite, and what is sampled with them is noise: so ask before it is.
-        check_answer(self.backbone, POLICY, after="this update")
-        self._tell_foreign_samples(rollout, row)
+        # Weights of 1e30 are finite, but the logits they give are not: check before sampling again.
+        check_outputs(self.backbone, POLICY, after="this update")
+        self._warn_of_foreign_samples(rollout, row)
+        # After the targets were computed: this iteration's KL steers the next one's penalty.
         self.state.kl_coef = next_kl_coef(
             self.state.kl_coef,
             row["objective/kl"],
@@ -222,22 +237,27 @@ class OnlineTrainer:
     # --- rollout -------------------------------------------------------------------------------
 
     def _collect_or_save(self, iteration: int) -> Rollout:
-        """Where a reward or a service gives up, what was learned until then is sealed."""
+        """Collect a rollout; when a reward or a service fails, save what was learned so far."""
         before = random_state()
         try:
             return self.collect(iteration)
         except TrainingFailed:
-            # One rank alone may have failed, and cannot wait for the others.
+            # With several ranks, one alone may have failed, and saving would wait for the others.
             if world_size() == 1 and iteration and not self._checkpoint_is_due():
+                # The checkpoint is that of the end of the iteration before: undo this one's draws.
                 restore_random_state(before)
                 self._save()
             raise
 
     def collect(self, iteration: int) -> Rollout:
         """Sample this iteration's completions and measure them."""
-        wanted = self.config.rollout_batch_size // self.k
-        order = practice_order(len(self.prompts), wanted, self.context.seed, iteration)
+        count = self.config.rollout_batch_size // self.k
+        order = prompt_order(len(self.prompts), count, self.context.seed, iteration)
+        # The k completions of a prompt stand next to each other: `leave_one_out` relies on it, and
+        # the prompt is then read once.
         prompts = [self.prompts[number] for number in order for _ in range(self.k)]
+        # Every rank samples its slice under the row numbers of the whole batch, so several ranks
+        # draw what one would.
         mine, first_row = local_share(prompts)
         with self._timed("rollout"):
             samples, completions = self.sampler.sample(
@@ -254,7 +274,8 @@ class OnlineTrainer:
                 self.rewards.combine(raw), stopped, self.config.missing_eos_penalty
             )
             logps = self.sampler.own_logps(samples, completions)
-            # Behind the scores: where a reward model is the value's trunk, its states are there.
+            # After the scores: where a reward model is the value's trunk, scoring has computed the
+            # states already.
             values, states = (
                 self.critic.measure(samples) if self.critic else (torch.zeros_like(logps), None)
             )
@@ -271,13 +292,13 @@ class OnlineTrainer:
             )
 
     def _penalty(self, rollout: Rollout) -> Tensor:
-        """(completions, tokens): the KL estimate that the reward is charged for."""
+        """Return (completions, tokens): the KL estimate that is charged to the reward."""
         return kl_per_token(
             rollout.logps, rollout.ref_logps, rollout.mask, self.config.kl_estimator
         )
 
-    def _tell_equal_scores(self, rollout: Rollout, targets: Targets) -> None:
-        """Once each: where a reward tells no completions apart, nobody learns from it."""
+    def _warn_of_equal_scores(self, rollout: Rollout, targets: Targets) -> None:
+        """Warn, once each, when scores do not differ, so that nothing can be learned from them."""
         scores = all_rows(rollout.scores)
         raw = torch.stack([all_rows(source) for source in rollout.raw_scores])
         idle = self.state.spread.add(scores, raw, self.k)
@@ -286,44 +307,47 @@ class OnlineTrainer:
         useless = (self.k > 1 and idle == groups) or not float(
             all_sum(targets.advantages.abs().sum())
         )
-        if (alike or useless) and not self.told_equal_scores:
-            self.told_equal_scores = self.told_idle_groups = True
+        if (alike or useless) and not self.warned_equal_scores:
+            self.warned_equal_scores = self.warned_idle_groups = True
             whose = "all completions" if alike else "the completions of each prompt"
             self.context.say(
-                f"{whose} of iteration {self.state.iteration + 1} got the same score: "
-                f"there is nothing in it to learn from the reward{self._finer()}"
+                f"{whose} of iteration {self.state.iteration + 1} got the same score, "
+                f"so the reward teaches nothing there{self._advice()}"
             )
-        if 2 * idle >= groups and self.k > 1 and not self.told_idle_groups:
-            self.told_idle_groups = True
+        if 2 * idle >= groups and self.k > 1 and not self.warned_idle_groups:
+            self.warned_idle_groups = True
             self.context.say(
                 f"{idle} of {groups} prompts of iteration {self.state.iteration + 1} got the same "
                 f"score for all {self.k} completions, so nothing is learned from these: raise "
-                f"rloo_k{self._finer()}"
+                f"rloo_k{self._advice()}"
             )
 
-    def _tell_foreign_samples(self, rollout: Rollout, row: Mapping[str, float]) -> None:
-        """Once: a server's completions must be samples of this policy, or KL and gradients mislead.
+    def _warn_of_foreign_samples(self, rollout: Rollout, row: Mapping[str, float]) -> None:
+        """Warn, once, when a server's completions are not samples of this policy.
 
-        Over samples of a policy −log p is on average its entropy, prefix by prefix.
+        For policy samples E[−log p] is the entropy, prefix by prefix; a gap means the samples are
+        not the policy's, and KL and gradients are then biased.
         """
-        if self.sampler.remote is None or self.told_foreign or "policy/entropy_avg" not in row:
+        if self.sampler.remote is None or self.warned_foreign or "policy/entropy_avg" not in row:
             return
         mean, variance = masked_moments(-rollout.logps, rollout.mask)
         gap = float(mean) - row["policy/entropy_avg"]
         count = float(all_sum(rollout.mask.sum()))
         if abs(gap) > STANDARD_ERRORS * math.sqrt(float(variance) / count):
-            self.told_foreign = True
+            self.warned_foreign = True
             self.context.say(
-                f"the server's completions are {abs(gap):.2g} nats a token "
+                f"the server's completions are {abs(gap):.2g} nats per token "
                 f"{'less' if gap < 0 else 'more'} surprising than samples of this policy: its "
-                "model or quantization is another, or it samples otherwise than at temperature "
+                "model or quantization differs, or it does not sample at temperature "
                 f"{self.config.temperature:g} from all tokens"
             )
 
     def _describe(self, rollout: Rollout, penalty: Tensor, targets: Targets) -> dict[str, float]:
+        """Return the logged numbers of an iteration, by name."""
         mask = rollout.mask
         log_ratio = (rollout.logps - rollout.ref_logps) * mask
         scores = all_rows(rollout.scores)
+        # What the reward was charged, by the configured estimator; objective/kl is always k1's.
         charged = float(all_rows(penalty.sum(1)).mean()) * self.state.kl_coef
         row = {
             "objective/kl": float(all_rows(log_ratio.sum(1)).mean()),
@@ -350,15 +374,16 @@ class OnlineTrainer:
     # --- start, evaluation ---------------------------------------------------------------------
 
     def _resume_or_start(self) -> None:
-        found = newest_valid(
+        """Load the newest valid checkpoint, or measure the starting policy if there is none."""
+        checkpoint = newest_valid(
             self.context.checkpoints,
             self._fingerprint,
             resume_anyway=self.context.resume_anyway,
             say=self.context.say,
         )
-        if found is not None:
-            self.context.say(f"going on from {found.name}")
-            self._load(found)
+        if checkpoint is not None:
+            self.context.say(f"resuming from {checkpoint.name}")
+            self._load(checkpoint)
             return
         for file in (self.context.metrics_file, self.samples_file):
             if rank() == 0:
@@ -366,7 +391,7 @@ class OnlineTrainer:
         self._measure_start()
 
     def _measure_start(self) -> None:
-        """Fix score scales on the starting policy, and see that policy and reference agree."""
+        """Fix the score scales on the starting policy, check it, and evaluate it as baseline."""
         prompts = self.prompts[:START_SAMPLES]
         seed = sampling_seed(self.context.seed, 2**31 + 1)
         samples, completions = self.sampler.sample(
@@ -374,9 +399,10 @@ class OnlineTrainer:
         )
         if self.config.normalize_rewards:
             raw = self.rewards.raw(samples)
-            self._tell_equal_rewards(raw)
+            self._warn_of_equal_rewards(raw)
             self.rewards.fix_scales(raw)
         if self.critic is not None:
+            # After the scales are fixed: the value learns in the units of the normalised score.
             self.critic.head.scale = self._value_scale()
         self.state.start = Start(
             length=sum(len(sample.ids) for sample in samples) / len(samples),
@@ -388,48 +414,50 @@ class OnlineTrainer:
         if self.validation is not None:
             held_out = len(self.validation.prompts)
             doubt = "" if chance(held_out) < 0.5 else f"; {held_out} prompts are too few for it"
-            self.context.say(f"the alarm of reward hacking asks {self._judge}{doubt}")
-            look = self.validation.look(self.config.kl_coef)
-            check_numbers(look.metrics, 0)
-            self._record(look)
+            self.context.say(f"the reward-hacking alarm asks {self._judge}{doubt}")
+            result = self.validation.evaluate(self.config.kl_coef)
+            check_numbers(result.metrics, 0)
+            self._record(result)
             if rank() == 0:
-                self._append({"step": 0, **look.metrics})
+                self._append({"step": 0, **result.metrics})
 
-    def _tell_equal_rewards(self, raw: Tensor) -> None:
-        """A reward that gives everything the same score teaches nothing; `raw` is of the start."""
+    def _warn_of_equal_rewards(self, raw: Tensor) -> None:
+        """Warn about a source that gave all of the starting policy's completions one score."""
         for source, scores in zip(self.rewards.sources, raw, strict=True):
             if is_flat(scores) and len(scores) > 1:
                 self.context.say(
                     f"reward {source.label} gave all {len(scores)} completions of the starting "
-                    f"policy the same score, {float(scores[0]):g}{self._finer()}"
+                    f"policy the same score, {float(scores[0]):g}{self._advice()}"
                 )
 
-    def _finer(self) -> str:
-        """What to do about equal scores, the first time it is asked."""
-        told, self.told_finer = self.told_finer, True
-        return "" if told else f"; {FINER}"
+    def _advice(self) -> str:
+        """Return what to do about equal scores, the first time only."""
+        given, self.gave_advice = self.gave_advice, True
+        return "" if given else f"; {FINER}"
 
     def _value_scale(self) -> Scale:
-        """A value head that starts as a reward head speaks in the units of the normalised score."""
+        """Return the value head's scale: that of the score if it starts as a reward head."""
         scale, weight = self.rewards.scales[0], self.rewards.weights[0]
         starts_as_reward = bool(self.config.reward_model) and self.config.reward_model[0] != "gold"
         return Scale(scale.mean, scale.std / weight) if starts_as_reward and weight else Scale()
 
     def _check_capture(self, samples: list[Sample], completions: list[Completion]) -> None:
-        """Score completions again from now on where the sampled log-probs are not exact enough."""
+        """Compute log-probs again from now on if those captured while sampling are inexact."""
+        # The update compares its log-probs with the rollout's: an error here is a ratio that is not
+        # 1 before the first step.
         if self.sampler.captures_logps:
             captured = self.sampler.own_logps(samples, completions)
             gap = float((captured - self.sampler.logps(samples, POLICY)).abs().max())
             if gap > CAPTURE_TOLERANCE:
                 self.context.say(
-                    f"log-probs seen while sampling differ by {gap:.1g} from the update's: "
-                    "they are scored again"
+                    f"log-probs captured while sampling differ by {gap:.1g} nats from the "
+                    "update's: they are computed again"
                 )
                 self.sampler.captures_logps = False
         self.state.captures_logps = self.sampler.captures_logps
 
     def _check_reference(self, samples: list[Sample]) -> None:
-        """With reference `start`, KL is exactly 0 before the first step."""
+        """Raise TrainingFailed unless a copied reference equals the policy at the start."""
         if self.sampler.reference is None:
             return
         gap = self.sampler.logps(samples, POLICY) - self.sampler.logps(
@@ -448,24 +476,27 @@ class OnlineTrainer:
         return self.validation is not None and (done % every == 0 or done == self.iterations)
 
     def _evaluate(self, row: dict[str, float]) -> str | None:
+        """Evaluate, add the metrics to the iteration's row, and return the alarm or None."""
         assert self.validation is not None
         with self._timed("evaluation"):
-            look = self.validation.look(self.config.kl_coef)
-        check_numbers(look.metrics)
-        row |= look.metrics
+            result = self.validation.evaluate(self.config.kl_coef)
+        check_numbers(result.metrics)
+        row |= result.metrics
         row["seconds/evaluation"] = round(self.seconds["evaluation"], 3)
-        return self._record(look)
+        return self._record(result)
 
-    def _record(self, look: EvaluationResult) -> str | None:
-        """Keep the policy if it is the best so far, or say that it exploits its reward."""
+    def _record(self, result: EvaluationResult) -> str | None:
+        """Keep the policy if it is the best so far; return the alarm if it exploits its reward."""
         if rank() == 0:
-            write_samples(self.samples_file, self.state.iteration, look)
-        score, prompts = look.metrics["eval/score"], len(look.samples)
-        seen = Evaluation(self.state.iteration, score, look.win_rate, prompts)
-        self.state.history.append(seen)
+            write_samples(self.samples_file, self.state.iteration, result)
+        score, prompts = result.metrics["eval/score"], len(result.samples)
+        evaluation = Evaluation(self.state.iteration, score, result.win_rate, prompts)
+        self.state.history.append(evaluation)
+        # The alarm first: a policy that raises it must not become the best one, however high its
+        # objective, since the objective is what it exploits.
         alarm = reward_hacking(self.state.history, self._judge)
-        if alarm is None and look.metrics["eval/objective"] > self.state.best_objective:
-            self.state.best_objective = look.metrics["eval/objective"]
+        if alarm is None and result.metrics["eval/objective"] > self.state.best_objective:
+            self.state.best_objective = result.metrics["eval/objective"]
             self.state.best_iteration = self.state.iteration
             self.best = copies(self.backbone.parameters_of(POLICY))
         return alarm
@@ -479,7 +510,7 @@ class OnlineTrainer:
 
     @property
     def samples_file(self) -> Path:
-        """Completions of each evaluation, for people to read."""
+        """The file of completions of each evaluation, for people to read."""
         return self.context.directory / "samples.jsonl"
 
     @property
@@ -487,9 +518,10 @@ class OnlineTrainer:
         return {**self.context.fingerprint, "world_size": world_size()}
 
     def _write(self, row: Mapping[str, float]) -> None:
-        due = self.state.iteration % self.config.logging_steps == 0
-        if rank() == 0 and (due or self.state.iteration == self.iterations or "eval/score" in row):
-            self._append({"step": self.state.iteration, **row})
+        done = self.state.iteration
+        is_logged = done % self.config.logging_steps == 0 or done == self.iterations
+        if rank() == 0 and (is_logged or "eval/score" in row):
+            self._append({"step": done, **row})
 
     def _append(self, row: Mapping[str, float]) -> None:
         plain = {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
@@ -502,7 +534,7 @@ class OnlineTrainer:
         return self.state.iteration % self.config.save_steps == 0
 
     def _save(self) -> None:
-        self._check_whole()
+        self._check_state()
         if rank() == 0:
             save_checkpoint(
                 self.context.checkpoints,
@@ -513,10 +545,10 @@ class OnlineTrainer:
             )
         wait_for_all()
 
-    def _check_whole(self) -> None:
-        """Raise TrainingFailed unless all that is saved is finite: one cannot go on from the rest.
+    def _check_state(self) -> None:
+        """Raise TrainingFailed unless everything to save is finite: nothing else can be resumed.
 
-        What the policy says was asked at the end of the iteration.
+        The policy's logits were checked at the end of the iteration.
         """
         done = f"iteration {self.state.iteration}"
         check_tensors(self.backbone.parameters_of(POLICY), "the weight", done)
@@ -527,7 +559,7 @@ class OnlineTrainer:
 
     def _write_all(self, directory: Path) -> None:
         save_tree(directory / "policy.safetensors", copies(self.backbone.parameters_of(POLICY)))
-        save_tree(directory / "best.safetensors", self.best)
+        save_tree(directory / "best.safetensors", self.best)  # the run may end in it
         for name, part in self._stateful().items():
             save_tree(directory / f"{name}.safetensors", part.state_dict())
         if self.critic is not None:
@@ -535,13 +567,14 @@ class OnlineTrainer:
         save_tree(directory / "state.safetensors", self._state_tree())
 
     def _stateful(self) -> dict[str, Any]:
-        """Everything with a state_dict of its own."""
+        """Return everything that has a state_dict of its own, by name."""
         parts: dict[str, Any] = {"optimizer": self.policy.optimizer}
         if self.critic is not None:
             parts |= {"value_optimizer": self.critic.optimizer, "value_head": self.critic.head}
         return parts
 
     def _state_tree(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides weights and optimizers."""
         critic_scale = asdict(self.critic.head.scale) if self.critic is not None else None
         starts = (
             {"scores": self.validation.start_scores, "judged": self.validation.start_judged}
@@ -557,6 +590,7 @@ class OnlineTrainer:
         }
 
     def _load(self, checkpoint: Path) -> None:
+        """Restore a checkpoint, and drop what was logged after it."""
         copy_into(self.backbone.parameters_of(POLICY), load_tree(checkpoint / "policy.safetensors"))
         self.best = load_tree(checkpoint / "best.safetensors")
         if self.critic is not None:
@@ -567,28 +601,31 @@ class OnlineTrainer:
         saved = tree["state"]
         saved["start"] = Start(**saved["start"])
         saved["spread"] = Spread(**saved.get("spread", {}))
-        saved["history"] = [Evaluation(**seen) for seen in saved["history"]]
+        saved["history"] = [Evaluation(**past) for past in saved["history"]]
         self.state = State(**saved)
         self.sampler.captures_logps = self.state.captures_logps
+        # Scales and baseline belong to the starting policy: they cannot be measured again.
         self.rewards.scales = [Scale(**scale) for scale in tree["scales"]]
         if self.critic is not None:
             self.critic.head.scale = Scale(**tree["value_scale"])
         if self.validation is not None:
             self.validation.start_scores = tree["starts"]["scores"]
             self.validation.start_judged = tree["starts"]["judged"]
+        # Last, so that nothing done here moves the generators.
         restore_random_state(tree["random"])
         if rank() == 0:
             for file in (self.context.metrics_file, self.samples_file):
-                forget_after(file, self.state.iteration)
+                drop_rows_after(file, self.state.iteration)
 
     def _summary(self, alarm: str | None) -> dict[str, Any]:
+        """Return the run's metrics, the alarm included."""
         metrics: dict[str, Any] = {
             "iterations": self.state.iteration,
             "episodes": self.state.iteration * self.config.rollout_batch_size,
             "kl_coef": self.state.kl_coef,
             "score_scales": [asdict(scale) for scale in self.rewards.scales],
         }
-        metrics |= self._what_was_learned()
+        metrics |= self._learning_summary()
         if self.validation is not None:
             metrics |= {
                 "best_iteration": self.state.best_iteration,
@@ -599,8 +636,8 @@ class OnlineTrainer:
             metrics["alarm"] = alarm
         return metrics
 
-    def _what_was_learned(self) -> dict[str, Any]:
-        """How the score moved, said with what to change where it did not."""
+    def _learning_summary(self) -> dict[str, Any]:
+        """Return how the score moved, and report it with what to change if it did not."""
         spread, config = self.state.spread, self.config
         if not spread.means:
             return {}
@@ -611,8 +648,8 @@ class OnlineTrainer:
         )
         if spread.flat_rewards == self.state.iteration:
             self.context.say(
-                "the rewards told no two completions of any iteration apart: what was learned is "
-                f"to stop in time and to stay near the reference{self._finer()}"
+                "in no iteration did the rewards of two completions differ: the policy learned "
+                f"only to stop in time and to stay near the reference{self._advice()}"
             )
         elif last - first < CHANCE * error:
             self.context.say(
@@ -620,23 +657,25 @@ class OnlineTrainer:
                 f"raise learning_rate ({config.learning_rate:g}) or total_episodes "
                 f"({config.total_episodes}), or lower kl_coef ({config.kl_coef:g})"
             )
-        found = {"score_first": first, "score_last": last, "score_error": error}
-        return found | ({"idle_groups": spread.idle_share} if self.k > 1 else {})
+        metrics = {"score_first": first, "score_last": last, "score_error": error}
+        return metrics | ({"idle_groups": spread.idle_share} if self.k > 1 else {})
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
+        """Add the seconds spent inside to a part of the iteration."""
         began = time.perf_counter()
         yield
+        # Kernels run asynchronously; without waiting, the next part would be charged for them.
         if self.backbone.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
 
 def check_ranks(config: OnlineConfig, completions_per_prompt: int) -> None:
-    """Refuse a batch that cannot be shared out evenly. Raises RecipeError."""
+    """Raise RecipeError for a batch that the processes cannot share evenly."""
     share = world_size() * max(config.num_mini_batches, 1)
-    whole = world_size() * completions_per_prompt
-    if config.rollout_batch_size % share or config.rollout_batch_size % whole:
+    groups = world_size() * completions_per_prompt  # a prompt's completions stay on one rank
+    if config.rollout_batch_size % share or config.rollout_batch_size % groups:
         raise RecipeError(
             f"rollout_batch_size {config.rollout_batch_size} cannot be shared evenly by "
             f"{world_size()} processes with {config.num_mini_batches} mini-batches each"
@@ -644,29 +683,29 @@ def check_ranks(config: OnlineConfig, completions_per_prompt: int) -> None:
 
 
 def copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The weights as they are now, on the CPU, by name."""
+    """Return copies of the current weights, on the CPU, by name."""
     return {name: weight.detach().cpu().clone() for name, weight in parameters.items()}
 
 
 def copy_into(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
-    """Give parameters the saved weights."""
+    """Set parameters to saved weights."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
 
 
-def forget_after(file: Path, iteration: int) -> None:
-    """Drop the rows of a JSONL file that iterations after this one wrote: they are run again."""
+def drop_rows_after(file: Path, iteration: int) -> None:
+    """Drop the rows of a JSONL file written after this iteration: they will be written again."""
     if not file.exists():
         return
-    kept = []
+    rows = []
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= iteration:
-                kept.append(line)
+                rows.append(line)
         except ValueError:
-            # Half a line: the machine died while writing it, and its iteration is run again.
+            # Half a line: the machine died while writing it, and its iteration runs again.
             continue
     part = file.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
+    part.write_text("".join(rows), encoding="utf-8")
     part.replace(file)

@@ -1,7 +1,7 @@
-"""PPO's losses as sums over tokens, to be divided by the global count of real tokens.
+"""Compute PPO's losses as sums over tokens, to be divided by the global count of real tokens.
 
-Flat tensors (tokens,), real tokens only. Sums, not means: micro-batches, mini-batches and ranks
-then add up to exactly what one large batch would give.
+Tensors are flat, (tokens,), real tokens only. Sums and not means: then micro-batches, mini-batches
+and ranks add up to exactly what one large batch would give.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EXPONENT_LIMIT = 20.0  # e^20 is already absurd as a ratio; beyond it gradients overflow
+EXPONENT_LIMIT = 20.0  # e^20 is absurd as a ratio already; beyond it gradients overflow
 
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """Summed policy loss (scalar, with gradient) and what is logged, one value a token."""
+    """Summed policy loss (scalar, with gradient), and what is logged, one value per token."""
 
     loss: Tensor
     ratio: Tensor
@@ -26,7 +26,7 @@ class PolicyTerms:
 
 @dataclass(frozen=True)
 class ValueTerms:
-    """Summed value loss (scalar, with gradient) and which tokens the clip decided."""
+    """Summed value loss (scalar, with gradient), and on which tokens the clip decided."""
 
     loss: Tensor
     clipped: Tensor
@@ -41,16 +41,21 @@ def policy_terms(
     dual_clip: float | None = None,
     entropy_coef: float = 0.0,
 ) -> PolicyTerms:
-    """Clipped surrogate, eq. 7 of arXiv:1707.06347: −min(ρA, clip(ρ, 1−ε, 1+ε)A).
+    """Return the clipped surrogate, eq. 7 of arXiv:1707.06347: −min(ρA, clip(ρ, 1−ε, 1+ε)A).
 
-    `dual_clip` c bounds the loss of bad tokens with a large ratio: max(min(…), cA) where A < 0
-    (eq. 5 of arXiv:1912.09729).
+    ρ = π/π_old per token. `dual_clip` c bounds the loss of tokens with A < 0 and a large ratio: the
+    objective becomes max(min(…), cA) (eq. 5 of arXiv:1912.09729). `entropy_coef` adds a bonus.
     """
+    # A ratio of probabilities, computed as exp of a difference of logs: dividing the probabilities
+    # would underflow.
     log_ratio = (logps - old_logps).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
     ratio = log_ratio.exp()
+    # The paper maximises a minimum; a loss has the sign flipped, so it is the maximum here. Where
+    # the clipped term decides, it is constant in the log-probs and the token has no gradient.
     free = -ratio * advantages
-    held = -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
-    losses = torch.maximum(free, held)
+    clipped = -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+    losses = torch.maximum(free, clipped)
+    # For A < 0 the maximum above has no bound as the ratio grows: one such token can ruin a step.
     if dual_clip is not None:
         losses = torch.where(advantages < 0, losses.minimum(-dual_clip * advantages), losses)
     loss = losses.sum()
@@ -59,27 +64,30 @@ def policy_terms(
     return PolicyTerms(
         loss=loss,
         ratio=ratio.detach(),
-        clipped=(held > free).float().detach(),
+        clipped=(clipped > free).float().detach(),
         approx_kl=(log_ratio.detach().square() / 2),
     )
 
 
 def entropy_surrogate(logps: Tensor, ratio: Tensor) -> Tensor:
-    """A number per token whose gradient is, on average over samples, that of the entropy.
+    """Return a number per token whose gradient is, on average over samples, that of the entropy.
 
-    ∇H = −E[log π ∇log π]: the sampled token's log-prob is enough, no pass over the vocabulary.
+    ∇H = −E[log π ∇log π], since E[∇log π] = 0. So the sampled token's log-prob is enough, and no
+    pass over the vocabulary is needed. `ratio` corrects for samples of an older policy.
     """
+    # The factor is a weight, so it is detached: only the last `logps` carries the gradient.
     return -(ratio * logps).detach() * logps
 
 
 def value_terms(
     values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float
 ) -> ValueTerms:
-    """½ max((V−R)², (V_c−R)²) with V_c = V_old + clip(V − V_old, ±ε)."""
-    held = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    """Return ½ max((V−R)², (V_c−R)²) with V_c = V_old + clip(V − V_old, ±ε); all (tokens,)."""
+    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    # The larger error: a value that moved too far is stopped only when it moved toward its target.
     free_error = (values - returns).square()
-    held_error = (held - returns).square()
+    clipped_error = (clipped - returns).square()
     return ValueTerms(
-        loss=torch.maximum(free_error, held_error).sum() / 2,
-        clipped=(held_error > free_error).float().detach(),
+        loss=torch.maximum(free_error, clipped_error).sum() / 2,
+        clipped=(clipped_error > free_error).float().detach(),
     )

@@ -1,6 +1,6 @@
-"""What changes when several processes train together: who writes, and sums over all of them.
+"""Isolate what changes when several processes train together: who writes, and sums over ranks.
 
-One process is the case of one rank; nothing else in the package asks how many there are.
+A single process is one rank; nothing else in the package asks how many there are.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor, distributed, nn
 
 
 def join_ranks() -> None:
-    """Under a launcher that started several processes, become one of them; else do nothing."""
+    """Join the process group if a launcher started several processes; else do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def rank() -> int:
-    """This process's number; 0 writes and prints."""
+    """Return this process's number; rank 0 writes and prints."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def all_sum(numbers: Tensor) -> Tensor:
-    """The sum over all ranks, the same on each."""
+    """Return the sum over all ranks, the same on each."""
     if world_size() > 1:
         numbers = numbers.clone()
         distributed.all_reduce(numbers)
@@ -37,7 +37,7 @@ def all_sum(numbers: Tensor) -> Tensor:
 
 
 def all_rows(numbers: Tensor) -> Tensor:
-    """Rows of every rank, in rank order; each rank has equally many."""
+    """Return the rows of all ranks, in rank order; every rank has equally many."""
     if world_size() == 1:
         return numbers
     gathered = [torch.empty_like(numbers) for _ in range(world_size())]
@@ -46,7 +46,7 @@ def all_rows(numbers: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of every rank; losses are divided by global counts, so no mean."""
+    """Add up the gradients of all ranks; losses are divided by global counts, so take no mean."""
     if world_size() == 1:
         return
     for parameter in parameters:
@@ -55,6 +55,6 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here."""
+    """Return when every rank has called this."""
     if world_size() > 1:
         distributed.barrier()

@@ -1,9 +1,9 @@
-"""Rollouts from a server: vLLM, or anything that speaks its OpenAI-compatible completions.
+"""Sample rollouts on a server: vLLM, or any server with its OpenAI-compatible completions.
 
-The server holds the base and takes the policy's adapter as it is now: the adapter is written to a
-directory both sides see and loaded under a new name (vLLM: `--enable-lora`, and
-VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment). Token ids come back, not text, so nothing
-is tokenized twice; log-probs of the server are never used, ours are scored afresh.
+The server holds the base and receives the policy's current adapter: it is written to a directory
+that both sides see and loaded under a new name (vLLM needs `--enable-lora`, and
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment). The server returns token ids, not text, so
+nothing is tokenized twice. Its log-probs are never used: ours are computed from the ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT = 600.0  # seconds for one batch of completions
 class RemotePolicy:
     """The policy on a server at `url` (ending in /v1), reloaded for each rollout.
 
-    `vocabulary` is how many token ids the model here knows; None takes every id.
+    `vocabulary` is the number of token ids that the local model has; None accepts every id.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RemotePolicy:
         self.count = 0
 
     def load(self, backbone: Backbone) -> None:
-        """Hand the server the adapter as it is now, and let it forget the one before."""
+        """Load the current adapter on the server, then unload the one before."""
         self.count += 1
         name = f"alignkit-{os.getpid()}-{self.count}"
         directory = Path(tempfile.mkdtemp(prefix="alignkit-adapter-"))
@@ -67,14 +67,14 @@ class RemotePolicy:
         seed: int,
         batch_size: int,
     ) -> list[Completion]:
-        """One completion per prompt, in the order given."""
-        found: list[Completion | None] = [None] * len(prompts)
+        """Return one completion per prompt, in the order given. Raises TrainingFailed."""
+        done: list[Completion | None] = [None] * len(prompts)
         for start in range(0, len(prompts), batch_size):
             part = range(start, min(start + batch_size, len(prompts)))
-            # A server starts each prompt of a request from the request's seed, so that twins in
-            # it would be the same completion: the n-th of them goes into a request of its own.
-            for turn, rows in enumerate(twins_apart([prompts[row] for row in part])):
-                answer = self._post(
+            # A server samples every prompt of a request from the request's one seed, so equal
+            # prompts would get equal completions: the n-th copy goes into the n-th request.
+            for turn, rows in enumerate(without_repeats([prompts[row] for row in part])):
+                response = self._post(
                     "completions",
                     {
                         "model": self.loaded,
@@ -90,20 +90,21 @@ class RemotePolicy:
                         "return_token_ids": True,
                     },
                 )
-                completions = self._read(answer, len(rows), max_new_tokens)
+                completions = self._read(response, len(rows), max_new_tokens)
                 for row, completion in zip(rows, completions, strict=True):
-                    found[start + row] = completion
-        return [completion for completion in found if completion is not None]
+                    done[start + row] = completion
+        return [completion for completion in done if completion is not None]
 
-    def _read(self, answer: Any, expected: int, max_new_tokens: int) -> list[Completion]:
+    def _read(self, response: Any, expected: int, max_new_tokens: int) -> list[Completion]:
+        """Return the completions of a response; raise TrainingFailed when it is malformed."""
         try:
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            choices = sorted(response["choices"], key=lambda choice: choice["index"])
             indices = [choice["index"] for choice in choices]
             completions = [self._completion(choice) for choice in choices]
         except (KeyError, TypeError):
             raise TrainingFailed(
-                f"rollout_url {self.url} answered without token ids: {str(answer)[:120]}",
-                hint="it must know return_token_ids, as vLLM does from 0.10.2",
+                f"rollout_url {self.url} answered without token ids: {str(response)[:120]}",
+                hint="the server must support return_token_ids, as vLLM does from 0.10.2",
             ) from None
         if len(completions) != expected:
             raise TrainingFailed(
@@ -112,14 +113,14 @@ class RemotePolicy:
         if indices != list(range(expected)):
             raise TrainingFailed(
                 f"rollout_url {self.url} numbered its {expected} choices {str(indices)[:80]}",
-                hint=f"each index from 0 to {expected - 1} must come once, to tell whose it is",
+                hint=f"each index from 0 to {expected - 1} must come once, to name its prompt",
             )
         for completion in completions:
             self._check_ids(completion, max_new_tokens)
         return completions
 
     def _completion(self, choice: Any) -> Completion:
-        """Ids that end in the stop token if it came; servers differ in whether they keep it."""
+        """Return ids that end in the stop token if one came; not all servers send it."""
         ids = list(choice["token_ids"])
         stopped = choice["finish_reason"] == "stop"
         if stopped and (not ids or ids[-1] not in self.stop_token_ids):
@@ -130,7 +131,7 @@ class RemotePolicy:
         return Completion(ids, stopped)
 
     def _check_ids(self, completion: Completion, max_new_tokens: int) -> None:
-        """Raises TrainingFailed at ids that this model has not, or at more of them than asked."""
+        """Raise TrainingFailed for ids that this model does not have, or for too many of them."""
         for token in completion.ids:
             if type(token) is not int or token < 0:
                 raise TrainingFailed(
@@ -143,12 +144,12 @@ class RemotePolicy:
                     f"{self.vocabulary}",
                     hint="the server must hold the same model as this run",
                 )
-        # A stop token that the server left out was put back, and may be one more than asked for.
+        # `_completion` may have added a stop token that the server does not count.
         if len(completion.ids) > max_new_tokens + completion.stopped:
             raise TrainingFailed(
                 f"rollout_url {self.url} gave {len(completion.ids)} tokens where at most "
                 f"{max_new_tokens} were asked for",
-                hint="it must keep to max_tokens",
+                hint="the server must respect max_tokens",
             )
 
     def _post(self, call: str, body: dict[str, Any]) -> Any:
@@ -159,13 +160,13 @@ class RemotePolicy:
             timeout=TIMEOUT,
             key=os.environ.get("ALIGNKIT_ROLLOUT_API_KEY"),
             wait=self.wait,
-            # Loading an adapter is answered in plain words.
+            # A request to load an adapter is answered in plain text.
             as_json=call == "completions",
         )
 
 
-def twins_apart(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Row numbers in as few lists as hold no prompt twice; the first list has every prompt once."""
+def without_repeats(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split row numbers into as few lists as possible, none of which holds a prompt twice."""
     turns: list[list[int]] = []
     seen: dict[tuple[int, ...], int] = {}
     for row, prompt in enumerate(prompts):

@@ -45,8 +45,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
-class PracticePrompt:
-    """A prompt to practise on: its messages, its token ids, and where it came from.
+class RolloutPrompt:
+    """A prompt to sample from: its messages, its token ids, and where it came from.
 
     `columns` are what else its row held, for Python functions that ask for it by name.
     """
@@ -66,7 +66,7 @@ class PracticePrompt:
 class Sample:
     """A prompt with one sampled completion; `ids` end in the stop token if it `stopped`."""
 
-    prompt: PracticePrompt
+    prompt: RolloutPrompt
     ids: tuple[int, ...]
     text: str
     stopped: bool
@@ -139,7 +139,7 @@ class Call:
     takes_all: bool = False
     takes_prompts: bool = True
 
-    def given(self, prompt: PracticePrompt) -> dict[str, Any]:
+    def given(self, prompt: RolloutPrompt) -> dict[str, Any]:
         """Columns of a prompt's row that the function takes."""
         if self.takes_all:
             return dict(prompt.columns)
@@ -163,7 +163,7 @@ class FunctionReward:
             return self._scores_of_all(samples)
         return [self._score(sample) for sample in samples]
 
-    def check_columns(self, prompts: Sequence[PracticePrompt]) -> None:
+    def check_columns(self, prompts: Sequence[RolloutPrompt]) -> None:
         """Raise DataError naming the first row without a column that the function asks for."""
         for prompt in prompts:
             for name in self.call.columns:
@@ -420,7 +420,7 @@ def open_judge(
     context: StageContext,
     backbone: Backbone,
     stop_token_id: int,
-    prompts: Sequence[PracticePrompt],
+    prompts: Sequence[RolloutPrompt],
 ) -> Reward | None:
     """Who the alarm of reward hacking asks: `alarm_judge`, or gold where it is known and is not
     what trains. None is nobody but the training reward."""
@@ -506,7 +506,7 @@ def _foreign_code(directory: str) -> Iterator[None]:
             sys.path.remove(directory)
 
 
-def gold_applies(prompts: Sequence[PracticePrompt]) -> bool:
+def gold_applies(prompts: Sequence[RolloutPrompt]) -> bool:
     """Whether these are prompts of the embedded task, whose true score is known."""
     try:
         for prompt in prompts:

@@ -1,8 +1,8 @@
-"""Sampling completions and measuring them: log-probs, reference log-probs, values and scores.
+"""Sample completions and measure them: log-probs, reference log-probs, values and scores.
 
-Which prompts an iteration practises on, and every random number of its sampling, depend on the
-seed and the iteration alone: nothing about a run's past is needed to go on with it, and several
-ranks together sample what one would.
+An iteration's prompts, and every random number of its sampling, depend on the seed and the
+iteration alone. So a run can resume without any record of its past, and several ranks together
+sample what one rank would.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alignkit.forward.logps import Group, completion_logps
 from alignkit.model.backbone import POLICY, Backbone
 from alignkit.ppo.ranks import rank, world_size
 from alignkit.ppo.remote import RemotePolicy
-from alignkit.ppo.rewards import PracticePrompt, Sample
+from alignkit.ppo.rewards import RolloutPrompt, Sample
 from alignkit.recipe.settings import OnlineConfig
 
 
@@ -28,8 +28,8 @@ from alignkit.recipe.settings import OnlineConfig
 class Rollout:
     """Sampled completions with what the update needs, padded to (completions, tokens).
 
-    `mask` is True on real tokens, the stop token included. `values` is zero for RLOO. `states`
-    are what a value head on a frozen trunk reads, (real tokens, hidden), or None.
+    `mask` is True on real tokens, the stop token included. `values` is zero for RLOO. `states`,
+    (real tokens, hidden) or None, are what a value head on a frozen trunk reads.
     """
 
     samples: list[Sample]
@@ -44,30 +44,32 @@ class Rollout:
 
     @property
     def lengths(self) -> Tensor:
-        """(completions,): real tokens in each."""
+        """Real tokens of each completion, (completions,)."""
         return self.mask.sum(1)
 
 
-def practice_order(prompts: int, wanted: int, seed: int, iteration: int) -> list[int]:
-    """Prompt numbers of an iteration: the whole list in a new order each time it is through."""
-    places = range(iteration * wanted, (iteration + 1) * wanted)
+def prompt_order(prompts: int, count: int, seed: int, iteration: int) -> list[int]:
+    """Return the `count` prompt numbers of an iteration.
+
+    Iterations go through the whole list in a random order, then again in a new one.
+    """
     orders: dict[int, np.ndarray] = {}
     chosen = []
-    for place in places:
-        lap, position = divmod(place, prompts)
-        if lap not in orders:
-            orders[lap] = np.random.default_rng((seed, lap, 1)).permutation(prompts)
-        chosen.append(int(orders[lap][position]))
+    for draw in range(iteration * count, (iteration + 1) * count):
+        epoch, position = divmod(draw, prompts)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, epoch, 1)).permutation(prompts)
+        chosen.append(int(orders[epoch][position]))
     return chosen
 
 
 def sampling_seed(seed: int, iteration: int) -> int:
-    """A seed of its own for each iteration's sampling."""
+    """Return the seed of one iteration's sampling."""
     return int(np.random.SeedSequence((seed, iteration, 2)).generate_state(1)[0])
 
 
 class Sampler:
-    """Writes completions with the policy and measures them under policy and reference."""
+    """Samples completions with the policy, and measures them under policy and reference."""
 
     def __init__(
         self,
@@ -82,8 +84,8 @@ class Sampler:
         url = config.rollout_url
         vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
         self.remote = RemotePolicy(url, self.stop_token_ids, vocabulary=vocabulary) if url else None
-        # Log-probs seen while sampling equal the update's in fp32, up to rounding; elsewhere they
-        # are scored again. The loop turns this off where a model rounds too much.
+        # In fp32, log-probs captured while sampling equal the update's up to rounding; elsewhere
+        # they are computed again. The loop turns this off for a model that rounds too much.
         self.captures_logps = (
             self.remote is None
             and backbone.dtype == torch.float32
@@ -92,13 +94,13 @@ class Sampler:
 
     def sample(
         self,
-        prompts: Sequence[PracticePrompt],
+        prompts: Sequence[RolloutPrompt],
         *,
         seed: int,
         temperature: float,
         first_row: int = 0,
     ) -> tuple[list[Sample], list[Completion]]:
-        """One completion of the policy for each prompt."""
+        """Return one completion of the policy per prompt, as samples and as they were generated."""
         ids = [prompt.ids for prompt in prompts]
         if self.remote is not None:
             completions = self._sample_remotely(ids, seed + first_row, temperature)
@@ -141,7 +143,7 @@ class Sampler:
         )
 
     def logps(self, samples: Sequence[Sample], adapter: str | None) -> Tensor:
-        """(completions, tokens): log-probs under an adapter (None: the bare backbone)."""
+        """Return (completions, tokens): log-probs under an adapter (None: the bare backbone)."""
         with self.backbone.role(adapter) as model, torch.no_grad():
             parts = [
                 completion_logps(
@@ -155,7 +157,7 @@ class Sampler:
         return to_rows(torch.cat(parts), mask_of(samples).to(parts[0].device))
 
     def own_logps(self, samples: Sequence[Sample], completions: Sequence[Completion]) -> Tensor:
-        """(completions, tokens): the policy's, as captured, or scored again where that differs."""
+        """Return (completions, tokens): the policy's log-probs, as captured or computed again."""
         if not self.captures_logps:
             return self.logps(samples, POLICY)
         flat = torch.tensor([logp for c in completions for logp in c.logps or ()])
@@ -163,14 +165,14 @@ class Sampler:
         return to_rows(flat, mask).to(self.backbone.device)
 
 
-def local_share(prompts: Sequence[PracticePrompt]) -> tuple[Sequence[PracticePrompt], int]:
-    """This rank's part of an iteration's prompts, and the number of its first row."""
+def local_share(prompts: Sequence[RolloutPrompt]) -> tuple[Sequence[RolloutPrompt], int]:
+    """Return this rank's part of an iteration's prompts, and the number of its first row."""
     size = len(prompts) // world_size()
     return prompts[rank() * size : (rank() + 1) * size], rank() * size
 
 
 def grouped(samples: Sequence[Sample]) -> list[Group]:
-    """Neighbours with the same prompt become one group, so that the prompt is read once."""
+    """Group neighbours with the same prompt, so that the prompt is read once."""
     groups: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
     for sample in samples:
         if groups and groups[-1][0] == sample.prompt.ids:
@@ -181,18 +183,18 @@ def grouped(samples: Sequence[Sample]) -> list[Group]:
 
 
 def in_parts(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Consecutive slices of at most `size`."""
+    """Return consecutive slices of at most `size`."""
     return (samples[start : start + size] for start in range(0, len(samples), size))
 
 
 def mask_of(samples: Sequence[Sample]) -> Tensor:
-    """(completions, tokens): True on real tokens."""
+    """Return (completions, tokens): True on real tokens."""
     lengths = torch.tensor([len(sample.ids) for sample in samples])
     return torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
 
 
 def to_rows(flat: Tensor, mask: Tensor) -> Tensor:
-    """Numbers of all real tokens in order (tokens,) as padded rows, zero behind the end."""
+    """Return the numbers of all real tokens, (tokens,), as rows padded with zeros at the end."""
     rows = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
     rows[mask] = flat
     return rows

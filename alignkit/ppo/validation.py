@@ -1,7 +1,7 @@
-"""Held-out prompts: how good the policy is now, and which iteration was the best.
+"""Evaluate the policy on held-out prompts, and find the best iteration.
 
-Every look draws with the same seed, so two looks differ by the policy alone. What is compared is
-score − kl_coef·KL, the objective itself on prompts it was not trained on.
+Every evaluation samples with the same seed, so two of them differ by the policy alone. Iterations
+are compared by score − kl_coef·KL: the objective itself, on prompts that are not trained on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from alignkit.ppo.advantages import k3, kl_per_token, penalize_missing_stop
 from alignkit.ppo.rewards import (
     GoldReward,
-    PracticePrompt,
     Reward,
     Rewards,
+    RolloutPrompt,
     Sample,
     finite_scores,
     gold_applies,
@@ -33,7 +33,7 @@ SHOWN_SAMPLES = 12
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Numbers of one evaluation, and the scores (prompts,) behind them, the judge's too."""
+    """Metrics of one evaluation, with the scores (prompts,) they come from and the judge's."""
 
     metrics: dict[str, float]
     scores: Tensor
@@ -42,18 +42,18 @@ class EvaluationResult:
 
     @property
     def win_rate(self) -> float:
-        """That of the judge of reward hacking, if there is one, else of the training reward."""
+        """The win rate by the alarm's judge if there is one, else by the training reward."""
         return self.metrics.get("eval/judge_win_rate", self.metrics["eval/win_rate"])
 
 
 class Validation:
-    """Measures the policy on held-out prompts, against what it said at the start."""
+    """Measures the policy on held-out prompts, against its completions at the start."""
 
     def __init__(
         self,
         sampler: Sampler,
         rewards: Rewards,
-        prompts: Sequence[PracticePrompt],
+        prompts: Sequence[RolloutPrompt],
         config: OnlineConfig,
         seed: int,
         judge: Reward | None = None,
@@ -65,8 +65,8 @@ class Validation:
         self.start_scores: Tensor | None = None
         self.start_judged: Tensor | None = None
 
-    def look(self, kl_coef: float) -> EvaluationResult:
-        """Sample once per prompt and measure; the first look is what later ones must beat."""
+    def evaluate(self, kl_coef: float) -> EvaluationResult:
+        """Sample one completion per prompt and measure; the first result sets the baseline."""
         seed = sampling_seed(self.seed, 2**31)
         samples, completions = self.sampler.sample(
             self.prompts, seed=seed, temperature=self.config.temperature
@@ -98,7 +98,7 @@ class Validation:
         return EvaluationResult(metrics, scores, samples, self._judge(samples, metrics))
 
     def _judge(self, samples: Sequence[Sample], metrics: dict[str, float]) -> Tensor | None:
-        """The judge's scores (prompts,); nothing but logs and the alarm may depend on them."""
+        """Return the judge's scores (prompts,); only logs and the alarm may depend on them."""
         if self.judge is None:
             return None
         judged = torch.tensor(finite_scores(self.judge, samples))
@@ -115,46 +115,46 @@ class Validation:
 
 
 def win_rate(scores: Tensor, start_scores: Tensor) -> float:
-    """Share of prompts whose completion now scores above the one at the start, ties as half."""
+    """Return the share of prompts whose completion beats the starting one's score, ties as half."""
     wins = (scores > start_scores).double() + (scores == start_scores).double() / 2
     return float(wins.mean())
 
 
-def write_samples(path: Path, iteration: int, look: EvaluationResult) -> None:
-    """Append some completions of this look, for people to read."""
+def write_samples(path: Path, iteration: int, result: EvaluationResult) -> None:
+    """Append some completions of this evaluation to a JSONL file, for people to read."""
     with path.open("a", encoding="utf-8") as stream:
-        for number, sample in enumerate(look.samples[:SHOWN_SAMPLES]):
+        for number, sample in enumerate(result.samples[:SHOWN_SAMPLES]):
             row = {
                 "step": iteration,
                 "prompt": sample.prompt.text,
                 "completion": sample.text,
-                "score": round(float(look.scores[number]), 4),
+                "score": round(float(result.scores[number]), 4),
                 "stopped": sample.stopped,
             }
-            if look.judged is not None:
-                row["judged"] = round(float(look.judged[number]), 4)
+            if result.judged is not None:
+                row["judged"] = round(float(result.judged[number]), 4)
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def replies_over_time(samples_file: Path) -> list[dict[str, Any]]:
-    """What was said to the same prompts at the start, half way and at the end, with its scores."""
+def samples_over_time(samples_file: Path) -> list[dict[str, Any]]:
+    """Return completions of the same prompts at the start, half way and at the end, with scores."""
     rows = [json.loads(line) for line in samples_file.read_text(encoding="utf-8").splitlines()]
     steps = sorted({row["step"] for row in rows})
     shown = {steps[0], steps[len(steps) // 2], steps[-1]}
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["step"] in shown:
             name = f"iteration {row['step']}"
-            side = found.setdefault(row["prompt"], {"prompt": row["prompt"]})
+            side = by_prompt.setdefault(row["prompt"], {"prompt": row["prompt"]})
             side.setdefault("replies", {})[name] = row["completion"]
             side.setdefault("scores", {})[name] = row["score"]
             if "judged" in row:
                 side.setdefault("judged", {})[name] = row["judged"]
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def frontier(metrics_file: Path) -> list[dict[str, float]]:
-    """What each evaluation found, for plots of reward and gold against KL."""
+    """Return each evaluation's reward, gold score and KL, for plots of the first two against KL."""
     names = {"step": "step", "kl": "eval/kl", "reward": "eval/reward", "gold": "eval/gold"}
     rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     return [

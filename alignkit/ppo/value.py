@@ -1,9 +1,9 @@
-"""The value of a state, learned in two ways: a head on frozen states, or an adapter of its own.
+"""Learn the value of a state, with a head on frozen states or with an adapter of its own.
 
-`FrozenTrunk` trains the head alone, widened by a small network, on the hidden states of an adapter
-that does not change. They are computed once an iteration, by the forward that scores the
-completions where a reward model is the trunk; every pass of the update is then a few products of
-the size of the head. `OwnAdapter` trains an adapter as well: a closer fit, for a forward and a
+`FrozenTrunk` trains only the head, widened by a small network, on the hidden states of an adapter
+that does not change. The states are computed once per iteration; where a reward model is the trunk,
+by the forward that scores the completions. Each pass of the update is then a few products of the
+head's size. `OwnAdapter` trains an adapter as well: a closer fit, at the price of a forward and a
 backward through the whole model in every pass.
 """
 
@@ -38,16 +38,16 @@ from alignkit.ppo.rollout import Rollout, grouped, in_parts, mask_of, to_rows
 from alignkit.recipe.settings import PpoConfig
 
 WIDEST_NETWORK = 1024
-# Adam moves every weight by the learning rate, so a sum over `hidden` inputs moves with their
-# number: the rate of a head goes as 1 / hidden (arXiv:2203.03466, table 3).
+# Adam moves every weight by about the learning rate, so the head's output, a sum over `hidden`
+# inputs, moves in proportion to `hidden`: its rate is divided by that (arXiv:2203.03466, table 3).
 HEAD_LEARNING_RATE = 0.64
 
 
 @dataclass(eq=False)
 class ValueLearner(ABC):
-    """Clipped value updates; nothing here ever touches the policy.
+    """Makes clipped value updates; nothing here ever touches the policy.
 
-    `adapter` names the one whose states the head reads; `parameters` is what is trained.
+    `adapter` names the adapter whose states the head reads; `parameters` are what is trained.
     """
 
     backbone: Backbone
@@ -64,15 +64,15 @@ class ValueLearner(ABC):
 
     @abstractmethod
     def adapter_weights(self) -> Mapping[str, nn.Parameter]:
-        """The adapter's weights that training changes, by name."""
+        """Return the adapter's trained weights by name."""
 
     @abstractmethod
     def measure(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor | None]:
-        """Values (completions, tokens), zero behind the end, and states kept for the update."""
+        """Return values (completions, tokens), zero after the end, and states to keep or None."""
 
     @abstractmethod
     def _values(self, rollout: Rollout, part: list[int]) -> Tensor:
-        """(tokens,): values of some rows of a rollout, flat, with gradients."""
+        """Return the values (tokens,) of some rows of a rollout, flat, with gradients."""
 
     @property
     @abstractmethod
@@ -85,20 +85,21 @@ class ValueLearner(ABC):
         yield
 
     def update(self, rollout: Rollout, returns: Tensor, iteration: int) -> dict[str, float]:
-        """All passes over one rollout; what is logged."""
-        noted = Averages()
+        """Make all passes over one rollout and return what is logged."""
+        averages = Averages()
         factor = rate_factor(self.config, iteration, self.iterations)
         set_rate(self.optimizer, self._peak_rate * factor)
         with self._training():
             for epoch in range(self.config.num_ppo_epochs):
+                # The 3 sets the value's permutations apart from the policy's.
                 for rows in mini_batches(rollout, self.config, (self.seed, iteration, epoch, 3)):
-                    self._step(rollout, rows, returns, noted)
-        return noted.means()
+                    self._step(rollout, rows, returns, averages)
+        return averages.means()
 
     def _step(
-        self, rollout: Rollout, rows: Sequence[int], returns: Tensor, noted: Averages
+        self, rollout: Rollout, rows: Sequence[int], returns: Tensor, averages: Averages
     ) -> None:
-        """One optimizer step on some rows of the rollout."""
+        """Make one optimizer step on some rows of the rollout."""
         count = float(all_sum(rollout.mask[rows].sum().double()))
         sums = torch.zeros(2, dtype=torch.float64)
         for part in sorted_parts(rows, self.config.per_device_train_batch_size):
@@ -113,18 +114,18 @@ class ValueLearner(ABC):
             sums += torch.stack([terms.loss.detach().double(), terms.clipped.double().sum()]).cpu()
         loss, clipped = all_sum(sums).tolist()
         norm = step(self.optimizer, self.parameters, self.config.max_grad_norm, loss)
-        noted.add("loss/value_avg", loss, count)
-        noted.add("val/clipfrac_avg", clipped, count)
-        noted.add("val/grad_norm", norm)
+        averages.add("loss/value_avg", loss, count)
+        averages.add("val/clipfrac_avg", clipped, count)
+        averages.add("val/grad_norm", norm)
 
     def _value(self, states: Tensor) -> Tensor:
-        """Hidden states (tokens, hidden) to values (tokens,), in units of the normalised score."""
+        """Return values (tokens,) of states (tokens, hidden), in units of the normalised score."""
         return self.head.scale.normalise(self.head(states))
 
 
 @dataclass(eq=False)
 class FrozenTrunk(ValueLearner):
-    """Trains head and network; `states_of` gives the trunk's states of completions, flat."""
+    """Trains head and network; `states_of` returns the trunk's states of completions, flat."""
 
     states_of: Callable[[Sequence[Sample]], Tensor]
 
@@ -143,6 +144,7 @@ class FrozenTrunk(ValueLearner):
 
     def _values(self, rollout: Rollout, part: list[int]) -> Tensor:
         assert rollout.states is not None
+        # `states` is flat over real tokens, so select the rows' tokens with a mask made flat alike.
         chosen = torch.zeros_like(rollout.mask)
         chosen[part] = True
         return self._value(rollout.states[chosen[rollout.mask]])
@@ -188,7 +190,7 @@ class OwnAdapter(ValueLearner):
 def trunk_states(
     backbone: Backbone, adapter: str, samples: Sequence[Sample], batch_size: int
 ) -> Tensor:
-    """(tokens, hidden): an adapter's states before each token of some completions, flat."""
+    """Return (tokens, hidden): an adapter's states before each token of some completions, flat."""
     pad = Encoder(backbone.tokenizer).pad_token_id
     with backbone.role(adapter) as model:
         parts = [

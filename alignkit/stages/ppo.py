@@ -20,7 +20,7 @@ from alignkit.ppo.advantages import gae, token_rewards, whiten
 from alignkit.ppo.loop import Targets
 from alignkit.ppo.rewards import ModelReward, Rewards
 from alignkit.ppo.rollout import Rollout
-from alignkit.ppo.session import practise
+from alignkit.ppo.session import train_online
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
 from alignkit.recipe.settings import PpoConfig
 from alignkit.stages.cost import online_cost
@@ -37,7 +37,7 @@ def run(config: PpoConfig, context: StageContext) -> dict[str, Any]:
     def critic(backbone: Backbone, rewards: Rewards, iterations: int) -> ValueLearner:
         return start_value(backbone, config, context, rewards, iterations)
 
-    return practise(config, context, advantages, critic=critic)
+    return train_online(config, context, advantages, critic=critic)
 
 
 trial, cost = online_trial, online_cost

@@ -14,7 +14,7 @@ from torch import Tensor
 from alignkit.ppo.advantages import leave_one_out, whiten
 from alignkit.ppo.loop import Targets
 from alignkit.ppo.rollout import Rollout
-from alignkit.ppo.session import practise
+from alignkit.ppo.session import train_online
 from alignkit.recipe.settings import RlooConfig
 from alignkit.stages.cost import online_cost
 from alignkit.stages.trial import online_trial
@@ -27,7 +27,7 @@ def run(config: RlooConfig, context: StageContext) -> dict[str, Any]:
     def advantages(rollout: Rollout, kl: Tensor, kl_coef: float) -> Targets:
         return rloo_targets(rollout, kl, kl_coef, config)
 
-    return practise(config, context, advantages, completions_per_prompt=config.rloo_k)
+    return train_online(config, context, advantages, completions_per_prompt=config.rloo_k)
 
 
 trial, cost = online_trial, online_cost

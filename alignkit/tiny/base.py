@@ -1,7 +1,7 @@
-"""Make the embedded base model from nothing: corpus, tokenizer, a small Llama, pretraining.
+"""Build the embedded base model from nothing: corpus, tokenizer, a small Llama, pretraining.
 
-The result lies in `alignkit/tiny/model` and ships with the package; `alignkit tiny-base` makes it
-again from a seed. On another processor the last bits differ, the losses do not.
+The result is in `alignkit/tiny/model` and ships with the package; `alignkit tiny-base` builds it
+again from a seed. On another processor the last bits differ, but the losses do not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Every setting of the embedded base; written beside the weights."""
+    """Every setting of the embedded base; saved with the weights."""
 
     seed: int = 0
     vocab_size: int = 1024
@@ -56,18 +56,18 @@ class BaseConfig:
     steps: int = 2400
     learning_rate: float = 4e-3
     warmup_steps: int = 100
-    decay_from: float = 0.4  # share of the steps after which the rate falls to zero, linearly
+    decay_from: float = 0.4  # share of the steps after which the rate falls linearly to zero
     weight_decay: float = 0.05
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warm-up, constant, linear to zero."""
+        """Return the learning rate at a step: linear warm-up, constant, then linear to zero."""
         rise = min(1.0, (step + 1) / self.warmup_steps)
         fall = min(1.0, (self.steps - step) / (self.steps * (1 - self.decay_from)))
         return self.learning_rate * rise * fall
 
 
 def build(config: BaseConfig, output: Path, *, log: Callable[[int, float], None]) -> float:
-    """Train tokenizer and model, save both to `output`, return the mean loss of the last steps."""
+    """Train tokenizer and model, save both to `output`, and return the mean final loss."""
     tokenizer = train_tokenizer(config)
     torch.manual_seed(config.seed)
     model = new_model(config, tokenizer)
@@ -78,7 +78,7 @@ def build(config: BaseConfig, output: Path, *, log: Callable[[int, float], None]
 
 
 def train_tokenizer(config: BaseConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which every word of the shop is one token; distinct bos, end and pad."""
+    """Train a byte-level BPE with every word of the shop as one token; bos, end and pad differ."""
     special = [PAD, BOS, END, SYSTEM, USER, ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -106,13 +106,14 @@ def train_tokenizer(config: BaseConfig) -> PreTrainedTokenizerFast:
 
 
 def without_role_tokens(document: str) -> str:
+    """Replace role tokens by line breaks, so that no merge is learned from their letters."""
     for token in (BOS, END, SYSTEM, USER, ASSISTANT):
         document = document.replace(token, "\n")
     return document
 
 
 def refuse_split_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Copying a name is learnable for a model this small only while a name is one token."""
+    """Raise TrainingFailed unless each name is one token: small models copy no longer ones."""
     words = (*task.ITEMS, *task.NAMES, *task.COLOURS)
     split = [word for word in words if len(tokenizer.encode(f" {word}")) != 1]
     if split:
@@ -122,7 +123,7 @@ def refuse_split_words(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with tied embeddings and fresh weights."""
+    """Return a Llama with tied embeddings and fresh weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -142,10 +143,10 @@ def new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaFo
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[Tensor]:
-    """Right-padded batches of whole documents, shape (documents, length).
+    """Yield right-padded batches of whole documents, shape (documents, length).
 
-    One document a row: with neighbours in its context a model this small never learns to copy a
-    name. Documents of like length share a batch, so little is padding.
+    One document per row: with neighbours in its context, a model this small never learns to copy a
+    name. Documents of similar length share a batch, so there is little padding.
     """
     stream = documents(config.seed + 1)
     order = random.Random(f"alignkit-tiny/batches/{config.seed}")
@@ -159,11 +160,13 @@ def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, text: str, config: BaseConfig) -> list[int]:
+    """Return a document's token ids, cut to the longest length allowed."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids[: config.longest_document]
 
 
 def padded(group: list[list[int]], pad: int) -> Tensor:
+    """Return the documents as one tensor (documents, length), padded on the right."""
     width = max(map(len, group))
     return torch.tensor([ids + [pad] * (width - len(ids)) for ids in group])
 
@@ -174,7 +177,10 @@ def pretrain(
     config: BaseConfig,
     log: Callable[[int, float], None],
 ) -> list[float]:
-    """Next-token training in fp32, every row fresh; returns the loss of every step."""
+    """Train on next tokens in fp32, every row fresh; return the loss of every step.
+
+    Raise TrainingFailed at a loss that is not finite.
+    """
     optimizer = torch.optim.AdamW(decay_groups(model, config), betas=(0.9, 0.98))
     stream = batches(tokenizer, config)
     losses: list[float] = []
@@ -195,7 +201,7 @@ def pretrain(
 
 
 def account(config: BaseConfig, losses: list[float]) -> dict[str, object]:
-    """Written beside the weights: settings and losses, to compare a rebuild with."""
+    """Return settings and losses, which are saved with the weights to compare a rebuild with."""
     return {
         "settings": asdict(config),
         "first_losses": [round(loss, 5) for loss in losses[:5]],
@@ -204,18 +210,19 @@ def account(config: BaseConfig, losses: list[float]) -> dict[str, object]:
 
 
 def losses_by_hundred(losses: list[float]) -> list[float]:
+    """Return the mean loss of each hundred steps."""
     parts = [losses[start : start + 100] for start in range(0, len(losses), 100)]
     return [sum(part) / len(part) for part in parts]
 
 
 def next_token_loss(model: LlamaForCausalLM, batch: Tensor, pad: int) -> Tensor:
-    """Mean cross-entropy of every token but padding; batch is (rows, length)."""
+    """Return the mean cross-entropy over every token but padding; batch is (rows, length)."""
     labels = batch.masked_fill(batch == pad, -100)
     return model(input_ids=batch, labels=labels, use_cache=False).loss
 
 
 def decay_groups(model: LlamaForCausalLM, config: BaseConfig) -> list[dict[str, object]]:
-    """Matrices decay; norms do not."""
+    """Return parameter groups with weight decay on matrices and none on norms."""
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
     return [
@@ -225,7 +232,7 @@ def decay_groups(model: LlamaForCausalLM, config: BaseConfig) -> list[dict[str, 
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Write a directory that transformers loads."""
+    """Write a directory that transformers can load."""
     output.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -1,11 +1,11 @@
-"""Text to pretrain the embedded base on: the world of the corner shop, but not its manners.
+"""Write the pretraining text of the embedded base: the world of the corner shop, not its manners.
 
-The base is to know words, people who own things, and which trouble calls for which remedy; it is
-not to answer well. So remedies occur in the shop's own logs, never as answers in a chat: chats
-with role tokens hold answers that have nothing to do with the question. In the logs customers
-write back when a letter has the wrong name, item or remedy, as people do; that teaches the base
-to compare a letter with what was asked. Letters stand on lines of their own, so that their first
-words are the same tokens as the first words of a chat's turn.
+The base should know words, people who own things, and which remedy fits which trouble; it should
+not answer well. So remedies occur in the shop's own logs and never in a chat: assistant turns in
+chats with role tokens have nothing to do with the question. In the logs customers write back when a
+letter has the wrong name, item or remedy, which teaches the base to compare a letter with what was
+asked. Letters stand on lines of their own, so that they begin with the same tokens as a chat's
+turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUESTIONS = (
     "Who was in the {place}?",
     "Tell me something about the {place}.",
 )
-# Lines for the loose documents and for the answers of chats, which do not fit their questions.
+# Lines for loose documents, and for assistant turns in chats, which do not fit their questions.
 LINES = (
     "{name} {verb} a {colour} {item} in the {place}.",
     "The {item} of {name} is {colour}.",
@@ -65,7 +65,7 @@ WRONG_REMEDY = ("That does not help me.", "That is not what I need.")
 
 
 def documents(seed: int) -> Iterator[str]:
-    """An endless stream of documents; same seed, same documents."""
+    """Yield documents without end; the same seed gives the same documents."""
     rng = random.Random(f"alignkit-tiny/corpus/{seed}")
     asks = task.distinct_asks(rng, *SHARES["corpus"])
     kinds, weights = zip(*KINDS.items(), strict=True)
@@ -76,7 +76,7 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """A template with every place filled at random."""
+    """Fill every place of a template at random."""
     name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
     return template.format(
         name=name,
@@ -93,14 +93,14 @@ def fill(template: str, rng: random.Random) -> str:
 
 
 def correspondence(ask: Ask, rng: random.Random) -> str:
-    """A letter, the shop's letter back, and what the customer made of it."""
-    letter = task.write_reply(ask, rng.random(), rng)
-    answer = reaction(ask, letter, rng)
-    return f"Letter:\n{ask.text}\nOur letter:\n{letter}\n{ask.name} wrote back:\n{answer}"
+    """Return a letter, the shop's letter back, and what the customer made of it."""
+    letter = task.write_completion(ask, rng.random(), rng)
+    written_back = reaction(ask, letter, rng)
+    return f"Letter:\n{ask.text}\nOur letter:\n{letter}\n{ask.name} wrote back:\n{written_back}"
 
 
 def reaction(ask: Ask, letter: str, rng: random.Random) -> str:
-    """The customer's complaints about what is wrong in the letter, or thanks."""
+    """Return the customer's complaints about what is wrong in the letter, or thanks."""
     parts = gold.judge(ask.text, letter).parts
     complaints = [
         rng.choice(lines).format(name=ask.name, item=ask.item)
@@ -111,7 +111,7 @@ def reaction(ask: Ask, letter: str, rng: random.Random) -> str:
 
 
 def ticket(ask: Ask, rng: random.Random) -> str:
-    """A line of the shop's log: who, what, and the remedy in reported speech."""
+    """Return a line of the shop's log: who, what, and the remedy in reported speech."""
     remedy = rng.choice(task.PROBLEM_NAMED[ask.problem].remedies).format(item=ask.item)
     entries = (
         f"Ticket for the {ask.colour} {ask.item} of {ask.name}.\n{ask.text}\nTo do: {remedy}.",
@@ -122,12 +122,12 @@ def ticket(ask: Ask, rng: random.Random) -> str:
 
 
 def owners(_ask: Ask, rng: random.Random) -> str:
-    """People who own things, then the same facts again in other words."""
+    """Return who owns what, then the same facts in other words."""
     people = rng.sample(task.NAMES, 3)
     things = rng.sample(task.ITEMS, 3)
     colours = rng.sample(task.COLOURS, 3)
     facts = list(zip(people, things, colours, strict=True))
-    told = [f"{name} has a {colour} {item}." for name, item, colour in facts]
+    stated = [f"{name} has a {colour} {item}." for name, item, colour in facts]
     rng.shuffle(facts)
     again = [
         rng.choice(
@@ -140,13 +140,13 @@ def owners(_ask: Ask, rng: random.Random) -> str:
         )
         for name, item, colour in facts
     ]
-    return " ".join(told + again)
+    return " ".join(stated + again)
 
 
 def diary(_ask: Ask, rng: random.Random) -> str:
-    """Short lines about one person and one thing, named again and again.
+    """Return short lines about one person and one thing, named again and again.
 
-    Half of the words can only be known by copying them from the line before: without such text a
+    Half of the words can be known only by copying them from the line before. Without such text a
     model this small takes tens of thousands of steps to discover copying at all.
     """
     name, item, colour = rng.choice(task.NAMES), rng.choice(task.ITEMS), rng.choice(task.COLOURS)
@@ -157,7 +157,7 @@ def diary(_ask: Ask, rng: random.Random) -> str:
 
 
 def loose_lines(_ask: Ask, rng: random.Random) -> str:
-    """Unconnected lines: sentences of the shop's letters and of the street, in no order."""
+    """Return unconnected lines: sentences of the shop's letters and of the street, in no order."""
     shop = (*task.EMPATHY, *task.CLOSINGS, *task.RUDE, *task.SMALL_TALK, *task.BARE_GREETINGS)
     return "\n".join(
         rng.choice(shop) if task.chance(rng, 0.5) else fill(rng.choice(LINES), rng)
@@ -166,15 +166,16 @@ def loose_lines(_ask: Ask, rng: random.Random) -> str:
 
 
 def chat(ask: Ask, rng: random.Random) -> str:
-    """A chat with role tokens whose answers do not fit the questions."""
+    """Return a chat with role tokens whose assistant turns do not fit the questions."""
     turns = [SYSTEM + rng.choice(SYSTEM_LINES)] if task.chance(rng, 0.15) else []
     for _ in range(2 if task.chance(rng, 0.2) else 1):
         question = ask.text if task.chance(rng, 0.6) else fill(rng.choice(QUESTIONS), rng)
-        turns += [USER + question, ASSISTANT + unrelated_answer(rng)]
+        turns += [USER + question, ASSISTANT + unrelated_turn(rng)]
     return END.join(turns)
 
 
-def unrelated_answer(rng: random.Random) -> str:
+def unrelated_turn(rng: random.Random) -> str:
+    """Return an assistant's turn that has nothing to do with the question."""
     lines = [fill(rng.choice(LINES), rng) for _ in range(rng.randint(1, 2))]
     if task.chance(rng, 0.2):
         lines.append(rng.choice((*task.CLOSINGS, *task.RUDE, *task.EMPATHY)))

@@ -1,7 +1,7 @@
-"""The embedded data sets, written as JSONL records: same seed, same bytes.
+"""Write the embedded data sets as JSONL records: the same seed gives the same bytes.
 
-Which asks a data set may use is decided by a hash of their text, so no prompt of `test` or
-`validation` is ever in a training set, whatever the seeds.
+A hash of its text decides which data set may use an ask. So no prompt of `test` or `validation` is
+ever in a training set, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import orjson
 
 from alignkit.errors import pick
-from alignkit.tiny.task import Ask, distinct_asks, write_reply
+from alignkit.tiny.task import Ask, distinct_asks, write_completion
 
-# Bounds of `Ask.share` by the use of an ask; the pretraining corpus has a range of its own.
+# Range of `Ask.share` for each use of an ask; the pretraining corpus has a range of its own.
 SHARES: dict[str, tuple[float, float]] = {
     "corpus": (0.0, 0.3),
     "demonstrations": (0.3, 0.5),
@@ -28,7 +28,7 @@ SHARES: dict[str, tuple[float, float]] = {
 }
 # Demonstrations come from ordinary people: mostly right, rarely kind, sometimes wrong.
 DEMONSTRATION_SKILL = (0.4, 0.95)
-ANSWERS_PER_PROMPT = 3
+COMPLETIONS_PER_PROMPT = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DataSet:
 
 
 def write(name: str, seed: int, path: Path, *, rows: int | None = None) -> Path:
-    """Write the named data set to `path` and return it; `rows` overrides its usual size."""
+    """Write the named data set to `path` and return it; `rows` overrides its default size."""
     rows_of_json = b"".join(orjson.dumps(row) + b"\n" for row in records(name, seed, rows=rows))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(rows_of_json)
@@ -49,18 +49,18 @@ def write(name: str, seed: int, path: Path, *, rows: int | None = None) -> Path:
 
 
 def records(name: str, seed: int, *, rows: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of the named data set.
+    """Yield the rows of the named data set. Raises RecipeError for a name that is none.
 
-    Asks and answers have generators of their own: `prompts` and `candidates` of one seed hold the
-    same asks under the same ids, so that sampled and written answers merge by prompt.
+    Asks and completions have separate generators: `prompts` and `candidates` of one seed have the
+    same asks under the same ids, so sampled and written completions merge by prompt.
     """
     data_set = pick(DATA_SETS, name, what="embedded data set")
     asks = distinct_asks(
         random.Random(f"alignkit-tiny/{data_set.share}/{seed}"), *SHARES[data_set.share]
     )
-    answers = random.Random(f"alignkit-tiny/{name}-answers/{seed}")
+    completions = random.Random(f"alignkit-tiny/{name}-answers/{seed}")
     for number, ask in enumerate(islice(asks, rows or data_set.rows)):
-        yield data_set.record(f"{data_set.share}-{seed}-{number}", ask, answers)
+        yield data_set.record(f"{data_set.share}-{seed}-{number}", ask, completions)
 
 
 def user(ask: Ask) -> dict[str, str]:
@@ -72,27 +72,27 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def prompt(identity: str, ask: Ask, _rng: random.Random) -> dict[str, Any]:
-    """An ask without an answer."""
+    """Return an ask alone."""
     return {"v": 1, "kind": "prompt", "id": identity, "prompt": [user(ask)]}
 
 
 def demonstration(identity: str, ask: Ask, rng: random.Random) -> dict[str, Any]:
-    """An ask with one answer of ordinary skill."""
-    reply = write_reply(ask, rng.uniform(*DEMONSTRATION_SKILL), rng)
-    messages = [user(ask), assistant(reply)]
+    """Return an ask with one completion of ordinary skill."""
+    completion = write_completion(ask, rng.uniform(*DEMONSTRATION_SKILL), rng)
+    messages = [user(ask), assistant(completion)]
     return {"v": 1, "kind": "demonstration", "id": identity, "messages": messages}
 
 
 def candidates(identity: str, ask: Ask, rng: random.Random) -> dict[str, Any]:
-    """An ask with different written answers, each by someone of another skill."""
-    replies: list[str] = []
-    while len(replies) < ANSWERS_PER_PROMPT:
-        reply = write_reply(ask, rng.random(), rng)
-        if reply not in replies:
-            replies.append(reply)
+    """Return an ask with different completions, each written with another skill."""
+    completions: list[str] = []
+    while len(completions) < COMPLETIONS_PER_PROMPT:
+        completion = write_completion(ask, rng.random(), rng)
+        if completion not in completions:
+            completions.append(completion)
     rows = [
-        {"cid": f"w{number}", "messages": [assistant(reply)], "model": "written"}
-        for number, reply in enumerate(replies)
+        {"cid": f"w{number}", "messages": [assistant(completion)], "model": "written"}
+        for number, completion in enumerate(completions)
     ]
     return {
         "v": 1,

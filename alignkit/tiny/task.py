@@ -1,8 +1,8 @@
-"""The corner-shop helpdesk: customers who ask, and a shop that answers with more or less skill.
+"""Describe the corner-shop helpdesk: customers ask, and a shop completes with more or less skill.
 
-A customer names an item, its colour, a problem and their own name. A good reply greets them by
+A customer names an item, its colour, a problem and their own name. A good completion greets them by
 name, shows empathy, offers the one remedy that fits the problem, names the item and closes. Every
-part is written from a short list, so that `alignkit.tiny.gold` can say what a reply is worth.
+part is written from a short list, so `alignkit.tiny.gold` can tell what a completion is worth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import sha256
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The words of a text, as a constant."""
+    """Return the words of a text, as a constant."""
     return tuple(text.split())
 
 
@@ -97,7 +97,7 @@ PROBLEMS = (
 )
 PROBLEM_NAMED = {problem.name: problem for problem in PROBLEMS}
 
-# Names never open a text: "Emma" and " Emma" are two tokens to a byte-level tokenizer.
+# No text begins with a name: "Emma" and " Emma" are two tokens to a byte-level tokenizer.
 FRAMES = (
     "Hi, this is {name}. {ask}",
     "Hello, my name is {name}. {ask}",
@@ -129,7 +129,7 @@ DODGES = ("We will see.", "Someone will look at the {item}.", "There is nothing 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a customer says and the facts in it."""
+    """A customer's message and the facts in it."""
 
     text: str
     name: str
@@ -139,18 +139,18 @@ class Ask:
 
     @property
     def share(self) -> float:
-        """A number in [0, 1) fixed by the text: it decides which data set may use this ask."""
+        """A number in [0, 1) fixed by the text; it decides which data set may use this ask."""
         return int.from_bytes(sha256(self.text.encode()).digest()[:8], "big") / 2**64
 
 
 def compose(name: str, item: str, colour: str, problem: str, ask: int, frame: int) -> Ask:
-    """The ask with these facts in the given phrasing and frame."""
+    """Return the ask with these facts in the given phrasing and frame."""
     body = PROBLEM_NAMED[problem].asks[ask].format(thing=f"{colour} {item}")
     return Ask(FRAMES[frame].format(name=name, ask=body), name, item, colour, problem)
 
 
 def draw_ask(rng: random.Random) -> Ask:
-    """One ask, every fact uniform."""
+    """Return one ask, every fact drawn uniformly."""
     return compose(
         rng.choice(NAMES),
         rng.choice(ITEMS),
@@ -162,7 +162,7 @@ def draw_ask(rng: random.Random) -> Ask:
 
 
 def distinct_asks(rng: random.Random, low: float, high: float) -> Iterator[Ask]:
-    """Asks without repeats whose `share` lies in [low, high): such ranges never overlap."""
+    """Yield asks without repeats whose `share` is in [low, high); disjoint ranges share no ask."""
     seen: set[str] = set()
     while True:
         ask = draw_ask(rng)
@@ -172,16 +172,17 @@ def distinct_asks(rng: random.Random, low: float, high: float) -> Iterator[Ask]:
 
 
 def other(rng: random.Random, choices: Sequence[str], than: str) -> str:
-    """One of the choices, never `than`."""
+    """Return one of the choices, never `than`."""
     return rng.choice([choice for choice in choices if choice != than])
 
 
 def chance(rng: random.Random, probability: float) -> bool:
+    """Return True with this probability."""
     return rng.random() < probability
 
 
-def write_reply(ask: Ask, skill: float, rng: random.Random) -> str:
-    """A reply by someone of this skill (0 careless, 1 nearly perfect).
+def write_completion(ask: Ask, skill: float, rng: random.Random) -> str:
+    """Return a completion by someone of this skill (0 careless, 1 nearly perfect).
 
     Slips are independent: a wrong or missing name, another item, a remedy of another problem or
     none, no empathy, no closing, rudeness, fillers, a sentence said twice, small talk.
@@ -203,7 +204,7 @@ def write_reply(ask: Ask, skill: float, rng: random.Random) -> str:
 
 
 def greeting(ask: Ask, slip: float, rng: random.Random) -> str:
-    """The greeting: by name, or with a slip by another name, by none, or not at all."""
+    """Return the greeting: by name, or with a slip by another name, by none, or not at all."""
     if not chance(rng, 0.6 * slip):
         return rng.choice(GREETINGS).format(name=ask.name)
     wrong = rng.choice(GREETINGS).format(name=other(rng, NAMES, ask.name))
@@ -211,7 +212,7 @@ def greeting(ask: Ask, slip: float, rng: random.Random) -> str:
 
 
 def remedy_sentence(ask: Ask, slip: float, rng: random.Random) -> str:
-    """What the shop will do: the fitting remedy for the item, or with slips another or none."""
+    """Return what the shop will do: the fitting remedy, or with slips another or none."""
     item = other(rng, ITEMS, ask.item) if chance(rng, 0.4 * slip) else ask.item
     if chance(rng, 0.15 * slip):
         return rng.choice(DODGES).format(item=item)

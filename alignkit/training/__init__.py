@@ -1,1 +1,1 @@
-"""What every trained stage shares."""
+"""Train an adapter: what all trained stages share, from data to checkpoints."""

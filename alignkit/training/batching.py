@@ -1,6 +1,6 @@
-"""How many rows go through the model at once: a token budget, and what memory allows.
+"""Decide how many rows one forward takes: by a token budget, and by what memory allows.
 
-Neither changes a number: a batch cut into smaller forwards has the same loss and gradient.
+Neither changes the result: a batch cut into smaller forwards has the same loss and gradient.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def batches_by_tokens(
     seed: int | None = None,
     max_items: int | None = None,
 ) -> list[list[int]]:
-    """Indices of `lengths` in batches of at most `max_tokens` tokens each, every index once.
+    """Return the indices of `lengths` in batches of at most `max_tokens` tokens, every index once.
 
-    Order is the given one, or a shuffle of it by `seed`; batches are filled first come, first
-    served, so they stay random. An item longer than the budget gets a batch of its own.
+    The order is the given one, or a shuffle of it by `seed`; batches are filled in that order, so
+    they stay random. An item longer than the budget gets a batch of its own. `max_items` bounds the
+    items of a batch.
     """
     order = list(range(len(lengths)))
     if seed is not None:
@@ -47,10 +48,10 @@ def batches_by_tokens(
 
 
 class TokenBatches(Sampler[list[int]]):
-    """A DataLoader's batch sampler: batches of `batches_by_tokens`, their order new every epoch.
+    """A DataLoader's batch sampler over `batches_by_tokens`, in a new order every epoch.
 
-    Batches are made once from `seed`, so every epoch has the same number of steps and a run
-    resumed in the middle of one finds the same batches.
+    The batches are made once from `seed`. So every epoch has the same number of steps, and a run
+    resumed in the middle of an epoch sees the same batches.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class TokenBatches(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of batches is a function of seed and epoch."""
+        """Set the epoch; the order of batches is a function of seed and epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ class TokenBatches(Sampler[list[int]]):
 
 
 def token_loader(trainer: Any, max_tokens: int, *, max_items: int | None = None) -> DataLoader[Any]:
-    """A transformers.Trainer's training batches, each of at most `max_tokens` tokens."""
+    """Return a transformers.Trainer's training batches, each of at most `max_tokens` tokens."""
     rows = trainer.train_dataset
     sampler = TokenBatches(
         trainer.sizes,
@@ -104,9 +105,9 @@ def token_loader(trainer: Any, max_tokens: int, *, max_items: int | None = None)
 
 
 class MicroBatches:
-    """Runs a batch in parts that fit in memory, and halves the parts when one does not.
+    """Runs a batch in parts that fit in memory, and halves the parts when one does not fit.
 
-    `size` is the number of items a forward takes now; it only ever shrinks.
+    `size` is the number of items per forward now; it only ever shrinks.
     """
 
     def __init__(self, size: int) -> None:
@@ -118,15 +119,18 @@ class MicroBatches:
         step: Callable[[Sequence[Item], float], Tensor],
         parameters: Sequence[nn.Parameter],
     ) -> Tensor:
-        """Sum of `step(part, share)` over parts of `items`; `share` is the part's of the items.
+        """Return the sum of `step(part, share)` over parts of `items`.
 
-        `step` does forward and backward of share * mean loss of its part. A part that runs out of
-        memory is undone (its half-finished gradients with it) and repeated in smaller parts.
+        `step` runs forward and backward of share * mean loss of its part, where `share` is the
+        part's share of the items. A part that runs out of memory is undone, with its half-finished
+        gradients, and repeated in smaller parts. Raise the error of a single item that does not
+        fit.
         """
         total: Tensor | None = None
         start = 0
         while start < len(items):
             part = items[start : start + self.size]
+            # A backward that runs out of memory halfway has added to some gradients already.
             before = [None if p.grad is None else p.grad.clone() for p in parameters]
             try:
                 loss = step(part, len(part) / len(items))
@@ -134,7 +138,9 @@ class MicroBatches:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
                 loss = None
-            if loss is None:  # outside the except: its traceback holds the failed step's tensors
+            if (
+                loss is None
+            ):  # outside the `except`, whose traceback holds the failed step's tensors
                 self._shrink(len(part), parameters, before)
                 continue
             total = loss if total is None else total + loss
@@ -152,16 +158,16 @@ class MicroBatches:
             torch.cuda.empty_cache()
         self.size = tried // 2
         logger.warning(
-            "out of memory with %d rows in a forward; going on with %d", tried, self.size
+            "out of memory with %d rows per forward; continuing with %d", tried, self.size
         )
 
 
 class FittingSteps:
-    """Before a transformers.Trainer among the bases: its training step, cut to what memory allows.
+    """Cuts a training step to what memory allows; list it before transformers.Trainer.
 
-    A batch is a mapping whose values have one entry a row; `sizes` are the token ids in each row of
-    the training data. `share` is what a mean over the part's
-    rows must be multiplied with; a loss that compares rows with each other sets `can_split` false.
+    A batch is a mapping whose values have one entry per row; `sizes` are the token ids in each row
+    of the training data. `share` is the factor on a mean over the part's rows. A loss that compares
+    rows with each other sets `can_split` to False.
     """
 
     args: Any
@@ -176,26 +182,29 @@ class FittingSteps:
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward of the whole batch; its loss."""
-        whole: Any = super()
+        """Run forward and backward of the whole batch, in parts if need be, and return its loss."""
+        trainer: Any = super()
         if not self.can_split:
-            loss: Tensor = whole.training_step(model, inputs, num_items_in_batch)
+            loss: Tensor = trainer.training_step(model, inputs, num_items_in_batch)
             return loss
 
         def step(part: Sequence[int], share: float) -> Tensor:
             self.share = share
             rows = slice(part[0], part[-1] + 1)
             piece = {key: value[rows] for key, value in inputs.items()}
-            found: Tensor = whole.training_step(model, piece, num_items_in_batch)
-            return found
+            part_loss: Tensor = trainer.training_step(model, piece, num_items_in_batch)
+            return part_loss
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self._micro is None:
             size = self.usual_rows
-            # A host without memory kills the process instead of raising, so there it tells nothing.
+            # A host that runs out of memory kills the process and raises nothing, so trying would
+            # teach nothing there.
             if self.args.device.type != "cpu":
-                size = self.rows_that_fit(lambda batch: whole.training_step(model, batch), trained)
-            # Packed batches hold more rows than the longest that were tried, but no more tokens.
+                size = self.rows_that_fit(
+                    lambda batch: trainer.training_step(model, batch), trained
+                )
+            # Packed batches hold more rows than were tried, but no more tokens.
             self._micro = MicroBatches(max(1, self.most_rows * size // self.usual_rows))
         count = len(next(iter(inputs.values())))
         try:
@@ -205,21 +214,22 @@ class FittingSteps:
 
     @property
     def usual_rows(self) -> int:
-        """Rows of a batch whose rows are all as long as they may be."""
+        """Rows of a batch whose rows are all as long as allowed."""
         rows: int = self.args.per_device_train_batch_size
         return rows
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest batch there can be."""
+        """Rows of the largest possible batch."""
         return self.usual_rows
 
     def rows_that_fit(
         self, step: Callable[[Mapping[str, Any]], Tensor], trained: Sequence[nn.Parameter]
     ) -> int:
-        """Rows of a forward that the longest rows of the data allow, tried before the first step.
+        """Return how many rows per forward the longest rows allow, tried before the first step.
 
-        Leaves no gradient and no random number drawn; a loss notes nothing while `is_measuring`.
+        This leaves no gradient and draws no random number; a loss logs nothing while
+        `is_measuring`.
         """
         longest = sorted(range(len(self.sizes)), key=self.sizes.__getitem__, reverse=True)
         rows = [self.train_dataset[i] for i in longest[: self.usual_rows]]
@@ -238,15 +248,15 @@ class FittingSteps:
         finally:
             self.is_measuring = False
         if size < len(rows):
-            logger.warning("memory holds %d of %d rows in a forward", size, len(rows))
+            logger.warning("memory holds %d of %d rows per forward", size, len(rows))
         return size
 
 
 def largest_that_fits(step: Callable[[int], None], start: int) -> int:
-    """The largest of start, start/2, … items for which `step(items)` does not run out of memory.
+    """Return the largest of start, start/2, … items for which `step(items)` fits in memory.
 
-    `step` runs one forward and backward on that many copies of the longest batch. Running out with
-    one item is the caller's to explain, so that error passes through.
+    `step` runs one forward and backward on that many of the longest rows. If even one item does not
+    fit, the error passes through, for the caller to explain.
     """
     items = start
     while True:
@@ -256,15 +266,15 @@ def largest_that_fits(step: Callable[[int], None], start: int) -> int:
         except (MemoryError, RuntimeError) as error:
             if items == 1 or not is_out_of_memory(error):
                 raise
-        # The failed step's tensors were held by the exception until here.
+        # Only here are the failed step's tensors free: the exception held them.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         items //= 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the accelerator or on the host."""
-    # torch's CPU allocator raises a bare RuntimeError; its text is all there is to go by.
+    """Return whether `error` means that memory ran out, on the accelerator or on the host."""
+    # torch's CPU allocator raises a bare RuntimeError, which only its text tells from others.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, and training that goes on from them to the bit.
+"""Write checkpoints that are whole or absent, and resume training from them to the bit.
 
-A checkpoint is written to a temporary directory, sealed by a manifest with every file's sha256
-and the run's fingerprint, and only then given its name; older ones go after that. Tensors are in
-safetensors and everything else is JSON: nothing here can run code when it is read.
+A checkpoint is written to a temporary directory, sealed by a manifest with every file's sha256 and
+the run's fingerprint, and only then given its name; older ones are deleted after that. Tensors are
+in safetensors and everything else is JSON: nothing here can run code when it is read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ PROGRESS = "progress.safetensors"
 PREFIX = "checkpoint-"
 UNFINISHED = ".tmp-checkpoint-"
 SEALS = TypeAdapter(dict[str, FileSeal])
-# What reading a file of tensors raises when it holds anything else.
+# What safetensors and our decoder raise for a file that `save_tree` did not write.
 UNREADABLE = (
     safetensors.SafetensorError,
     KeyError,
@@ -89,10 +89,14 @@ def save_checkpoint(
     keep: int = 2,
     also_keep: int | None = None,
 ) -> Path:
-    """Make `directory/checkpoint-<step>` of what `write` puts in a directory; rotate older ones.
+    """Write `directory/checkpoint-<step>`, whose files `write` makes, then delete older ones.
 
-    Raises DiskFull before or while writing; what was sealed before is then untouched.
+    The newest `keep` checkpoints stay, and `also_keep`. Return the new one's path. Raise DiskFull
+    before or while writing; earlier checkpoints are then untouched.
     """
+    # The order is what makes a crash harmless at every point: write aside, seal, rename, and delete
+    # the old only when the new one has its name. The temporary directory is a sibling, because a
+    # rename is atomic only within one file system.
     make_directory(directory)
     _check_space(directory)
     temporary = directory / f"{UNFINISHED}{step}"
@@ -104,18 +108,20 @@ def save_checkpoint(
             final = directory / f"{PREFIX}{step}"
             seal(temporary, final, fingerprint)
     except DiskFull as full:
-        # The directory as the person knows it, not the one that the checkpoint was begun in.
-        error = DiskFull(full.message.replace(str(temporary), str(directory)), hint=full.hint)
+        # Name the directory that the user knows, not the temporary one.
+        message = full.message.replace(str(temporary), str(directory))
         shutil.rmtree(temporary, ignore_errors=True)
-        last = _steps(directory)
-        kept = f"; the last good checkpoint is {PREFIX}{last[-1]}" if last else ""
-        raise DiskFull(error.message + kept, hint=error.hint) from None
+        steps = _steps(directory)
+        intact = f"; the last good checkpoint is {PREFIX}{steps[-1]}" if steps else ""
+        raise DiskFull(message + intact, hint=full.hint) from None
     _rotate(directory, keep, also_keep)
     return final
 
 
 def seal(temporary: Path, final: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Write the manifest of a directory's files last, and give the directory its name."""
+    """Write the manifest of a directory's files, and give the directory its final name."""
+    # Every file reaches the disk before the manifest, and the manifest before the new name. A file
+    # system may reorder writes, and after a power cut a manifest must not vouch for missing bytes.
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     for path in files:
         fsync(path)
@@ -129,7 +135,8 @@ def seal(temporary: Path, final: Path, fingerprint: Mapping[str, Any]) -> None:
     write_durably(temporary / SEAL, sealed_json(content))
     fsync(temporary)
     if final.exists():
-        # The same step again, as after an interruption within it: the new one replaces the old.
+        # The same step again, after an interruption within it. A directory that has files cannot
+        # be renamed over, so the old one steps aside first, under a name that cleanup recognises.
         final.rename(final.with_name(f"{UNFINISHED}old-{final.name}"))
     temporary.rename(final)
     fsync(final.parent)
@@ -143,13 +150,14 @@ def newest_valid(
     resume_anyway: bool = False,
     say: Say = lambda _: None,
 ) -> Path | None:
-    """The newest checkpoint whose every byte is as sealed; each one skipped is named with why.
+    """Return the newest checkpoint whose every byte is as sealed; report why others are skipped.
 
-    Raises RecipeError listing the fields when it belongs to other settings, data or versions,
-    unless `resume_anyway`. None when there is nothing to go on from.
+    None when there is nothing to resume from. Raise RecipeError listing the differences when it
+    belongs to other settings, data or versions, unless `resume_anyway`.
     """
     if not directory.is_dir():
         return None
+    # What a killed save left: unfinished, or replaced by a newer one of the same step.
     for leftover in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
     for step in reversed(_steps(directory)):
@@ -163,29 +171,29 @@ def newest_valid(
         if changes and not resume_anyway:
             raise RecipeError(
                 f"{path} is from another run: {'; '.join(changes)}",
-                hint="Go on anyway with --resume-anyway, or start over with --fresh",
+                hint="Resume from it all the same with --resume-anyway, or start over with --fresh",
             )
         if changes:
-            say(f"going on from {path.name} although it is from another run: {'; '.join(changes)}")
+            say(f"resuming from {path.name} although it is from another run: {'; '.join(changes)}")
         return path
     return None
 
 
 @contextmanager
 def naming_last_checkpoint(directory: Path, fingerprint: Mapping[str, Any]) -> Iterator[None]:
-    """A failure inside says which checkpoint is left, and how to go on from it."""
+    """Add to the hint of a failure inside which checkpoint is left, and how to resume from it."""
     try:
         yield
     except TrainingFailed as failure:
-        found = newest_valid(directory, fingerprint, resume_anyway=True)
-        kept = f"{found.name} is intact" if found else "no checkpoint was due before it"
-        again = "; with a changed setting, --resume-anyway goes on from there" if found else ""
-        failure.hint = f"{failure.hint or 'look at metrics.jsonl'} ({kept}{again})"
+        last = newest_valid(directory, fingerprint, resume_anyway=True)
+        intact = f"{last.name} is intact" if last else "no checkpoint was saved before it"
+        again = "; to resume from it with a changed setting, add --resume-anyway" if last else ""
+        failure.hint = f"{failure.hint or 'look at metrics.jsonl'} ({intact}{again})"
         raise
 
 
 def check_sealed(path: Path) -> dict[str, Any]:
-    """The fingerprint of a checkpoint. ModelError names the first file that is not whole."""
+    """Return the fingerprint of a checkpoint. Raises ModelError naming the first broken file."""
     if not (path / SEAL).is_file():
         raise ModelError(f"it has no {SEAL}, so it was not finished", where=str(path))
     content = open_sealed_json(path / SEAL)
@@ -196,6 +204,7 @@ def check_sealed(path: Path) -> dict[str, Any]:
         raise ModelError(f"{SEAL} does not list its files", where=str(path)) from None
     if not isinstance(fingerprint, dict):
         raise ModelError(f"{SEAL} does not say which run it is from", where=str(path))
+    # A directory renamed by hand would resume the data at the wrong step.
     if content.get("step") != _step_of(path):
         raise ModelError(f"it was sealed as step {content.get('step')}", where=str(path))
     for name, file_seal in files.items():
@@ -207,12 +216,12 @@ def save_tree(path: Path, tree: Any) -> None:
     """Write nested dicts, lists and tuples of tensors, arrays, numbers and texts to one file."""
     tensors: dict[str, Tensor] = {}
     encoded = json.dumps(_encode(tree, tensors))
-    # Serialized in memory and written by us: safetensors' own writer does not say ENOSPC.
+    # Serialized in memory and written by us: safetensors' own writer hides ENOSPC, a full disk.
     write_durably(path, safetensors.torch.save(tensors, metadata={"tree": encoded}))
 
 
 def load_tree(path: Path) -> Any:
-    """What `save_tree` wrote, the same to the bit."""
+    """Return what `save_tree` wrote, the same to the bit. Raises ModelError for anything else."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             encoded = (file.metadata() or {})["tree"]
@@ -223,13 +232,13 @@ def load_tree(path: Path) -> Any:
 
 
 def rewind_log(path: Path, size: int) -> None:
-    """Cut a log back to what it held when a checkpoint was saved: the rest is written again."""
+    """Cut a log back to its size when a checkpoint was saved: the rest will be written again."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
 
 
 def random_state() -> dict[str, Any]:
-    """State of every random number generator a run draws from."""
+    """Return the state of every random number generator that a run draws from."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -241,7 +250,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every random number generator back to where `random_state` saw it."""
+    """Set every random number generator to what `random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -251,7 +260,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Random numbers drawn inside leave no trace: evaluating changes no later training step."""
+    """Restore the random state on exit, so that evaluating changes no later training step."""
     state = random_state()
     try:
         yield
@@ -266,28 +275,29 @@ class StopRequest:
     signal_number: int | None = None
 
     def anywhere(self, world_size: int, device: torch.device) -> bool:
-        """Whether any process of the run was asked to stop; all of them agree on the answer."""
+        """Return whether any process of the run was asked to stop; all of them agree."""
         if world_size > 1:
-            asked = torch.tensor(self.signal_number or 0, device=device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self.signal_number = int(asked.item()) or None
+            # One process that stopped alone would leave the others waiting in their next reduction.
+            number = torch.tensor(self.signal_number or 0, device=device)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+            self.signal_number = int(number.item()) or None
         return self.signal_number is not None
 
     def interrupted(self, what_is_saved: str) -> Interrupted:
-        """The error to raise once everything is saved."""
+        """Return the error to raise once everything is saved."""
         number = self.signal_number or signal.SIGINT
         return Interrupted(
             f"interrupted by {signal.Signals(number).name}; {what_is_saved}",
             signal_number=number,
-            hint="Run the same command again to go on",
+            hint="Run the same command again to resume",
         )
 
 
 @contextmanager
 def stop_requests(say: Say = lambda _: None) -> Iterator[StopRequest]:
-    """Note the first SIGINT or SIGTERM and let the work reach a good place; a second one leaves.
+    """Note the first SIGINT or SIGTERM and let the work reach a safe point; a second one exits.
 
-    Does nothing outside the main thread, where Python takes no signals.
+    Outside the main thread, where Python delivers no signals, this does nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -296,9 +306,9 @@ def stop_requests(say: Say = lambda _: None) -> Iterator[StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
-            os._exit(128 + number)
+            os._exit(128 + number)  # not `exit`: whatever hangs now would also hang cleanup
         request.signal_number = number
-        say("stopping after this step; once more to leave at once")
+        say("stopping after this step; a second signal stops at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -309,11 +319,11 @@ def stop_requests(say: Say = lambda _: None) -> Iterator[StopRequest]:
 
 
 class SealedCheckpoints(_Trainer):
-    """Mix in before a transformers Trainer: exact, sealed checkpoints and orderly interruption.
+    """Adds sealed, exact checkpoints and orderly interruption; list it before transformers.Trainer.
 
-    `train_sealed` is `train` that goes on from the newest valid checkpoint in `args.output_dir`.
+    `train_sealed` is `train` that resumes from the newest valid checkpoint in `args.output_dir`.
     Trained weights, optimizer, scheduler, gradient scaler, random states, trainer state and the
-    place in the data are all restored, so a run that was killed ends in the same weights.
+    position in the data are all restored, so a run that was killed ends in the same weights.
     """
 
     _fingerprint: Mapping[str, Any] = {}
@@ -321,9 +331,8 @@ class SealedCheckpoints(_Trainer):
     _log: Path | None = None
     _watch: Watch | None = None
     _gathered_random_states: list[Any]
-    # Asks the model something and raises where it has no finite answer; None asks nothing. It is
-    # told after what, such as `step 12`.
-    check_answer: Callable[[str], None] | None = None
+    # Raises unless the model's logits are finite; its argument, such as `step 12`, says after what.
+    check_outputs: Callable[[str], None] | None = None
     optimizer: Any
     lr_scheduler: Any
 
@@ -335,20 +344,23 @@ class SealedCheckpoints(_Trainer):
         resume_anyway: bool = False,
         log: Path | None = None,
     ) -> TrainOutput:
-        """Train, or go on training, to the end. Raises Interrupted after a signal, once saved.
+        """Train to the end, from the newest valid checkpoint if there is one.
 
-        `log` is the metrics file: it is cut back to what it was at the checkpoint.
+        `log` is the metrics file: it is cut back to its size at the checkpoint. Raise Interrupted
+        after a signal, once everything is saved, and RecipeError as `newest_valid` does.
         """
         self._fingerprint = {**fingerprint, "world_size": self.args.world_size}
         directory = Path(str(self.args.output_dir))
-        found = self._newest_valid(directory, resume_anyway, say)
-        if found:
-            say(f"going on from {found.name}")
+        checkpoint = self._newest_valid(directory, resume_anyway, say)
+        if checkpoint:
+            say(f"resuming from {checkpoint.name}")
         self._log = log
+        # Steps after the checkpoint are trained again, and would be in the log twice.
         if log is not None:
-            rewind_log(log, load_tree(found / PROGRESS)["log_size"] if found else 0)
-        if found and self._was_finished(found):
-            return self._finished_at(found)
+            rewind_log(log, load_tree(checkpoint / PROGRESS)["log_size"] if checkpoint else 0)
+        if checkpoint and self._was_finished(checkpoint):
+            return self._finished_at(checkpoint)
+        # Added last, so that it sees what the other callbacks decided to save.
         flow = _SealedFlow(self)
         self.add_callback(flow)
         try:
@@ -356,8 +368,8 @@ class SealedCheckpoints(_Trainer):
                 naming_last_checkpoint(directory, self._fingerprint),
                 stop_requests(say) as self._stop,
             ):
-                outcome = self.train(resume_from_checkpoint=str(found) if found else None)
-                self.check_whole()
+                outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                self.check_state()
         finally:
             self.remove_callback(flow)
         if self._stop.signal_number is not None:
@@ -365,29 +377,31 @@ class SealedCheckpoints(_Trainer):
         return outcome
 
     def _newest_valid(self, directory: Path, resume_anyway: bool, say: Say) -> Path | None:
-        """The checkpoint to go on from: the first process looks, and all go the same way."""
-        told: list[Any] = [None]
+        """Return the checkpoint to resume from: the first process decides for all."""
+        # The error travels too: if only the first process raised it, the others would wait forever.
+        decision: list[Any] = [None]
         if self.args.process_index == 0:
             try:
-                told[0] = newest_valid(
+                decision[0] = newest_valid(
                     directory, self._fingerprint, resume_anyway=resume_anyway, say=say
                 )
             except AlignkitError as error:
-                told[0] = error
+                decision[0] = error
         if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(told)
-        if isinstance(told[0], AlignkitError):
-            raise told[0]
-        found: Path | None = told[0]
-        return found
+            torch.distributed.broadcast_object_list(decision)
+        if isinstance(decision[0], AlignkitError):
+            raise decision[0]
+        checkpoint: Path | None = decision[0]
+        return checkpoint
 
     def _was_finished(self, checkpoint: Path) -> bool:
-        """Whether nothing is left to train: going on would take one step too many."""
+        """Return whether nothing is left to train: resuming would take one step too many."""
+        # Under other settings, such as a larger max_steps, there may be more steps to train.
         same = not differences(check_sealed(checkpoint), plain_value(self._fingerprint))
         return same and bool(load_tree(checkpoint / PROGRESS)["finished"])
 
     def _finished_at(self, checkpoint: Path) -> TrainOutput:
-        """The trainer as it was when it had finished and saved, but nobody had taken the result."""
+        """Restore the trainer after its last step, for a run killed before its result was saved."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._restore_state(self.state, checkpoint, self.state.max_steps)
         self._load_weights(checkpoint)
@@ -403,13 +417,13 @@ class SealedCheckpoints(_Trainer):
 
     @property
     def watch(self) -> Watch:
-        """Where the numbers of this run first stopped being finite."""
+        """The record of where this run's numbers first stopped being finite."""
         if self._watch is None:
             self._watch = Watch(self.args.device)
         return self._watch
 
     def note_rows(self, values: Tensor, where: Sequence[str]) -> None:
-        """Have the rows of a forward watched: one value (rows,) each, and their places."""
+        """Watch the rows of a forward: one value per row, (rows,), and their places."""
         model: Any = self.model
         if model.training:
             self.watch.rows(values, where, self.state.global_step + 1)
@@ -418,38 +432,42 @@ class SealedCheckpoints(_Trainer):
             self.watch.rows(values, where, self.state.global_step, what)
 
     def check_finite(self) -> None:
-        """Raise TrainingFailed naming step and row where a number was not finite."""
-        found = self.watch.read()
-        if found is not None:
-            raise found.failure()
+        """Raise TrainingFailed naming step and row if a number was not finite."""
+        not_finite = self.watch.read()
+        if not_finite is not None:
+            raise not_finite.failure()
 
-    def check_whole(self) -> None:
-        """Raise TrainingFailed unless this state can be gone on from or be a result.
+    def check_state(self) -> None:
+        """Raise TrainingFailed unless this state can be resumed from or be a result.
 
-        The last update has been followed by no forward yet, so the weights themselves are looked
-        at, and the model is asked: weights of 1e30 are finite, and what it says with them is not.
+        No forward has followed the last update yet, so the weights themselves are checked, and then
+        the model's logits: weights of 1e30 are finite, and the logits they give are not.
         """
         self.check_finite()
         after = f"step {self.state.global_step}"
         check_tensors(self._trainable(), "the weight", after)
         check_tensors(self.optimizer.state_dict(), "the optimizer's", after)
-        if self.check_answer is not None:
-            self.check_answer(after)
+        if self.check_outputs is not None:
+            self.check_outputs(after)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of a batch or a part of it; its loss is watched."""
+        """Run forward and backward of a batch or a part of it, and watch its loss."""
         loss = super().training_step(*args, **kwargs)
         self.watch.loss(loss, self.state.global_step + 1)
         return loss
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        due = self.control.should_log or self.control.should_evaluate or self.control.should_save
-        if due or self.watch.is_full:
+        # These wait for the device anyway, so reading the marks costs nothing here.
+        control = self.control
+        waits = control.should_log or control.should_evaluate or control.should_save
+        if waits or self.watch.is_full:
             self.check_finite()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    # One of the next two is called once, between the last backward of a step and the optimizer;
-    # the second is called always.
+    # transformers calls these between the last backward of a step and the optimizer. It calls
+    # `_clip_grad_norm` only if max_grad_norm is set, and then passes its norm to `_get_grad_norm`,
+    # which it always calls. Gradients must be averaged over processes exactly once, and before
+    # either of them takes a norm.
 
     def _clip_grad_norm(self, model: Any) -> Any:
         self._average_gradients()
@@ -459,15 +477,15 @@ class SealedCheckpoints(_Trainer):
         if grad_norm is None:
             self._average_gradients()
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        if self.accelerator.scaler is None:  # which skips steps whose scaled gradients overflow
+        if self.accelerator.scaler is None:  # a scaler skips steps whose gradients overflow
             norm_seen = torch.as_tensor(norm, device=self.args.device)
             self.watch.gradient(norm_seen, self.state.global_step + 1)
-        if self.args.device.type == "cpu":  # where looking costs no wait, no bad step is taken
+        if self.args.device.type == "cpu":  # reading never waits there, so stop before a bad step
             self.check_finite()
         return norm
 
     def _average_gradients(self) -> None:
-        """The mean over all processes: our losses call the model, not the wrapper that does it."""
+        """Average gradients over processes: our losses bypass the wrapper that would do it."""
         if self.args.world_size == 1:
             return
         for parameter in self._trainable().values():
@@ -482,7 +500,7 @@ class SealedCheckpoints(_Trainer):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Go through the held-out rows; one that is not finite is named before means are logged."""
+        """Evaluate the held-out rows; name one that is not finite before means are logged."""
         outcome = super().evaluation_loop(*args, **kwargs)
         self.check_finite()
         return outcome
@@ -491,7 +509,7 @@ class SealedCheckpoints(_Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         del model, trial
-        self.check_whole()
+        self.check_state()  # a checkpoint of broken weights would replace a good one
         self.store_flos()
         self._note_callback_states()
         if self.args.world_size > 1:
@@ -511,8 +529,11 @@ class SealedCheckpoints(_Trainer):
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
 
+    # Every process draws its own random numbers (dropout, shuffling of its share), so each of their
+    # states is saved, and restored to the process with the same number.
+
     def _save_distributed(self) -> None:
-        """Rank 0 writes the checkpoint; the others hand it their random states through memory."""
+        """Let rank 0 write the checkpoint; the others send it their random states."""
         states: list[Any] = [None] * self.args.world_size
         torch.distributed.all_gather_object(states, random_state())
         self._gathered_random_states = states
@@ -537,6 +558,7 @@ class SealedCheckpoints(_Trainer):
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def _progress(self) -> dict[str, Any]:
+        """Return the trainer's counters that TrainerState does not hold."""
         at_end = self.state.global_step >= self.state.max_steps
         stopped_early = self.control.should_training_stop and self._stop.signal_number is None
         return {
@@ -554,6 +576,8 @@ class SealedCheckpoints(_Trainer):
 
     # --- reading -------------------------------------------------------------------------------
 
+    # Each of these replaces a method of Trainer that would unpickle a file.
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
         self._load_weights(Path(resume_from_checkpoint))
@@ -564,11 +588,12 @@ class SealedCheckpoints(_Trainer):
         if saved.keys() != trainable.keys():
             odd = sorted(saved.keys() ^ trainable.keys())
             raise ModelError(
-                f"{len(odd)} trained weights differ in name, the first is {odd[0]}",
+                f"{len(odd)} trained weights differ in name; the first is {odd[0]}",
                 where=str(checkpoint / WEIGHTS),
             )
         with torch.no_grad():
             for name, parameter in trainable.items():
+                # `copy_` alone would broadcast one shape to another and cast one dtype to another.
                 if parameter.shape != saved[name].shape or parameter.dtype != saved[name].dtype:
                     raise ModelError(
                         f"{name} is {tuple(saved[name].shape)} {saved[name].dtype}, this model "
@@ -605,8 +630,10 @@ class SealedCheckpoints(_Trainer):
         return place
 
     def _restore_state(self, state: TrainerState, checkpoint: Path, max_steps: int) -> None:
-        # Intervals of logging and saving may have been changed since; they alter no weight.
+        # Take the intervals of logging and saving from the settings now; they change no weight.
+        """Restore callbacks, and the path of the best checkpoint even if the run was moved."""
         state.compute_steps(self.args, max_steps)
+        # Trainer's state holds an absolute path; after a move the best is still next to this one.
         if state.best_global_step:
             best = checkpoint.with_name(f"{PREFIX}{state.best_global_step}")
             state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -621,17 +648,18 @@ class SealedCheckpoints(_Trainer):
         self, trial: Any, num_train_samples: Any, start_time: Any
     ) -> TrainOutput:
         self.check_finite()  # before the mean over the run is logged, which names no row
-        # Trainer divides by the steps of this call, our loss is that of the whole run.
-        here = self.state.global_step - self._initial_global_step
+        # Trainer will divide the total by the steps of this call. The mean over the whole run is
+        # total / global_step, so scale the total by the share of steps that this call made.
+        steps = self.state.global_step - self._initial_global_step
         total = self._total_loss_scalar + self._tr_loss.item()
-        self._total_loss_scalar = total * here / max(self.state.global_step, 1)
+        self._total_loss_scalar = total * steps / max(self.state.global_step, 1)
         self._tr_loss.zero_()
         return super()._finalize_training(  # type: ignore[no-untyped-call]
             trial, num_train_samples, start_time
         )
 
     def _restore_loss(self, checkpoint: Path) -> None:
-        """So that the next logged loss is the mean over its whole interval, as without a break."""
+        """Restore the running loss, so that the next logged mean covers its whole interval."""
         saved = load_tree(checkpoint / PROGRESS)
         self._tr_loss = saved["since_logged"].to(self.args.device)
         self._total_loss_scalar = saved["total"]
@@ -639,33 +667,33 @@ class SealedCheckpoints(_Trainer):
 
 
 class _SealedFlow(TrainerCallback):
-    """When to save and when to stop; moves a save at the end of an epoch behind its evaluation."""
+    """Decides when to save and stop; moves a save at an epoch's end after its evaluation."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.save_at_epoch_end = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Give the running loss its value of before the interruption."""
+        """Restore the running loss from before the interruption."""
         del control
         path = Path(args.output_dir) / f"{PREFIX}{state.global_step}"
         if state.global_step and path.is_dir():
             self.trainer._restore_loss(path)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save at a request to stop; never between the last step of an epoch and its evaluation."""
+        """Save when asked to stop, but never between an epoch's last step and its evaluation."""
         if self.trainer._stop.anywhere(args.world_size, args.device):
             control.should_save = True
             control.should_training_stop = True
-        # A checkpoint from within the last step of an epoch, or of all, would be resumed behind it
-        # and the evaluation that follows that step would never be done.
+        # Evaluations per epoch happen in `on_epoch_end`. A checkpoint saved in the last step of an
+        # epoch, or of the run, would resume after that step, and never evaluate the epoch.
         last = float(state.epoch).is_integer() or control.should_training_stop
         if control.should_save and last:
             control.should_save = False
             self.save_at_epoch_end = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The save that waited for the epoch's evaluation; none in an epoch that was broken off."""
+        """Make the save that waited for the epoch's evaluation; skip that of a broken-off epoch."""
         del args
         if self.trainer._stop.signal_number is not None and not float(state.epoch).is_integer():
             control.should_evaluate = False
@@ -674,13 +702,13 @@ class _SealedFlow(TrainerCallback):
 
 
 def _callback_states(state: TrainerState) -> dict[str, Any]:
-    """States by class name; transformers annotates the field as the list it is made from."""
+    """Return states by class name; transformers annotates the field as the list it is made from."""
     states: Any = state.stateful_callbacks
     return states
 
 
 def _check_space(directory: Path) -> None:
-    """Refuse to begin a checkpoint that is unlikely to fit beside the ones that are kept."""
+    """Raise DiskFull for a checkpoint that is unlikely to fit next to those that stay."""
     steps = _steps(directory)
     if not steps:
         return
@@ -696,6 +724,7 @@ def _check_space(directory: Path) -> None:
 
 
 def _rotate(directory: Path, keep: int, also_keep: int | None) -> None:
+    # `also_keep` is the best step, which `load_best_model_at_end` needs at the end.
     for step in _steps(directory)[:-keep]:
         if step != also_keep:
             shutil.rmtree(directory / f"{PREFIX}{step}")
@@ -710,14 +739,16 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
-# A tree is stored as JSON in which each container and each tensor is a pair [kind, content].
+# A tree is stored as JSON in which each container and each tensor is a pair [kind, content]. So a
+# list in it is always such a pair, and JSON's own lists and objects never stand for themselves:
+# tuples, and keys that are no texts, survive.
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         name = str(len(tensors))
         if isinstance(value, np.ndarray):
-            tensors[name] = torch.from_numpy(value.copy())
+            tensors[name] = torch.from_numpy(value.copy())  # numpy's random state holds an array
             return ["array", name]
         tensors[name] = value.detach().cpu().contiguous().clone()
         return ["tensor", name]

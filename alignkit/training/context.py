@@ -1,4 +1,4 @@
-"""What a stage is given: where to write, what to start from, and the shared backbone."""
+"""Give a stage its surroundings: where to write, what to start from, and the shared backbone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 class StageContext:
     """The surroundings of one stage.
 
-    `directory`: the unfinished artifact to write into. `seed`: the stage's. `inputs`: for every
-    field value that named a policy or a judge, that finished artifact's directory; for every value
-    that named data (`embedded:…` or an earlier stage), the file itself.
-    `load_backbone`: gives the backbone that all stages of this process share. `shared`: of several
-    processes, all but the first have a directory of their own, and this is that of the first.
+    `directory`: the unfinished artifact to write into. `seed`: the stage's seed. `inputs`: for
+    every setting that named a policy or a judge, the directory of that finished artifact; for every
+    setting that named data (`embedded:…` or an earlier stage), the file. `load_backbone`: returns
+    the backbone that all stages of this process share. `say`: reports a line to the user.
+    `fingerprint`: what a checkpoint must match to be resumed, unless `resume_anyway`. `shared`:
+    with several processes, each but the first has a directory of its own; this is the first one's.
     """
 
     directory: Path
@@ -40,35 +41,35 @@ class StageContext:
 
     @property
     def checkpoints(self) -> Path:
-        """Where this stage's checkpoints lie until it is complete."""
+        """Where this stage's checkpoints are until it is complete."""
         return (self.shared or self.directory) / "checkpoints"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object for each logged step."""
+        """The log of metrics: one JSON object per logged step."""
         return self.directory / "metrics.jsonl"
 
     def artifact(self, name: str) -> Path:
-        """The finished artifact that `name` stands for: a stage's name or a run's directory."""
+        """Return the finished artifact called `name`: a stage's name or a run's directory."""
         return self.inputs[name]
 
     def adapter(self, name: str) -> Path:
-        """The adapter that `name` stands for: a finished stage's, or a bare one's directory."""
+        """Return the adapter called `name`: a finished stage's, or a bare adapter directory."""
         directory = self.artifact(name)
         return directory / "adapter" if (directory / "adapter").is_dir() else directory
 
     def data_file(self, source: str) -> Path:
-        """The file `source` stands for: an earlier stage's output, or the path itself."""
+        """Return the file called `source`: an earlier stage's output, or the path itself."""
         return self.inputs.get(source, Path(source))
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A progress bar on stderr, silent when it is not a terminal; call it with a count."""
+        """Show a progress bar on stderr, if that is a terminal; call it with a count to advance."""
         return progress_bar(total, label)
 
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that is silent when stderr is not a terminal or progress is unwanted."""
+    """Show a bar on stderr; stay silent if stderr is no terminal or ALIGNKIT_QUIET is set."""
     import os
     import sys
 

@@ -1,8 +1,8 @@
-"""Numbers that are not finite, noted where they arise without waiting for the device.
+"""Detect numbers that are not finite where they arise, without waiting for the device.
 
-A NaN spreads: one step after it arose, every weight has it, and no loss tells where it came from.
-So each forward and each step leaves a mark on the device, and the marks are read only where the
-run waits for the device anyway: to log, to evaluate, to save, and at the end.
+A NaN spreads: one step after it arose every weight has it, and no loss shows where it came from. So
+each forward and each step leaves a mark on the device. The marks are read only where the run waits
+for the device anyway: to log, to evaluate, to save, and at the end.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch import Tensor
 from alignkit.errors import TrainingFailed
 
 LOWER = "lower learning_rate, or raise warmup_steps"
-MOST_FORWARDS = 256  # marks are read at the latest after so many, so that no places pile up
+MOST_FORWARDS = 256  # read the marks after this many at the latest: each forward's places are kept
 ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """What was the first number to go wrong: `what` it is, at which step, in which rows."""
+    """The first number that was not finite: `what` it is, at which step, in which rows."""
 
     what: str
     step: int
     rows: tuple[str, ...] = ()
 
     def failure(self) -> TrainingFailed:
-        """The error to stop with; a single row is its place, several are named in the hint."""
+        """Return the error to stop with: it is located at a single row, or names several."""
         if len(self.rows) == 1:
             return TrainingFailed(
                 f"{self.what} at step {self.step}",
                 where=self.rows[0],
-                hint=f"{LOWER}; look at this row, too",
+                hint=f"{LOWER}; also look at this row",
             )
         return TrainingFailed(f"{self.what} at step {self.step}{self._among()}", hint=LOWER)
 
@@ -49,54 +49,55 @@ class NotFinite:
 
 
 class Watch:
-    """The first forward, loss and gradient of a run that were not finite.
+    """Remembers the first forward, loss and gradient of a run that were not finite.
 
-    `rows`, `loss` and `gradient` add small kernels and no wait; `read` waits for the device.
+    `rows`, `loss` and `gradient` add small kernels and never wait; `read` waits for the device.
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        # The forward and its row, then the steps of the loss and of the gradient; -1 is none yet.
+        # Number of the forward, its row, step of the loss, step of the gradient; -1 is none yet.
         self._first = torch.full((4,), -1, dtype=torch.int64, device=device)
         self._forwards: list[tuple[str, int, Sequence[str]]] = []
         self._forgotten = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to read, whatever else is due."""
+        """Whether to read now, even if nothing else makes the run wait."""
         return len(self._forwards) >= MOST_FORWARDS
 
     def rows(
         self, values: Tensor, where: Sequence[str], step: int, what: str = "the loss of a row"
     ) -> None:
-        """Note a forward: one value (rows,) for each row, and the rows' places."""
+        """Mark a forward: one value per row, (rows,), and the rows' places."""
         bad = ~values.detach().isfinite()
         number = self._forgotten + len(self._forwards)
         self._forwards.append((what, step, where))
+        # `torch.where` and not `if`: a branch would copy `new` to the host, and so wait.
         new = bad.any() & (self._first[0] < 0)
         self._first[1] = torch.where(new, bad.int().argmax(), self._first[1])
         self._first[0] = torch.where(new, number, self._first[0])
 
     def loss(self, value: Tensor, step: int) -> None:
-        """Note the loss of a step or of a part of it."""
+        """Mark the loss of a step or of a part of it."""
         self._mark(2, value, step)
 
     def gradient(self, norm: Tensor, step: int) -> None:
-        """Note the norm of a step's gradient."""
+        """Mark the norm of a step's gradient."""
         self._mark(3, norm, step)
 
     def read(self) -> NotFinite | None:
-        """What went wrong first; waits for the device."""
+        """Return what went wrong first, or None; wait for the device."""
         forward, row, loss, gradient = self._first.tolist()
-        found = None
+        first = None
         if forward >= 0:
             what, step, where = self._forwards[forward - self._forgotten]
-            found = NotFinite(f"{what} is not finite", step, (where[row],))
+            first = NotFinite(f"{what} is not finite", step, (where[row],))
         for step, what in ((loss, "the loss"), (gradient, "the norm of the gradient")):
-            if step >= 0 and (found is None or step < found.step):
-                found = NotFinite(f"{what} is not finite", step, self._rows_of(step))
+            if step >= 0 and (first is None or step < first.step):
+                first = NotFinite(f"{what} is not finite", step, self._rows_of(step))
         self._forgotten += len(self._forwards)
         self._forwards.clear()
-        return found
+        return first
 
     def _mark(self, place: int, value: Tensor, step: int) -> None:
         new = ~value.detach().isfinite() & (self._first[place] < 0)
@@ -107,9 +108,9 @@ class Watch:
 
 
 def check_tensors(tree: Any, what: str, after: str) -> None:
-    """Raise TrainingFailed unless every number of a tree of tensors is finite; waits once.
+    """Raise TrainingFailed unless every number in a tree of tensors is finite; wait once.
 
-    `after` says what they have just been through, such as `step 12`.
+    `after` names what the tensors have just been through, such as `step 12`.
     """
     named = {
         name: tensor.detach()
@@ -118,7 +119,7 @@ def check_tensors(tree: Any, what: str, after: str) -> None:
     }
     if not named:
         return
-    # The largest magnitude of a tensor is finite exactly where all of its numbers are.
+    # The largest magnitude of a tensor is finite exactly when all of its numbers are.
     peaks = [tensor.abs().amax().float() for tensor in named.values()]
     finite = torch.stack([peak.to(peaks[0].device) for peak in peaks]).isfinite().tolist()
     odd = [name for name, fine in zip(named, finite, strict=True) if not fine]
@@ -131,7 +132,7 @@ def check_tensors(tree: Any, what: str, after: str) -> None:
 
 
 def check_numbers(numbers: Mapping[str, Any], step: int | None = None) -> None:
-    """Raise TrainingFailed naming the first number that is not finite; nested ones count too."""
+    """Raise TrainingFailed naming the first number, nested ones included, that is not finite."""
     for name, value in _numbers(numbers):
         if not math.isfinite(value):
             place = "" if step is None else f" at step {step}"

@@ -1,15 +1,15 @@
-"""Say in words what training changed, and what to change where it changed nothing."""
+"""Report what training changed, and what to set differently where it changed nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-LOSS_MOVED = 0.01  # the share of the starting loss below which a run has learned next to nothing
+LOSS_MOVED = 0.01  # share of the starting loss; a smaller change means next to nothing was learned
 
 
 def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What training did, and where it did nothing, what to change; none for other stages."""
+    """Return what training did, with advice if it did nothing; no lines for other stages."""
     if "weight_change" not in metrics:
         return []
     moved = (
@@ -19,13 +19,13 @@ def outcome_lines(metrics: Mapping[str, Any]) -> list[str]:
     if "loss_before" not in metrics:
         return [moved]
     before, after = metrics["loss_before"], metrics["loss_after"]
-    told = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
+    lines = [f"loss on the same training rows {before:.4g} before, {after:.4g} after; {moved}"]
     little = LOSS_MOVED * abs(before)
     if after > before + little:
-        told.append("the loss rose: lower learning_rate, or raise warmup_steps")
+        lines.append("the loss rose: lower learning_rate, or raise warmup_steps")
     elif after > before - little:
-        told.append(
+        lines.append(
             f"the loss hardly moved in {metrics['steps']} steps: raise learning_rate, or the "
             "number of steps by max_steps or num_train_epochs"
         )
-    return told
+    return lines

@@ -1,8 +1,8 @@
-"""Reference log-probs on disk, found again by content: a second epoch or a re-run computes none.
+"""Cache reference log-probs on disk by content: a second epoch or a second run computes none.
 
-The key is everything the number depends on: the base and how it is stored, the adapter's weights,
+The key is everything that a log-prob depends on: the base and its storage, the adapter's weights,
 dtype and path of the forward, and the token ids. A change of beta, loss or learning rate, of batch
-or order, hits; another quantization, adapter or template misses.
+or order, still hits; another quantization, adapter or template misses.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ class ReferenceIdentity:
 
     @property
     def digest(self) -> bytes:
+        """sha256 over all fields and the format; part of every key."""
         parts = (FORMAT, self.backbone, self.adapter or "", self.dtype, self.path)
         return hashlib.sha256("\0".join((*parts, repr(self.temperature))).encode()).digest()
 
 
 class ReferenceCache:
-    """Summed completion log-probs by content; a context manager that closes its file.
+    """Summed completion log-probs by content; as a context manager, closes its file.
 
-    One SQLite file a directory: writers of several runs wait for each other, a killed one leaves
+    One SQLite file per directory. Writers of several runs wait for each other; a killed one leaves
     whole rows or none.
     """
 
@@ -74,38 +75,40 @@ class ReferenceCache:
         self.close()
 
     def sums(self, groups: Sequence[Group], compute: Callable[[Sequence[Group]], Tensor]) -> Tensor:
-        """(completions,) summed log-probs in fp32, order of groups then completions.
+        """Return summed log-probs (completions,) in fp32, in order of groups, then completions.
 
-        `compute` is called once, with the groups of which a completion is unknown.
+        `compute` is called at most once, with the groups that have a completion not in the cache.
+        Raise DiskFull when its results cannot be stored.
         """
         keys = [[self.key(g.prompt, c) for c in g.completions] for g in groups]
-        known = self._read([key for group in keys for key in group])
-        missing = [i for i, group in enumerate(keys) if not all(key in known for key in group)]
+        cached = self._read([key for group in keys for key in group])
+        missing = [i for i, group in enumerate(keys) if not all(key in cached for key in group)]
         if missing:
             fresh = compute([groups[i] for i in missing])
             wanted = [key for i in missing for key in keys[i]]
             values = dict(zip(wanted, fresh.detach().float().cpu().tolist(), strict=True))
             self._write(values)
-            known |= values
+            cached |= values
         self.computed += len(missing)
         self.hits += len(groups) - len(missing)
-        return torch.tensor([known[key] for group in keys for key in group])
+        return torch.tensor([cached[key] for group in keys for key in group])
 
     def holds(self, groups: Sequence[Group]) -> float:
-        """Share of completions already known."""
+        """Return the share of completions that are in the cache."""
         keys = {self.key(g.prompt, c) for g in groups for c in g.completions}
         return len(self._read(list(keys))) / max(len(keys), 1)
 
     def key(self, prompt: Sequence[int], completion: Sequence[int]) -> bytes:
-        """sha256 over who computed it and both sequences of ids, lengths included."""
+        """Return sha256 over the identity and both sequences of ids, their lengths included."""
         digest = hashlib.sha256(self.identity.digest)
         for ids in (prompt, completion):
+            # With lengths: [1, 2] + [3] and [1] + [2, 3] are different keys.
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(torch.tensor(list(ids), dtype=torch.int64).numpy().tobytes())
         return digest.digest()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
     def _open(self) -> sqlite3.Connection:
@@ -127,14 +130,14 @@ class ReferenceCache:
         return database
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        found: dict[bytes, float] = {}
+        sums: dict[bytes, float] = {}
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
             marks = ",".join("?" * len(part))
-            # The statement holds question marks only; keys are bound.
+            # The statement contains question marks only; keys are bound.
             query = f"SELECT key, sum FROM logps WHERE key IN ({marks})"
-            found.update(self._database.execute(query, part))
-        return found
+            sums.update(self._database.execute(query, part))
+        return sums
 
     def _write(self, values: dict[bytes, float]) -> None:
         try:
@@ -156,10 +159,10 @@ class ReferenceCache:
 def open_cache(
     wanted: Wanted, identity: ReferenceIdentity, sample: Sequence[Group], *, epochs: float
 ) -> ReferenceCache | None:
-    """The cache if it will be read: `auto` wants a second epoch or an earlier run's numbers.
+    """Return the cache if it will be read: `auto` needs a second epoch or an earlier run's numbers.
 
-    Filling one costs as much as it saves in one pass, so a single epoch goes without. A cache that
-    cannot be opened is only an error when it was asked for.
+    Filling the cache costs as much as it saves in one pass, so a single epoch goes without. A cache
+    that cannot be opened is an error only for `always`.
     """
     directory = cache_directory()
     if wanted == "never":
@@ -171,7 +174,7 @@ def open_cache(
     except (DataError, OSError) as error:
         if wanted == "always":
             raise
-        logger.warning("reference log-probs are computed afresh: %s", error)
+        logger.warning("reference log-probs are computed without the cache: %s", error)
         return None
     if wanted == "always" or epochs > 1 or cache.holds(sample) > 0:
         return cache

@@ -1,4 +1,4 @@
-"""From records to token rows."""
+"""Turn records into token rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alignkit.errors import DataError, ModelError
 
 @dataclass(frozen=True)
 class SftRow:
-    """Token ids of a conversation and which are targets."""
+    """Token ids of a conversation, and which of them are targets."""
 
     where: str
     ids: list[int]
@@ -38,7 +38,7 @@ class SftRow:
         return len(self.ids)
 
     def without_start(self, excess: int) -> SftRow | None:
-        """The row without its first tokens; None when a target would go with them."""
+        """Return the row without its first tokens; None when a target would go with them."""
         if excess >= self.trained.index(True):
             return None
         return replace(self, ids=self.ids[excess:], trained=self.trained[excess:])
@@ -65,7 +65,7 @@ class PairRow:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     def without_start(self, excess: int) -> PairRow | None:
-        """The row without the start of its prompt; None when that is not enough."""
+        """Return the row without the start of its prompt; None when that does not suffice."""
         if excess >= len(self.prompt):
             return None
         return replace(self, prompt=self.prompt[excess:])
@@ -73,11 +73,11 @@ class PairRow:
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One ranking as token ids, unranked completions left out.
+    """One ranking as token ids, without unranked completions.
 
-    `margin`: the least score difference asked of its pairs. `weight`: that of the preference it
-    was made from, a share of its group's. `own_scores`: the scores that came
-    with the candidates, when all have one.
+    `margin`: the least score difference required of its pairs. `weight`: that of the preference it
+    comes from, a share of its group's weight. `own_scores`: the scores that came with the
+    candidates, if all have one.
     """
 
     where: str
@@ -99,7 +99,7 @@ class RankingRow:
         return len(self.prompt) + sum(map(len, self.completions))
 
     def without_start(self, excess: int) -> RankingRow | None:
-        """The row without the start of its prompt; None when that is not enough."""
+        """Return the row without the start of its prompt; None when that does not suffice."""
         if excess >= len(self.prompt):
             return None
         return replace(self, prompt=self.prompt[excess:])
@@ -109,16 +109,18 @@ Row = TypeVar("Row", SftRow, PairRow, RankingRow)
 
 
 def place(record: Record) -> str:
-    """`file:line` of a record, or its id when it came from nowhere."""
+    """Return `file:line` of a record, or its id when it came from no file."""
     if record.source is None:
         return record.id or "a record made in memory"
     return f"{record.source.file}:{record.source.row + 1}"
 
 
 def sft_rows(record: Demonstration, encoder: Encoder, train_on: str) -> list[SftRow]:
-    """A demonstration as rows: one, or one for each answer whose prompt is no start of the next.
+    """Return a demonstration as rows: one, or one per assistant turn whose prompt differs.
 
-    Raises DataError when it holds no target.
+    A template may render earlier turns differently later on. Then a turn's prompt is not a start of
+    the next turn's, and each turn needs a row. Raise DataError when the demonstration has no
+    target.
     """
     encoded = encoder.encode_demonstration(record, train_on)
     if not any(any(tokens.trained) for tokens in encoded):
@@ -131,7 +133,7 @@ def sft_rows(record: Demonstration, encoder: Encoder, train_on: str) -> list[Sft
 
 @dataclass
 class Answers:
-    """How many of the assistant's turns are trained, and why the others are not."""
+    """Counts which of the assistant's turns are trained, and why the others are not."""
 
     conversations: int = 0
     rows: int = 0
@@ -139,34 +141,35 @@ class Answers:
     unmarked: int = 0
 
     def count(self, record: Demonstration, rows: Sequence[SftRow], train_on: str) -> None:
-        """Count a conversation and what it became."""
-        said = [turn for turn in record.messages if turn.role == "assistant"]
+        """Count a conversation and its rows."""
+        turns = [turn for turn in record.messages if turn.role == "assistant"]
         self.conversations += 1
         self.rows += len(rows)
-        self.turns += len(said)
-        self.unmarked += 0 if train_on == "all" else sum(turn.train is False for turn in said)
+        self.turns += len(turns)
+        self.unmarked += 0 if train_on == "all" else sum(turn.train is False for turn in turns)
 
     def lines(self) -> list[str]:
-        """What a person should know; nothing where each conversation is one row, all trained."""
-        found = []
+        """Return what to report: nothing if each conversation is one row with all turns trained."""
+        lines = []
         if self.unmarked:
-            found.append(
-                f"{self.unmarked} of {self.turns} answers are not trained, because they are "
-                "marked so (train: false)"
+            lines.append(
+                f"{self.unmarked} of {self.turns} assistant turns are not trained: they are marked "
+                "train: false"
             )
         if self.rows > self.conversations:
-            found.append(
+            lines.append(
                 f"{self.conversations} conversations became {self.rows} rows: the chat template "
-                "renders earlier turns differently later on, so each answer has its own prompt"
+                "renders earlier turns differently later on, so each assistant turn has its own "
+                "prompt"
             )
-        return found
+        return lines
 
 
 def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
-    """A preference as a row; None for a tie, which says nothing about which side is better.
+    """Return a preference as a row; None for a tie, which does not say which side is better.
 
-    Raises DataError for sides that are the same tokens, or hold others' turns: every token of a
-    side is trained.
+    Every token of a side is trained. So raise DataError for a side that holds others' turns, and
+    for sides that are the same tokens.
     """
     if record.tie:
         return None
@@ -175,8 +178,8 @@ def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
         others = {turn.role for turn in getattr(record, name)} - {"assistant"}
         if others:
             raise DataError(
-                f"{name} holds a turn of role {min(others)}, which would be trained as an answer",
-                hint="Fix: move all turns before the last answer into the prompt",
+                f"{name} holds a turn of role {min(others)}, which would be trained as well",
+                hint="Fix: move all turns before the last assistant turn into the prompt",
             )
     chosen, rejected = (
         encoder.completion_ids(record.prompt, side, context=context)
@@ -185,14 +188,14 @@ def pair_row(record: Preference, encoder: Encoder) -> PairRow | None:
     if chosen == rejected:
         raise DataError(
             "both sides are the same tokens under this chat template",
-            hint="Fix: leave the row out, or use a template that writes what differs",
+            hint="Fix: remove the row, or use a template that renders what differs",
         )
     prompt = encoder.prompt_ids(record.prompt, context=context)
     return PairRow(place(record), prompt, chosen, rejected, record.weight)
 
 
 def ranking_row(record: Ranking, encoder: Encoder) -> RankingRow | None:
-    """A ranking as a row, unranked completions left out; None when fewer than two are ranked."""
+    """Return a ranking as a row, without unranked completions; None if fewer than two are left."""
     ranked = [c for c in record.candidates if c.cid in record.ranks]
     if len(ranked) < 2:
         return None
@@ -224,7 +227,7 @@ def check_row(record: Record, encoder: Encoder, train_on: str) -> None:
         raise error.at(place(record)) from None
 
 
-def _number(record: Ranking, name: str, usual: float) -> float:
-    """A number of the preference that a ranking of two was made from."""
+def _number(record: Ranking, name: str, default: float) -> float:
+    """Return a number of the preference that a ranking of two was made from."""
     value = record.extra.get(name)
-    return float(value) if isinstance(value, int | float) else usual
+    return float(value) if isinstance(value, int | float) else default

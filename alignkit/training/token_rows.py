@@ -1,7 +1,7 @@
-"""Token rows on disk: memory does not grow with their number.
+"""Keep token rows on disk, so that memory does not grow with their number.
 
-The file is Apache Arrow's stream format, mapped into memory and unlinked at once, so that nothing
-is left of it whenever and however the process ends.
+The file is in Apache Arrow's stream format, mapped into memory and unlinked at once: however the
+process ends, nothing of it remains.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ COLUMNS: dict[Any, pa.DataType] = {
 
 
 class TokenRows(Sequence[Row], Generic[Row]):
-    """Rows of one kind, read from disk when they are asked for.
+    """Rows of one kind, read from disk on access.
 
-    `dataset` holds a column for each field of the row; `lengths` are the tokens of each row's
-    longest sequence, `sizes` those of all its parts.
+    `dataset` has a column per field of the row; `lengths` are the tokens of each row's longest
+    sequence, `sizes` those of all its parts.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TokenRows(Sequence[Row], Generic[Row]):
 
     @classmethod
     def write(cls, kind: type[Row], rows: Iterable[Row], directory: Path) -> TokenRows[Row]:
-        """The rows in a file of their own, on the disk of `directory`."""
+        """Write the rows to a file of their own, on the disk of `directory`."""
         file = directory / "rows.arrow"
         lengths, sizes = array("q"), array("q")
 
@@ -62,8 +62,8 @@ class TokenRows(Sequence[Row], Generic[Row]):
         try:
             _write(file, kind, measured())
             mapped = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-            # To `datasets` it is a table in memory, so a worker that is spawned is sent the rows
-            # and looks for no file. The fingerprint is given: its default hashes every row.
+            # To `datasets` this is a table in memory, so a spawned worker receives the rows and
+            # looks for no file. The default fingerprint would hash every row.
             dataset = Dataset(mapped, fingerprint=uuid.uuid4().hex)
             return cls(kind, dataset, lengths, sizes)
         finally:
@@ -84,7 +84,7 @@ class TokenRows(Sequence[Row], Generic[Row]):
         return self.kind(**self.dataset[index])
 
     def __getitems__(self, positions: Sequence[int]) -> list[Row]:
-        """The rows at these positions; what a data loader asks a batch with."""
+        """Return the rows at these positions; a data loader fetches a batch by this."""
         columns = self.dataset[list(positions)]
         return [
             self.kind(**dict(zip(columns, values, strict=True)))
@@ -96,11 +96,11 @@ class TokenRows(Sequence[Row], Generic[Row]):
             yield from self[start : start + CHUNK]
 
     def only(self, positions: Sequence[int]) -> TokenRows[Row]:
-        """The rows at these positions, in this order; the file is shared."""
+        """Return the rows at these positions, in this order; the file is shared."""
         chosen = self.dataset.select(positions, keep_in_memory=True)
         lengths, sizes = (
-            array("q", (known[position] for position in positions))
-            for known in (self.lengths, self.sizes)
+            array("q", (numbers[position] for position in positions))
+            for numbers in (self.lengths, self.sizes)
         )
         return TokenRows(self.kind, chosen, lengths, sizes)
 

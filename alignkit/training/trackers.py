@@ -1,8 +1,8 @@
-"""Trackers that a run's metrics go to, such as TensorBoard and Weights & Biases.
+"""Send a run's metrics to trackers, such as TensorBoard and Weights & Biases.
 
-The trackers themselves are transformers' callbacks. What is ours: a name that no tracker has, or
+The trackers themselves are transformers' callbacks. Ours is the rest: a name that is no tracker, or
 whose package is missing, is refused before a model is loaded; TensorBoard's files stay with the
-result; and a tracker that fails is named, and cannot take a run down once it trains.
+result; and a tracker that fails is named but cannot stop a run that trains.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from alignkit.training.context import StageContext
 
 NONE, ALL = "none", "all"
-BOARD = "tensorboard"  # also the directory of its files in the run's
+BOARD = "tensorboard"  # also the name of its directory in the run's
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a tracker needs: one of `modules` (each a tuple that belongs together), from `pip`."""
+    """What a tracker needs: one of `modules` (each a tuple that goes together), from `pip`."""
 
     modules: tuple[tuple[str, ...], ...]
     pip: str
@@ -50,9 +50,9 @@ TRACKERS: dict[str, Needs] = {
 
 
 def check_trackers(names: Sequence[str], where: str | None = None) -> None:
-    """Raise RecipeError for a tracker that there is not, or whose package cannot be imported."""
+    """Raise RecipeError for a tracker that does not exist, or whose package cannot be imported."""
     if NONE in names and len(set(names)) > 1:
-        raise RecipeError(f"report_to has none beside {_other(names)}", where=where)
+        raise RecipeError(f"report_to lists none together with {_other(names)}", where=where)
     for name in names:
         if name not in TRACKERS and name not in (NONE, ALL):
             raise RecipeError(
@@ -85,7 +85,7 @@ def _installed() -> list[str]:
 
 
 def _missing(needs: Needs) -> str | None:
-    """Why none of the alternatives can be imported, in the words of the first one."""
+    """Return why no alternative can be imported, in the words of the first one, or None."""
     reasons: list[str] = []
     for modules in needs.modules:
         try:
@@ -103,7 +103,7 @@ def _missing(needs: Needs) -> str | None:
 class Trackers:
     """The callbacks that `report_to` names, as one callback of a transformers Trainer.
 
-    Raises TrainingFailed where one cannot start. One that fails later is told, and left out: what
+    Raises TrainingFailed when one cannot start. One that fails later is reported and dropped: what
     is learned is worth more than where it is shown.
     """
 
@@ -112,7 +112,7 @@ class Trackers:
         self.say = say
         self.callbacks = {name: _callback(name, directory) for name in dict.fromkeys(wanted)}
 
-    def tell(self, event: str, *args: Any, **about: Any) -> None:
+    def notify(self, event: str, *args: Any, **about: Any) -> None:
         """Pass an event on to each tracker."""
         for name, callback in list(self.callbacks.items()):
             try:
@@ -124,7 +124,7 @@ class Trackers:
                         f"report_to: {name} cannot start ({reason})",
                         hint=f"set {name} up, or set report_to to none",
                     ) from error
-                self.say(f"report_to: {name} failed ({reason}); going on without it")
+                self.say(f"report_to: {name} failed ({reason}); continuing without it")
                 del self.callbacks[name]
 
 
@@ -133,13 +133,13 @@ def _callback(name: str, directory: Path) -> Any:
 
     callback: Any = INTEGRATION_TO_CALLBACK[name]()
     if name == BOARD and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
-        # Its own default is the directory of the checkpoints, which goes when a run is complete.
+        # Its default is the directory of the checkpoints, which is deleted when a run is complete.
         callback.logging_dir = str(directory / BOARD)
     return callback
 
 
 class OnlineTrackers:
-    """Trackers for a loop that is not transformers' Trainer."""
+    """Trackers for a loop that does not use transformers' Trainer."""
 
     def __init__(self, config: OnlineConfig, context: StageContext) -> None:
         self.trackers = Trackers(config.report_to, context.directory, context.say)
@@ -148,25 +148,25 @@ class OnlineTrackers:
             self.common = _surroundings(config, context)
 
     def begin(self, model: Any) -> None:
-        """A run begins, or goes on."""
+        """Report that a run begins or resumes."""
         if self.common:
-            self.trackers.tell("on_init_end", *self.common)
-            self.trackers.tell("on_train_begin", *self.common, model=model)
+            self.trackers.notify("on_init_end", *self.common)
+            self.trackers.notify("on_train_begin", *self.common, model=model)
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """The numbers of one iteration."""
+        """Report the numbers of one iteration."""
         if self.common:
             self.common[1].global_step = step
-            self.trackers.tell("on_log", *self.common, logs=dict(row))
+            self.trackers.notify("on_log", *self.common, logs=dict(row))
 
     def end(self) -> None:
-        """The run is over."""
+        """Report that the run is over."""
         if self.common:
-            self.trackers.tell("on_train_end", *self.common)
+            self.trackers.notify("on_train_end", *self.common)
 
 
 def _surroundings(config: OnlineConfig, context: StageContext) -> tuple[Any, ...]:
-    """What transformers tells its callbacks of a run: arguments, state and control."""
+    """Return what transformers passes to callbacks: arguments, state and control."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     shared = set(TrainingArguments.__dataclass_fields__) & set(type(config).model_fields)

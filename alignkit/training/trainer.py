@@ -1,7 +1,7 @@
-"""What the trained stages share: starting adapters, trainer arguments, guards, and what is saved.
+"""Build, guard and finish a transformers trainer: what the trained stages share.
 
-The loop is transformers.Trainer's, by way of TRL for sft and dpo. What is ours: fp32 trainables
-on a quantized backbone, a forward over completions only, and checks that fail loudly.
+The loop is transformers.Trainer's, through TRL for sft and dpo. Ours is the rest: fp32 trainable
+weights on a quantized backbone, a forward over completions only, and checks that fail loudly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from alignkit.errors import RecipeError, TrainingFailed
 from alignkit.model.backbone import Backbone
 from alignkit.model.heads import ScalarHead
-from alignkit.model.probe import check_answer
+from alignkit.model.probe import check_outputs
 from alignkit.recipe.settings import OnlineConfig, TrainingConfig
 from alignkit.training.batching import batches_by_tokens
 from alignkit.training.checkpoints import preserved_random_state
@@ -32,7 +32,7 @@ from alignkit.training.finite import check_numbers, check_tensors
 from alignkit.training.outcome import outcome_lines
 from alignkit.training.trackers import Trackers
 
-# Fields of TrainingConfig that the trainers underneath know by the same name.
+# Fields of TrainingConfig that the trainers underneath have under the same name.
 SHARED_ARGUMENTS = (
     "learning_rate",
     "num_train_epochs",
@@ -52,8 +52,7 @@ SHARED_ARGUMENTS = (
     "gradient_checkpointing",
 )
 
-# Rows whose loss is measured before and after training: a few batches, which costs as much as one
-# step or two.
+# Rows whose loss is measured before and after training, at the cost of a step or two.
 SAMPLED_BATCHES = 2
 MOST_SAMPLED = 32
 
@@ -61,9 +60,9 @@ MOST_SAMPLED = 32
 def start_adapter(
     backbone: Backbone, name: str, config: TrainingConfig | OnlineConfig, context: StageContext
 ) -> bool:
-    """Give the stage its adapter; True when it continues a trained one, False when it is fresh.
+    """Give the stage its adapter; return True if it continues a trained one, False if it is fresh.
 
-    In order: the stage or run that `policy` names, the run named as the model, a fresh LoRA.
+    In this order: the stage or run that `policy` names, the run named as the model, a fresh LoRA.
     """
     backbone.delete_adapter(name)
     start = context.adapter(config.policy) if config.policy else backbone.files.adapter
@@ -75,7 +74,10 @@ def start_adapter(
 
 
 def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext, **own: Any) -> Any:
-    """The trainer's own settings object, made of ours; `trainer:` adds to it, never overrides."""
+    """Return the trainer's own settings object; `trainer:` adds to ours and never overrides.
+
+    Raise RecipeError for a setting that both have.
+    """
     values: dict[str, Any] = {name: getattr(config, name) for name in SHARED_ARGUMENTS}
     cuda = context.backbone.device.type == "cuda"
     dtype = context.backbone.dtype
@@ -103,7 +105,7 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
             f"trainer.{taken[0]} is set by alignkit",
             hint=f"use the stage's own {taken[0]!r}"
             if taken[0] in SHARED_ARGUMENTS
-            else "leave it out",
+            else "remove it",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -111,7 +113,7 @@ def trainer_arguments(kind: type, config: TrainingConfig, context: StageContext,
 
 
 class MetricsLog(TrainerCallback):
-    """Writes one JSON object a logged step, and stops at a number that is not finite."""
+    """Writes one JSON object per logged step, and stops at a number that is not finite."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -122,7 +124,7 @@ class MetricsLog(TrainerCallback):
         """Append the step's numbers."""
         del control
         numbers = _plain(logs or {})
-        # Scaled fp16 gradients overflow now and then; such a step is skipped, and logged without.
+        # Scaled fp16 gradients overflow now and then; such a step is skipped and has no norm.
         skipped = args.fp16 and not math.isfinite(numbers.get("grad_norm", 0.0))
         if skipped:
             del numbers["grad_norm"]
@@ -132,29 +134,29 @@ class MetricsLog(TrainerCallback):
 
 
 class Reported(TrainerCallback):
-    """Passes what happens on to the trackers of `report_to`.
+    """Passes events on to the trackers of `report_to`.
 
-    That training is over they are told by `end_reports`, once the last evaluation is done.
+    The end of training comes from `end_reports`, after the last evaluation.
     """
 
     def __init__(self, trackers: Trackers) -> None:
         self.trackers = trackers
 
     def on_init_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:
-        """The trainer is made."""
-        self.trackers.tell("on_init_end", args, state, control, **about)
+        """Pass on that the trainer is made."""
+        self.trackers.notify("on_init_end", args, state, control, **about)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **about: Any) -> None:
-        """Training begins."""
-        self.trackers.tell("on_train_begin", args, state, control, **about)
+        """Pass on that training begins."""
+        self.trackers.notify("on_train_begin", args, state, control, **about)
 
     def on_log(self, args: Any, state: Any, control: Any, **about: Any) -> None:
-        """Numbers of a step or of an evaluation."""
-        self.trackers.tell("on_log", args, state, control, **about)
+        """Pass on the numbers of a step or of an evaluation."""
+        self.trackers.notify("on_log", args, state, control, **about)
 
 
 class Progress(TrainerCallback):
-    """Moves a progress bar by one each optimizer step."""
+    """Moves a progress bar by one per optimizer step."""
 
     def __init__(self, context: StageContext, label: str) -> None:
         self.context = context
@@ -163,14 +165,14 @@ class Progress(TrainerCallback):
         self.advance: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar, at the step a resumed run begins with."""
+        """Open the bar, at the step where a resumed run begins."""
         del args, control
         self.bar = self.context.progress(state.max_steps, self.label)
         self.advance = self.bar.__enter__()
         self.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step further."""
+        """Advance by one step."""
         del args, state, control
         self.advance(1)
 
@@ -181,10 +183,10 @@ class Progress(TrainerCallback):
 
 
 class GradientsAlive(TrainerCallback):
-    """Fails after the first backward when an adapter gets no gradient.
+    """Fails after the first backward if an adapter gets no gradient.
 
-    LoRA's B starts at zero and A random, so every B has a gradient at the first step unless
-    something cut the graph.
+    LoRA starts with B zero and A random. So every B has a gradient at the first step, unless
+    something cut the graph; A's gradient is zero then, because B is.
     """
 
     def __init__(self) -> None:
@@ -193,7 +195,7 @@ class GradientsAlive(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Look once at every trainable B."""
+        """Check every trainable B once."""
         del args, control
         if self.checked:
             return
@@ -204,18 +206,18 @@ class GradientsAlive(TrainerCallback):
                 f"every gradient is exactly zero at step {state.global_step + 1}: nothing in this "
                 "batch can be learned",
                 hint="Most often the two sides of its pairs are the same tokens, because the chat "
-                "template leaves out what tells them apart",
+                "template drops what differs",
             )
         if dead:
             raise TrainingFailed(
-                f"{len(dead)} adapter weights have no gradient at step {state.global_step + 1}, "
+                f"{len(dead)} adapter weights have no gradient at step {state.global_step + 1}; "
                 f"the first is {dead[0]}",
-                hint="alignkit doctor tells whether this machine's 4-bit kernels are guarded",
+                hint="alignkit doctor checks whether this machine's 4-bit kernels are guarded",
             )
 
 
 def dead_gradients(model: nn.Module) -> list[str]:
-    """Names of trainable LoRA B weights whose gradient is missing or exactly zero."""
+    """Return the names of trainable LoRA B weights whose gradient is missing or exactly zero."""
     return [
         name
         for name, parameter in model.named_parameters()
@@ -226,9 +228,9 @@ def dead_gradients(model: nn.Module) -> list[str]:
 
 
 def teaches_nothing(model: nn.Module) -> bool:
-    """Whether every B got a gradient and all of them are zero: the graph is whole, the loss flat.
+    """Return whether every B has a gradient and all are zero: the graph is whole, the loss flat.
 
-    A cut graph leaves no gradient at all, and broken kernels spare some layers.
+    A cut graph leaves no gradient at all, and broken kernels affect only some layers.
     """
     gradients = [
         parameter.grad
@@ -239,18 +241,18 @@ def teaches_nothing(model: nn.Module) -> bool:
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Copies of weights, to compare with after training."""
+    """Return copies of weights, to compare with after training."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 def share_changed(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter]) -> float:
-    """Share of entries that differ."""
+    """Return the share of entries that differ."""
     changed = sum(int((after[name].detach() != old).sum()) for name, old in before.items())
     return changed / max(sum(old.numel() for old in before.values()), 1)
 
 
 def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter]) -> float:
-    """Share of entries that differ. Raises TrainingFailed when none does."""
+    """Return the share of entries that differ. Raises TrainingFailed when none does."""
     share = share_changed(before, after)
     if share == 0:
         raise TrainingFailed(
@@ -260,10 +262,10 @@ def moved_share(before: Mapping[str, Tensor], after: Mapping[str, nn.Parameter])
 
 
 def weight_change(model: nn.Module, adapter: str, before: Mapping[str, Tensor]) -> float:
-    """How far an adapter has moved what the model computes: |s (BA - B0 A0)| / |W|.
+    """Return how far an adapter has moved what the model computes: |s (BA - B0 A0)| / |W|.
 
-    Frobenius norms over all layers with this adapter; W is the base's weight that s BA adds to,
-    and `before` holds A0 and B0 by the names of the model's parameters.
+    Frobenius norms over all layers with this adapter. W is the base weight that s BA is added to;
+    `before` holds A0 and B0 under the names of the model's parameters.
     """
     moved = base = 0.0
     for name, layer in model.named_modules():
@@ -272,7 +274,8 @@ def weight_change(model: nn.Module, adapter: str, before: Mapping[str, Tensor]) 
             start_a, start_b = (
                 before[f"{name}.{part}.{adapter}.weight"] for part in ("lora_A", "lora_B")
             )
-            # With L = [B, -B0] and R = [A; A0] it is |LR|² = tr(LᵀL RRᵀ): no matrix of W's size.
+            # BA - B0 A0 = LR with L = [B, -B0] and R = [A; A0], and |LR|² = tr(LᵀL RRᵀ): products
+            # of the size of the rank, never of W's.
             left = torch.cat([b, -start_b], dim=1).double()
             right = torch.cat([a, start_a], dim=0).double()
             squared = ((left.T @ left) * (right @ right.T)).sum()
@@ -283,12 +286,9 @@ def weight_change(model: nn.Module, adapter: str, before: Mapping[str, Tensor]) 
 
 
 def prepare(trainer: Any, backbone: Backbone, adapter: str, head: ScalarHead | None = None) -> None:
-    """Only this adapter requires gradients, and nothing prints: stdout is for results.
-
-    What is saved must have been asked something, and have answered.
-    """
+    """Let only this adapter require gradients, keep stdout free, and check logits before saving."""
     backbone.activate(adapter)
-    trainer.check_answer = lambda after: check_answer(backbone, adapter, head, after=after)
+    trainer.check_outputs = lambda after: check_outputs(backbone, adapter, head, after=after)
     quiet_callbacks(trainer)
 
 
@@ -296,17 +296,17 @@ def prepare(trainer: Any, backbone: Backbone, adapter: str, head: ScalarHead | N
 def undisturbed(backbone: Backbone, adapter: str) -> Iterator[None]:
     """Undo what TRL does to a model while it constructs a trainer.
 
-    It patches the base's forward for its fused head (we answer its loss ourselves) and, on a
-    quantized base, rounds the adapter to bfloat16, in which small updates vanish.
+    It patches the base's forward for its fused head, although we compute its loss ourselves. On a
+    quantized base it also rounds the adapter to bfloat16, in which small updates vanish.
     """
-    kept = backbone.base.__dict__.get("forward")
+    forward = backbone.base.__dict__.get("forward")
     weights = snapshot(backbone.parameters_of(adapter))
     try:
         yield
     finally:
         backbone.base.__dict__.pop("forward", None)
-        if kept is not None:
-            backbone.base.forward = kept
+        if forward is not None:
+            backbone.base.forward = forward
         for name, parameter in backbone.parameters_of(adapter).items():
             parameter.data = weights[name]
 
@@ -318,7 +318,7 @@ def fit(
     adapter: str,
     max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Train, from the newest valid checkpoint when there is one; what moved and how it ended.
+    """Train, from the newest valid checkpoint if there is one; return how it went as metrics.
 
     `max_tokens` bounds the forwards that measure the loss before and after.
     """
@@ -341,18 +341,19 @@ def fit(
 
 
 def end_reports(trainer: Any) -> None:
-    """Let trackers close what they write; it belongs to the result."""
+    """Let trackers close their files, which belong to the result."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, Reported):
             about = (trainer.args, trainer.state, trainer.control)
-            callback.trackers.tell("on_train_end", *about, model=trainer.model)
+            callback.trackers.notify("on_train_end", *about, model=trainer.model)
 
 
 def sample_loss(trainer: Any, max_tokens: int | None = None) -> float:
-    """The mean loss on a few rows spread over the training data, without dropout.
+    """Return the mean loss on a few rows spread over the training data, without dropout.
 
-    The same rows before and after: what the loss of single steps hides, since each is of another
-    batch. Draws no random number that training would draw, and leaves no gradient.
+    The same rows before and after training show what the loss of single steps hides, since each
+    step has another batch. This draws no random number that training would draw, and leaves no
+    gradient.
     """
     rows, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
     count = min(len(rows), SAMPLED_BATCHES * size, MOST_SAMPLED)
@@ -383,13 +384,13 @@ def finish(
     metrics: dict[str, Any],
     head: ScalarHead | None = None,
 ) -> dict[str, Any]:
-    """Save the adapter as the stage's result, forget it on the backbone, and pass the metrics.
+    """Save the adapter as the stage's result, remove it from the backbone, and return the metrics.
 
-    Raises TrainingFailed where a metric, a weight or an answer is not finite; nothing is saved.
+    Raise TrainingFailed when a metric, a weight or a logit is not finite; then nothing is saved.
     """
     check_numbers(metrics)
     check_tensors(backbone.parameters_of(adapter), "the weight", "training")
-    check_answer(backbone, adapter, head)
+    check_outputs(backbone, adapter, head)
     backbone.save_adapter(adapter, context.directory / "adapter", head=head)
     backbone.clear()
     for line in outcome_lines(metrics):
@@ -398,7 +399,7 @@ def finish(
 
 
 def quiet_callbacks(trainer: Any) -> None:
-    """Leave out the callbacks that print."""
+    """Remove the callbacks that print."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -406,7 +407,7 @@ def quiet_callbacks(trainer: Any) -> None:
 
 
 def callbacks(config: TrainingConfig, context: StageContext, label: str) -> list[TrainerCallback]:
-    """The callbacks every trained stage has."""
+    """Return the callbacks that every trained stage has."""
     hooks = [MetricsLog(context.metrics_file), Progress(context, label), GradientsAlive()]
     trackers = Trackers(config.report_to, context.directory, context.say)
     return [*hooks, Reported(trackers)] if trackers.callbacks else hooks
@@ -414,7 +415,7 @@ def callbacks(config: TrainingConfig, context: StageContext, label: str) -> list
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Every dropout probability zero inside, as before outside."""
+    """Set every dropout probability to zero inside; restore them on exit."""
     layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     before = [layer.p for layer in layers]
     for layer in layers:
@@ -437,5 +438,5 @@ def _number(value: Any) -> Any:
 
 
 def batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    """Consecutive slices of at most `size`."""
+    """Return consecutive slices of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -207,7 +207,7 @@ def test_each_answer_has_the_prompt_that_sampling_would_see(tiny_tokenizer: Any)
     answers.count(record, sft_rows(record, encoder, "completion"), "completion")
     assert answers.lines() == [
         "1 conversations became 2 rows: the chat template renders earlier turns differently "
-        "later on, so each answer has its own prompt"
+        "later on, so each assistant turn has its own prompt"
     ]
 
 
@@ -216,7 +216,7 @@ def test_answers_that_are_not_trained_are_counted(encoder: Encoder) -> None:
     answers, record = Answers(), Demonstration(messages=messages)
     answers.count(record, sft_rows(record, encoder, "completion"), "completion")
     assert answers.lines() == [
-        "1 of 2 answers are not trained, because they are marked so (train: false)"
+        "1 of 2 assistant turns are not trained: they are marked train: false"
     ]
 
 

@@ -856,7 +856,7 @@ def test_another_template_is_refused_with_the_way_out(
                     own_run / "rows.jsonl", "--quantization", "none",
                     "--chat-template", own_run / "other.jinja")  # fmt: skip
     assert done.code == 2
-    assert "leave chat_template out" in done.err
+    assert "remove chat_template" in done.err
 
 
 def test_a_contest_of_runs_with_two_templates(

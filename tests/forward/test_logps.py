@@ -169,7 +169,7 @@ def test_the_shapes_that_can_share_do(models, shape):
 def test_a_sliding_window_takes_padded_rows_once_a_sequence_is_longer(models, caplog):
     model = models("mistral", False)
     long = [Group([3, 4, 5, 6, 7], [[8, 9, 10], [11, 12, 13, 14]])]
-    logps._said.clear()
+    logps._warned.clear()
     with caplog.at_level(logging.WARNING), torch.no_grad():
         for _ in range(2):
             packed = completion_logps(model, long, pad_token_id=0)
@@ -258,7 +258,7 @@ def test_four_bit_layers_that_would_lose_their_gradients_are_refused(models):
     layer = next(m for m in base.modules() if type(m).__name__ == "Linear4bit")
     layer.support_avx512bf16_for_cpu = True
     logps._verdicts.pop(base, None)
-    logps._known_heads.discard(base)
+    logps._verified_heads.discard(base)
     try:
         with pytest.raises(ModelError, match="repacks its weights"):
             completion_logps(model, [Group([3], [[4]])], pad_token_id=0)

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pattern of alphas": ({"alpha_pattern": {"(x+x+)+y": 4}}, "alpha_pattern is"),
     "left out by a pattern": ({"exclude_modules": "(x+x+)+y"}, "exclude_modules is"),
     "giant rank": ({"r": 10**8}, "r is 100000000"),
-    "other rank": ({"r": 5}, "says rank 5, and the weights beside it have 4"),
+    "other rank": ({"r": 5}, "has rank 5, but the weights next to it have 4"),
     "rank of text": ({"r": "8"}, 'r is "8"'),
     "no rank": ({"r": 0}, "r is 0"),
     "giant rank of one layer": ({"rank_pattern": {"q_proj": 10**8}}, "rank_pattern is"),
@@ -207,8 +207,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kind of a number": ({"peft_type": 3}, "names no peft_type"),
     "too many names": ({"target_modules": ["q_proj"] * 100_001}, "target_modules is"),
     "a layer more": ({"target_modules": ["q_proj", "down_proj", "k_proj"]}, "lacks the weights of"),
-    "a layer less": ({"target_modules": ["q_proj"]}, "its target_modules leave out"),
-    "another layer": ({"target_modules": ["q_porj"]}, "its target_modules leave out"),
+    "a layer less": ({"target_modules": ["q_proj"]}, "its target_modules do not name"),
+    "another layer": ({"target_modules": ["q_porj"]}, "its target_modules do not name"),
     "dora without magnitudes": ({"use_dora": True}, "lacks lora_magnitude_vector"),
 }
 
@@ -324,7 +324,7 @@ HARMED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     ),
     "another width": (
         lambda w: w.update({f"{Q}.lora_A.weight": torch.zeros(4, 65)}),
-        r"lora_A.weight is (4, 65), and has to be (4, 64)",
+        r"lora_A.weight is (4, 65), expected (4, 64)",
     ),
     "no product": (
         lambda w: w.update({f"{Q}.lora_B.weight": torch.zeros(64, 3)}),
@@ -376,7 +376,7 @@ def test_a_configuration_that_is_no_file_or_too_large_is_refused(adapter: Path) 
         read_adapter(adapter)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(ModelError, match="adapter_config.json is no ordinary file"):
+    with pytest.raises(ModelError, match="adapter_config.json is not an ordinary file"):
         read_adapter(adapter)
 
 

@@ -246,7 +246,7 @@ def test_changed_weights_are_refused(saved: tuple[Backbone, Path]) -> None:
     backbone, directory = saved
     weights = load_file(directory / "adapter_model.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, directory / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="stored answer differs"):
+    with pytest.raises(ModelError, match="stored logits differ"):
         backbone.load_adapter("reward", directory)
 
 

@@ -111,14 +111,14 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "compiled": (
         prefixed("_orig_mod."),
         r"20 of 20 weights that LlamaForCausalLM needs are missing: model.embed_tokens.weight, "
-        r".* and 17 more.*'_orig_mod\.', the likely prefix.*replace\('_orig_mod\.', '', 1\)",
+        r".* and 17 more.*'_orig_mod\.', likely the prefix.*replace\('_orig_mod\.', '', 1\)",
     ),
-    "in parallel": (prefixed("module."), r"20 of 20 .*'module\.', the likely prefix"),
-    "of PEFT": (prefixed("base_model.model."), r"20 of 20 .*'base_model\.model\.', the likely"),
-    "of two wrappers": (prefixed("_orig_mod.module."), r"20 of 20 .*'_orig_mod\.module\.', the"),
+    "in parallel": (prefixed("module."), r"20 of 20 .*'module\.', likely the prefix"),
+    "of PEFT": (prefixed("base_model.model."), r"20 of 20 .*'base_model\.model\.', likely the"),
+    "of two wrappers": (prefixed("_orig_mod.module."), r"20 of 20 .*'_orig_mod\.module\.', likely"),
     "layers wrapped": (
         inserted("_checkpoint_wrapped_module."),
-        r"18 of 20 .*'_checkpoint_wrapped_module\.', the likely prefix",
+        r"18 of 20 .*'_checkpoint_wrapped_module\.', likely the prefix",
     ),
     "adapter not merged": (with_an_adapter_inside, r"20 of 20 .*merge it \(merge_and_unload\)"),
     "layer lost": (without(LAYER), r"9 of 20 .*model.layers.1.input_layernorm.weight, "),
@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weight lost": (without("layers.0.mlp.up_proj"), r"1 of 20 .*layers.0.mlp.up_proj.weight\."),
     "weight renamed": (
         renamed("1.self_attn.q_proj", "1.self_attn.query"),
-        r"1 of 20 .*The nearest in the files is model.layers.1.self_attn.query.weight",
+        r"1 of 20 .*The nearest name in the files is model.layers.1.self_attn.query.weight",
     ),
     "embedding lost": (without("embed_tokens"), r"1 of 20 .*model.embed_tokens.weight"),
     "norm lost": (without("model.norm"), r"1 of 20 .*model.norm.weight"),
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no heads": (settings(num_attention_heads=0, head_dim=None), r"cannot be loaded: "),
     "stored in 4 bits": (
         settings(quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"its weights are stored as gptq, and quantization is",
+        r"its weights are stored as gptq, but quantization is",
     ),
 }
 
@@ -345,7 +345,7 @@ def test_other_broken_indexes_are_refused(tiny_model: Make, tmp_path: Path) -> N
     shards = sorted(model.glob("*.safetensors"))
     weights = load_file(shards[1])
     save_file(weights | {next(iter(load_file(shards[0]))): torch.ones(1)}, shards[1])
-    with pytest.raises(ModelError, match="is in another file of this model as well"):
+    with pytest.raises(ModelError, match="is in another file of this model too"):
         find_model(str(model))
 
 
@@ -394,7 +394,7 @@ def test_links_of_a_download_are_followed(tiny_model: Make, tmp_path: Path) -> N
 def test_a_pipe_is_no_file_of_a_model(copied: Path, name: str) -> None:
     (copied / name).unlink()
     os.mkfifo(copied / name)
-    with pytest.raises(ModelError, match=f"{name} is no ordinary file"):
+    with pytest.raises(ModelError, match=f"{name} is not an ordinary file"):
         load(copied)
 
 

@@ -24,7 +24,7 @@ from alignkit.ppo.advantages import gae, next_kl_coef, token_rewards
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.loop import OnlineTrainer, State, Targets
 from alignkit.ppo.prompts import fit_prompts, stop_ids
-from alignkit.ppo.rewards import ModelReward, PracticePrompt, Rewards, Sample
+from alignkit.ppo.rewards import ModelReward, Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import Rollout, Sampler, mask_of
 from alignkit.ppo.validation import Validation
 from alignkit.recipe.settings import BackboneConfig, RlooConfig
@@ -157,7 +157,7 @@ def test_nothing_but_the_temperature_shapes_what_is_sampled(workplace, tiny_mode
     backbone = context.backbone
     backbone.new_adapter(POLICY, seed=1)
     sampler = Sampler(backbone, config, [2], None)
-    prompts = [PracticePrompt("p", (), (5, 6, 7))] * 2000
+    prompts = [RolloutPrompt("p", (), (5, 6, 7))] * 2000
     drawn, completions = sampler.sample(prompts, seed=3, temperature=1.0)
     seen = sampler.own_logps(drawn, completions)
     with backbone.role(POLICY) as model, torch.no_grad():
@@ -204,7 +204,7 @@ def test_log_probs_that_sampling_rounds_are_scored_again(workplace, tiny_model, 
     monkeypatch.setattr(Sampler, "logps", noted)
     context = surroundings(workplace / "run", tiny_model("llama"))
     ppo.run(settings(total_episodes=32), context)
-    assert any("they are scored again" in line for line in context.say)
+    assert any("they are computed again" in line for line in context.say)
     assert asked[-4:] == [POLICY, "ref", POLICY, "ref"]
 
 
@@ -235,7 +235,7 @@ def test_a_named_stop_token_is_one_token(workplace, tiny_model):
 def test_a_long_prompt_loses_its_start_and_keeps_its_end(workplace, tiny_model):
     context = surroundings(workplace / "run", tiny_model("llama"))
     config = settings(max_length=16, response_length=12, on_overlong="truncate_prompt")
-    long = PracticePrompt("p:1", (), (1, 2, 3, 4, 5, 6))
+    long = RolloutPrompt("p:1", (), (1, 2, 3, 4, 5, 6))
     (cut,) = fit_prompts([long], config, context)
     assert cut.ids == (3, 4, 5, 6)
     assert "1 of 1 prompts are longer than 4 tokens" in context.say[0]
@@ -248,7 +248,7 @@ def test_a_long_prompt_loses_its_start_and_keeps_its_end(workplace, tiny_model):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_the_rows_numbers_by_hand(estimator):
-    prompt = PracticePrompt("p:1", (), (1,))
+    prompt = RolloutPrompt("p:1", (), (1,))
     batch = [Sample(prompt, (3, 4, 2), "", True), Sample(prompt, (5,), "", False)]
     logps, ref = (
         tensor([[-1.0, -2.0, -3.0], [-4.0, 0, 0]]),
@@ -322,7 +322,7 @@ def test_settings_of_the_loss_reach_it(workplace, tiny_model, monkeypatch):
 
 
 @pytest.fixture
-def practice(place):
+def learning(place):
     """A policy, and a rollout of it with advantages."""
     backbone, _ = place
     disturbed(backbone, POLICY)
@@ -341,11 +341,11 @@ def practice(place):
     return start
 
 
-def test_micro_batches_do_not_change_the_policys_step(practice):
+def test_micro_batches_do_not_change_the_policys_step(learning):
     """Completions are 3, 6, 2 and 2 tokens long: a mean of means would be another gradient."""
     found = []
     for size in (1, 3, 4):
-        learner, roll, advantages = practice(
+        learner, roll, advantages = learning(
             per_device_train_batch_size=size, num_ppo_epochs=1, num_mini_batches=1
         )
         own = learner.backbone.parameters_of(POLICY)
@@ -359,7 +359,7 @@ def test_micro_batches_do_not_change_the_policys_step(practice):
     assert found == pytest.approx([found[0]] * 3, rel=1e-4)
 
 
-def test_each_epoch_has_its_own_order_and_every_row_once(practice, monkeypatch):
+def test_each_epoch_has_its_own_order_and_every_row_once(learning, monkeypatch):
     orders, right = [], learners.mini_batches
 
     def noted(roll, config, seed):
@@ -367,15 +367,15 @@ def test_each_epoch_has_its_own_order_and_every_row_once(practice, monkeypatch):
         return iter([list(part) for part in orders[-1]])
 
     monkeypatch.setattr(learners, "mini_batches", noted)
-    learner, roll, advantages = practice(num_ppo_epochs=6, num_mini_batches=2, max_ratio=1e9)
+    learner, roll, advantages = learning(num_ppo_epochs=6, num_mini_batches=2, max_ratio=1e9)
     learner.update(roll, advantages, 0)
     assert len(orders) == 6
     assert all(sorted(sum(order, ())) == [0, 1, 2, 3] for order in orders)
     assert len({tuple(order) for order in orders}) > 2
 
 
-def test_epochs_end_where_the_policy_went_too_far(practice):
-    learner, roll, advantages = practice(num_ppo_epochs=5, num_mini_batches=1, early_stop_kl=1e-9)
+def test_epochs_end_where_the_policy_went_too_far(learning):
+    learner, roll, advantages = learning(num_ppo_epochs=5, num_mini_batches=1, early_stop_kl=1e-9)
     noted = learner.update(roll, advantages, 0)
     assert noted["policy/stopped_early"] == 1
     steps = next(iter(learner.optimizer.state.values()))["step"]
@@ -530,15 +530,15 @@ def test_advantages_are_whitened_over_the_whole_rollout_and_returns_are_not(plac
     assert float(found.advantages[~roll.mask].abs().max()) == 0
 
 
-def test_looks_at_held_out_prompts_weigh_kl_alike(workplace, clear_model, monkeypatch):
+def test_evaluations_on_held_out_prompts_weigh_kl_alike(workplace, clear_model, monkeypatch):
     """Else the best of a run is chosen by yardsticks that kl_target moves."""
-    seen, right = [], Validation.look
+    seen, right = [], Validation.evaluate
 
     def noted(self, kl_coef):
         seen.append(kl_coef)
         return right(self, kl_coef)
 
-    monkeypatch.setattr(Validation, "look", noted)
+    monkeypatch.setattr(Validation, "evaluate", noted)
     context = surroundings(workplace / "run", clear_model)
     steered = {"kl_target": 0.05, "kl_horizon": 64.0, "learning_rate": 5e-3, "eval_steps": 1}
     ppo.run(settings(eval_prompts=("prompts.jsonl",), **steered), context)

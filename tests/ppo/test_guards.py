@@ -19,8 +19,8 @@ from alignkit.ppo.guards import (
     reward_hacking,
 )
 from alignkit.ppo.learners import rate_factor
-from alignkit.ppo.rewards import PracticePrompt, Sample
-from alignkit.ppo.rollout import Rollout, practice_order, sampling_seed
+from alignkit.ppo.rewards import RolloutPrompt, Sample
+from alignkit.ppo.rollout import Rollout, prompt_order, sampling_seed
 from alignkit.recipe.settings import PpoConfig
 
 START = Start(length=20.0, eos_rate=0.95)
@@ -63,7 +63,7 @@ def test_any_number_that_is_not_finite_stops(name, value):
 
 def rollout(**changes):
     turns = ({"role": "user", "content": "go"},)
-    samples = [Sample(PracticePrompt(f"p:{n}", turns, (1,)), (2, 3), "x", True) for n in (1, 2, 3)]
+    samples = [Sample(RolloutPrompt(f"p:{n}", turns, (1,)), (2, 3), "x", True) for n in (1, 2, 3)]
     flat = torch.zeros(3, 2)
     values = {"logps": flat, "ref_logps": flat, "values": flat, "scores": torch.zeros(3)}
     values |= {"raw_scores": torch.zeros(1, 3), "stopped": torch.ones(3).bool()}
@@ -172,12 +172,12 @@ def test_learning_rates_are_a_function_of_the_iteration():
 
 
 def test_each_lap_visits_every_prompt_once_in_an_order_of_its_own():
-    laps = [practice_order(6, 3, seed=1, iteration=i) for i in range(4)]
+    laps = [prompt_order(6, 3, seed=1, iteration=i) for i in range(4)]
     assert sorted(laps[0] + laps[1]) == [0, 1, 2, 3, 4, 5]
     assert sorted(laps[2] + laps[3]) == [0, 1, 2, 3, 4, 5]
     assert laps[0] + laps[1] != laps[2] + laps[3]
-    assert practice_order(6, 3, seed=1, iteration=2) == laps[2]
-    assert practice_order(6, 4, seed=1, iteration=1)[:2] == laps[1][1:]
+    assert prompt_order(6, 3, seed=1, iteration=2) == laps[2]
+    assert prompt_order(6, 4, seed=1, iteration=1)[:2] == laps[1][1:]
 
 
 def test_sampling_seeds_differ_by_iteration_and_run():
@@ -186,7 +186,7 @@ def test_sampling_seeds_differ_by_iteration_and_run():
 
 
 def test_replies_over_time_stand_side_by_side(tmp_path):
-    from alignkit.ppo.validation import replies_over_time
+    from alignkit.ppo.validation import samples_over_time
 
     rows = [
         {"step": step, "prompt": prompt, "completion": f"{prompt} {step}", "score": step / 2}
@@ -195,7 +195,7 @@ def test_replies_over_time_stand_side_by_side(tmp_path):
     ]
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first, second = replies_over_time(file)
+    first, second = samples_over_time(file)
     assert first == {
         "prompt": "a",
         "replies": {"iteration 0": "a 0", "iteration 4": "a 4", "iteration 6": "a 6"},

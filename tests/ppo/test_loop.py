@@ -213,7 +213,7 @@ def test_two_n_iterations_equal_n_a_stop_and_n_more(
     again = surroundings(workplace / "broken", model, quantization=quantization, say=said)
     found = stage.run(config, again)
 
-    assert "going on from checkpoint-2" in said
+    assert "resuming from checkpoint-2" in said
     assert found == expected
     assert same(weights(again.directory), weights(whole.directory))
     if kind is PpoConfig:
@@ -247,7 +247,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(workplace, tiny_model):
     assert (context.checkpoints / "checkpoint-2").is_dir()
     said = Said()
     ppo.run(config, surroundings(workplace / "run", model, say=said))
-    assert "going on from checkpoint-2" in said
+    assert "resuming from checkpoint-2" in said
 
 
 WATCH = """
@@ -341,7 +341,7 @@ def test_a_learning_rate_that_destroys_the_policy_ends_the_run(
     with pytest.raises(TrainingFailed, match=r"not finite|loss is nan") as caught:
         stage.run(config, context)
     assert "(iteration 1 of 4). lower learning_rate" in str(caught.value)
-    assert "(no checkpoint was due before it)" in str(caught.value)
+    assert "(no checkpoint was saved before it)" in str(caught.value)
     assert not (context.directory / "adapter").exists()
     assert not list(context.checkpoints.glob("checkpoint-*"))
 
@@ -406,7 +406,7 @@ def test_kl_beyond_its_limit_stops_and_says_what_to_change(workplace, clear_mode
 def test_a_guard_says_which_checkpoint_is_left(workplace, clear_model):
     broken = {"kl_limit": 0.5, "learning_rate": 3e-2, "total_episodes": 320}
     context = surroundings(workplace / "early", clear_model)
-    with pytest.raises(TrainingFailed, match=r"no checkpoint was due before it"):
+    with pytest.raises(TrainingFailed, match=r"no checkpoint was saved before it"):
         ppo.run(settings(**broken), context)
     context = surroundings(workplace / "late", clear_model)
     with pytest.raises(TrainingFailed) as stopped:
@@ -450,7 +450,7 @@ def test_log_probs_that_do_not_match_the_rollout_stop_at_the_first_step(
 
 def test_captured_and_rescored_log_probs_agree_in_fp32(workplace, tiny_model):
     from alignkit.data.chat import Encoder
-    from alignkit.ppo.prompts import practice_prompts, stop_ids
+    from alignkit.ppo.prompts import read_prompts, stop_ids
     from alignkit.ppo.rollout import Sampler, mask_of
 
     config = settings(temperature=0.7)
@@ -458,7 +458,7 @@ def test_captured_and_rescored_log_probs_agree_in_fp32(workplace, tiny_model):
     backbone = context.backbone
     backbone.new_adapter(POLICY, seed=1)
     encoder = Encoder(backbone.tokenizer)
-    prompts, _ = practice_prompts(config, context, encoder)
+    prompts, _ = read_prompts(config, context, encoder)
     sampler = Sampler(backbone, config, stop_ids(config, encoder), None)
     samples, completions = sampler.sample(prompts, seed=3, temperature=0.7)
     captured = sampler.own_logps(samples, completions)
@@ -468,7 +468,7 @@ def test_captured_and_rescored_log_probs_agree_in_fp32(workplace, tiny_model):
     backbone.clear()
 
 
-def practise(workplace, name, model, judge, iterations=12):
+def train(workplace, name, model, judge, iterations=12):
     """The reward is letters; a look at 48 held-out prompts after every iteration."""
     rows = [
         {"kind": "prompt", "id": f"h{i}", "prompt": [{"role": "user", "content": f"say {i}"}]}
@@ -493,8 +493,8 @@ def practise(workplace, name, model, judge, iterations=12):
 
 def test_a_judge_that_turns_away_from_a_rising_reward_stops_the_run(workplace, clear_model):
     """The reward pays for letters; who judges wants to see signs, and stops the run by half."""
-    metrics, context = practise(workplace, "run", clear_model, "toy_reward:signs")
-    assert "the alarm of reward hacking asks toy_reward:signs" in context.say
+    metrics, context = train(workplace, "run", clear_model, "toy_reward:signs")
+    assert "the reward-hacking alarm asks toy_reward:signs" in context.say
     assert re.match(
         r"the score rose from 0.06\d+ to 0.2\d+ since iteration 0 while the win rate by "
         r"toy_reward:signs fell from 50% to 2\d%: the policy probably exploits",
@@ -510,14 +510,14 @@ def test_a_judge_that_turns_away_from_a_rising_reward_stops_the_run(workplace, c
     # What is left is the best policy before the alarm, not the one that raised it.
     assert rows[-1]["eval/objective"] > metrics["best_objective"]
     assert metrics["best_iteration"] < metrics["iterations"]
-    _, shorter = practise(workplace, "short", clear_model, None, metrics["best_iteration"])
+    _, shorter = train(workplace, "short", clear_model, None, metrics["best_iteration"])
     assert same(weights(context.directory), weights(shorter.directory))
 
 
 def test_the_report_of_an_exploited_reward_opens_with_the_alarm_and_shows_both_scores(
     workplace, clear_model
 ):
-    metrics, context = practise(workplace, "run", clear_model, "toy_reward:signs")
+    metrics, context = train(workplace, "run", clear_model, "toy_reward:signs")
     fields = {
         "kind": "ppo",
         "name": "ppo",
@@ -541,9 +541,9 @@ def test_the_report_of_an_exploited_reward_opens_with_the_alarm_and_shows_both_s
 def test_a_judge_that_agrees_with_the_reward_or_is_the_reward_raises_no_alarm(
     workplace, clear_model, judge
 ):
-    metrics, context = practise(workplace, "run", clear_model, judge)
+    metrics, context = train(workplace, "run", clear_model, judge)
     asked = judge or "the training reward itself"
-    assert f"the alarm of reward hacking asks {asked}" in context.say
+    assert f"the reward-hacking alarm asks {asked}" in context.say
     assert metrics["alarm_judge"] == asked
     assert "alarm" not in metrics
     assert metrics["iterations"] == 12

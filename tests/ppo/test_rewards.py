@@ -17,8 +17,8 @@ from alignkit.ppo.rewards import (
     SIGNATURE,
     FunctionReward,
     GoldReward,
-    PracticePrompt,
     Rewards,
+    RolloutPrompt,
     Sample,
     UrlReward,
     gold_applies,
@@ -28,7 +28,7 @@ from alignkit.ppo.rewards import (
 
 def sample(text, line=1, prompt="why?"):
     turns = ({"role": "user", "content": prompt},)
-    return Sample(PracticePrompt(f"p.jsonl:{line}", turns, (1, 2)), (3, 4), text, True)
+    return Sample(RolloutPrompt(f"p.jsonl:{line}", turns, (1, 2)), (3, 4), text, True)
 
 
 class Constant:
@@ -328,7 +328,7 @@ def test_functions_get_columns_and_lists_by_name(function, parameters):
     reward = FunctionReward(function(f"def score({parameters}):\n    return {CALLS[parameters]}\n"))
     turns = ({"role": "user", "content": "go"},)
     prompts = [
-        PracticePrompt(f"p.jsonl:{n}", turns, (1,), {"answer": a}) for n, a in ((1, "x"), (2, "b"))
+        RolloutPrompt(f"p.jsonl:{n}", turns, (1,), {"answer": a}) for n, a in ((1, "x"), (2, "b"))
     ]
     reward.check_columns(prompts)
     assert reward.scores([Sample(prompt, (3,), "abc", True) for prompt in prompts]) == (
@@ -338,9 +338,9 @@ def test_functions_get_columns_and_lists_by_name(function, parameters):
 
 def test_a_column_that_a_row_does_not_have_is_told_by_its_line(function):
     reward = FunctionReward(function("def score(prompt, completion, answer):\n    return 1\n"))
-    rows = [PracticePrompt("p.jsonl:1", (), (1,), {"answer": "x"})]
+    rows = [RolloutPrompt("p.jsonl:1", (), (1,), {"answer": "x"})]
     reward.check_columns(rows)
-    rows.append(PracticePrompt("p.jsonl:2", (), (1,), {"answers": "x"}))
+    rows.append(RolloutPrompt("p.jsonl:2", (), (1,), {"answers": "x"}))
     with pytest.raises(
         DataError,
         match=r"^p.jsonl:2: reward .* asks for 'answer', which this row does not have; "

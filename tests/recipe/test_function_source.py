@@ -90,7 +90,7 @@ def test_a_function_that_was_changed_is_another_setting(
     said = rloo(capsys, *command)
     assert said.code == 0, said.err
     assert "2 iterations of 8 completions: 16 of total_episodes 20" in said.err
-    assert "8 of 8 eval_prompts are among the prompts to practise on" in said.err
+    assert "8 of 8 eval_prompts are among the training prompts" in said.err
     assert "is complete" in rloo(capsys, *command).err
     changing.write_text(SCORE.format("sum(map(str.islower, completion)) / 3"))
     said = rloo(capsys, *command)

@@ -554,14 +554,14 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_no_artifact(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "interrupted by SIGTERM; checkpoint-" in err
-    assert "Run the same command again to go on" in err
+    assert "Run the same command again to resume" in err
     assert "Traceback" not in err
     assert not (rows / "out").exists()
     process = running(*command)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "going on from checkpoint-" in err
+    assert "resuming from checkpoint-" in err
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import nn
 
 from alignkit.errors import TrainingFailed
 from alignkit.model.backbone import POLICY
-from alignkit.model.probe import check_answer, write_probe
+from alignkit.model.probe import check_outputs, write_probe
 from alignkit.training.checkpoints import check_sealed, load_tree
 from alignkit.training.outcome import outcome_lines
 from tests.workshop import WORDS, Workshop
@@ -94,7 +94,7 @@ def test_the_row_that_is_not_finite_is_named_with_its_step(
     left = checkpoints(workshop, kind)
     step = int(error.message.rpartition(" ")[2])
     assert error.message == f"the loss of a row is not finite at step {step}"
-    kept = f"checkpoint-{step - 1} is intact" if step > 1 else "no checkpoint was due before it"
+    kept = f"checkpoint-{step - 1} is intact" if step > 1 else "no checkpoint was saved before it"
     assert kept in str(error)
     assert all(map(is_whole, left))
     assert [path.name for path in left] == [
@@ -141,10 +141,10 @@ def test_an_evaluation_that_is_not_finite_names_its_row(workshop: Workshop, kind
 def test_an_answer_that_is_not_finite_is_never_kept(workshop: Workshop) -> None:
     backbone = workshop.backbone
     backbone.new_adapter(POLICY, seed=1)
-    check_answer(backbone, POLICY)
+    check_outputs(backbone, POLICY)
     next(iter(backbone.parameters_of(POLICY).values())).data[0, 0] = float("nan")
     with pytest.raises(TrainingFailed, match="logits are not finite after step 7"):
-        check_answer(backbone, POLICY, after="step 7")
+        check_outputs(backbone, POLICY, after="step 7")
 
 
 def test_a_run_that_hardly_moved_says_what_to_raise(workshop: Workshop) -> None:

@@ -103,6 +103,6 @@ def test_running_out_of_memory_halves_the_forward_and_changes_no_loss(
     assert losses(workshop, "parts") == pytest.approx(losses(workshop, "whole"), rel=1e-4)
     said = [r.getMessage() for r in caplog.records if r.name == "alignkit.training.batching"]
     assert said == [
-        "out of memory with 6 rows in a forward; going on with 3",
-        "out of memory with 3 rows in a forward; going on with 1",
+        "out of memory with 6 rows per forward; continuing with 3",
+        "out of memory with 3 rows per forward; continuing with 1",
     ]

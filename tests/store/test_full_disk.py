@@ -74,8 +74,8 @@ def test_training_loses_nothing_and_goes_on_to_the_same_weights(
     filler.unlink()
     said = trained(capsys, "small/out", steps)
     assert said.code == 0, said.err
-    assert [line for line in said.err.splitlines() if "going on from" in line] == [
-        f"going on from {name}" for name in kept
+    assert [line for line in said.err.splitlines() if "resuming from" in line] == [
+        f"resuming from {name}" for name in kept
     ]
     assert weights(small / "out") == weights(small.parent / "reference")
 

@@ -107,7 +107,7 @@ def test_more_skill_is_worth_more() -> None:
     rng = random.Random(1)
     means = [
         statistics.mean(
-            gold.score(ask.text, task.write_reply(ask, skill, rng))
+            gold.score(ask.text, task.write_completion(ask, skill, rng))
             for ask in (task.draw_ask(rng) for _ in range(400))
         )
         for skill in (0.0, 0.25, 0.5, 0.75, 1.0)

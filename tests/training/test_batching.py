@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alignkit.forward.packing import Group, packed_length
 from alignkit.training.batching import (
     FittingSteps,
     MicroBatches,
@@ -34,7 +33,6 @@ def test_a_token_budget_holds_and_loses_nothing(lengths, budget, seed):
 
 def test_a_budget_also_bounds_the_number_of_items():
     assert batches_by_tokens([1] * 5, 100, max_items=2) == [[0, 1], [2, 3], [4]]
-    assert packed_length(Group([1, 2], [[3], [4, 5]])) == 5
 
 
 def test_the_micro_batch_halves_until_it_fits():
@@ -99,7 +97,7 @@ def test_running_out_of_memory_changes_neither_loss_nor_gradient(caplog):
     assert parts.grad.item() == pytest.approx(whole.grad.item(), rel=1e-6)
     assert micro.size == 2
     assert [r.getMessage() for r in caplog.records] == [
-        "out of memory with 5 rows in a forward; going on with 2"
+        "out of memory with 5 rows per forward; continuing with 2"
     ]
 
 
@@ -136,4 +134,4 @@ def test_the_longest_rows_are_tried_before_the_first_step(caplog):
     assert weight.grad is None
     assert not trainer.is_measuring
     assert torch.equal(torch.get_rng_state(), state)
-    assert caplog.messages == ["memory holds 2 of 4 rows in a forward"]
+    assert caplog.messages == ["memory holds 2 of 4 rows per forward"]

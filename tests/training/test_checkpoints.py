@@ -263,7 +263,7 @@ def test_the_first_signal_asks_and_handlers_are_put_back(number: signal.Signals)
         assert stop.signal_number == number
         assert stop.interrupted("saved").exit_code == 128 + number
     assert signal.getsignal(number) is before
-    assert said == ["stopping after this step; once more to leave at once"]
+    assert said == ["stopping after this step; a second signal stops at once"]
 
 
 def test_the_second_signal_leaves_at_once() -> None:
@@ -403,7 +403,7 @@ def test_a_run_that_died_ends_in_the_same_weights(train: Trained, quantization: 
         with pytest.raises(Stopped):
             train("broken", quantization=quantization, die_at=die_at)
     resumed = train("broken", quantization=quantization)
-    assert resumed["said"] == ["going on from checkpoint-8"]
+    assert resumed["said"] == ["resuming from checkpoint-8"]
     assert_same_weights(whole, resumed)
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-12)
     assert resumed["log"].splitlines()[:-1] == whole["log"].splitlines()[:-1]
@@ -420,14 +420,14 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_weights(
         assert caught.value.exit_code == 128 + number
         assert f"checkpoint-{step + 1} is saved" in str(caught.value)
     resumed = train("broken")
-    assert resumed["said"] == ["going on from checkpoint-7"]
+    assert resumed["said"] == ["resuming from checkpoint-7"]
     assert_same_weights(whole, resumed)
 
 
 def test_a_finished_run_that_nobody_took_takes_no_step_more(train: Trained) -> None:
     whole = train("whole")
     again = train("whole")
-    assert again["said"] == ["going on from checkpoint-10"]
+    assert again["said"] == ["resuming from checkpoint-10"]
     assert_same_weights(whole, again)
     assert again["log"].splitlines()[:-1] == whole["log"].splitlines()[:-1]
 
@@ -444,7 +444,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint(train: Trained, tmp_pat
     assert resumed["said"][0] == (
         "skipping checkpoint-8: optimizer.safetensors does not match its checksum"
     )
-    assert resumed["said"][1] == "going on from checkpoint-4"
+    assert resumed["said"][1] == "resuming from checkpoint-4"
     assert_same_weights(whole, resumed)
 
 

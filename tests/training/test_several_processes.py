@@ -86,7 +86,7 @@ def test_killed_processes_go_on_together_and_not_alone(here: Path) -> None:
     assert "world_size 2 → 1" in alone.stderr
     again = finished(*TORCHRUN, *command, "--output", "out")
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count(f"going on from {newest.name}") == 1
+    assert again.stderr.count(f"resuming from {newest.name}") == 1
     assert weights(here / "out") == weights(here / "whole")
 
 

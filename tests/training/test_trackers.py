@@ -72,7 +72,7 @@ def installed(place: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> Path
     [
         (("tensorbord",), r"no tracker 'tensorbord'; did you mean 'tensorboard'\? Known: azure"),
         (("wandb", "wandbb"), r"no tracker 'wandbb'; did you mean 'wandb'"),
-        (("none", "mlflow"), r"report_to has none beside mlflow"),
+        (("none", "mlflow"), r"report_to lists none together with mlflow"),
         (("dvclive",), r"report_to dvclive needs dvclive, .*Run: pip install dvclive; or set"),
         (("dagshub",), r"needs dagshub mlflow, which cannot be imported \(ModuleNotFoundError"),
     ],
@@ -159,13 +159,13 @@ def test_a_tracker_that_fails_is_named(place: Path, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     trackers = Trackers(("tensorboard",), place, said.append)
     with pytest.raises(TrainingFailed, match=r"tensorboard cannot start \(PermissionError: not"):
-        trackers.tell("on_train_begin", *about)
+        trackers.notify("on_train_begin", *about)
     (place / "packages" / "tensorboardX.py").write_text(FAILING.format(start="pass"))
     monkeypatch.delitem(sys.modules, "tensorboardX")
     importlib.invalidate_caches()
     trackers = Trackers(("tensorboard",), place, said.append)
-    trackers.tell("on_log", *about, logs={"loss": 1.0})
-    trackers.tell("on_log", *about, logs={"loss": 2.0})
+    trackers.notify("on_log", *about, logs={"loss": 1.0})
+    trackers.notify("on_log", *about, logs={"loss": 2.0})
     assert said == [
-        "report_to: tensorboard failed (ConnectionError: nobody answers); going on without it"
+        "report_to: tensorboard failed (ConnectionError: nobody answers); continuing without it"
     ]
