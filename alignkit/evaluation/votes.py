@@ -16,7 +16,6 @@ from sys import intern
 from typing import Any
 
 from alignkit.data.pairs import ranking_of
-from alignkit.data.read import read_records
 from alignkit.data.records import Preference
 from alignkit.data.voting import (
     Asked,
@@ -138,6 +137,9 @@ class VoteFile:
         if plain and (first is None or first[1].get("kind", "preference") != "preference"):
             yield from chain([] if first is None else [first], rows)
             return
+        # Imported here because it loads every data format, which most reports do not need.
+        from alignkit.data.read import read_records
+
         self._read = 0
         for record in read_records(self.path, kinds=frozenset(_READERS) | {"preference"}):
             ranking = ranking_of(record) if isinstance(record, Preference) else record
