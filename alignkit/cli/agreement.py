@@ -29,7 +29,7 @@ def agreement(
 
     from alignkit.evaluation.agreement import agreement_lines, agreement_report
     from alignkit.evaluation.report_files import write_whole
-    from alignkit.evaluation.text_report import visible
+    from alignkit.store.visible import visible
 
     if not files:
         raise click.UsageError("give one or more files of rankings or events")

@@ -276,7 +276,7 @@ def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: l
     import orjson
 
     from alignkit.evaluation.report_files import write_whole
-    from alignkit.evaluation.text_report import visible
+    from alignkit.store.visible import visible
 
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:

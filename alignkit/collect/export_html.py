@@ -9,7 +9,6 @@ of the annotator who is named.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.collect.items import Pool, present, text_mark, ticket_of
@@ -31,6 +30,7 @@ from alignkit.errors import DataError
 from alignkit.files.json_text import decode
 from alignkit.files.problems import RowError
 from alignkit.files.validated import validated
+from alignkit.report.page import rendered
 
 FORMAT = "alignkit-answers"
 VERSION = 2
@@ -43,32 +43,18 @@ _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 def standalone_page(pool: Pool, settings: Settings, annotator: str, secret: bytes) -> str:
     """The page for one annotator, all items inside, under a policy that lets nothing else run."""
     marks = Marks(settings.seed, secret)
-    task = _json_in_html(_task(pool, settings, check_annotator(annotator), marks))
-    style = (PAGE / "style.css").read_text("utf-8")
     script = "\n".join(
         (PAGE / name).read_text("utf-8").replace('"use strict";\n', "", 1) for name in _SCRIPTS
     )
-    script = f'"use strict";\n{script}'
-    page = (PAGE / "index.html").read_text("utf-8")
-    head, body = page.split("</head>\n", 1)
-    head = re.sub(r"<(link|script)[^>]*>(</script>)?\n", "", head)
-    # A type that is no script type makes the items data; `<` is escaped, so nothing can close it.
-    data = f'<script type="application/json" id="task">{task}</script>\n'
-    policy = f'<meta http-equiv="content-security-policy" content="{_policy(style, script)}">\n'
-    head = head.replace('<meta charset="utf-8">\n', f'<meta charset="utf-8">\n{policy}')
-    tail = f"{data}<script>{script}</script>\n</body>"
-    return f"{head}<style>{style}</style>\n</head>\n{body}".replace("</body>", tail)
-
-
-def _policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+    body = (PAGE / "index.html").read_text("utf-8").partition("<body>\n")[2]
+    return rendered(
+        "ranking.html",
+        title="Ranking",
+        style=(PAGE / "style.css").read_text("utf-8"),
+        script=f'"use strict";\n{script}',
+        body=Markup(body.partition("</body>")[0]),
+        task=_task(pool, settings, check_annotator(annotator), marks),
     )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[str, Any]:
@@ -96,11 +82,6 @@ def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[
 def signature(marks: Marks, page: str, annotator: str) -> str:
     """What only the collection can write on a page for this annotator."""
     return marks.of("mailed page", FORMAT, VERSION, page, annotator)
-
-
-def _json_in_html(value: Any) -> str:
-    text = orjson.dumps(value).decode()
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 class Act(BaseModel):
