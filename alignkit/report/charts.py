@@ -7,6 +7,7 @@ drawing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,6 +105,14 @@ def number(value: object) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def short(value: float, form: str = "") -> str:
+    """A number in the format `form`, with a minus sign as wide as a digit, and none before 0."""
+    text = format(value, form) if form and math.isfinite(value) else number(value)
+    if form and not re.search("[1-9a-z]", text):
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover [low, high], about `count` steps."""
     raw = (high - low) / count
@@ -143,8 +152,8 @@ def line_chart(
         x_label=x_label,
         width=width,
         lines=[_line(line, x, y) for line in finite],
-        rows=[(y(mark), number(mark)) for mark in marks],
-        columns=[(x(mark), number(mark)) for mark in ticks(x_low, x_high, 5)
+        rows=[(y(mark), short(mark)) for mark in marks],
+        columns=[(x(mark), short(mark)) for mark in ticks(x_low, x_high, 5)
                  if x_low <= mark <= x_high],
         tips=[_tip(line, point, x, y, x_label) for line in finite for point in _thinned(line)],
     )  # fmt: skip
@@ -171,7 +180,7 @@ def _thinned(line: Series) -> list[Point]:
 def _tip(line: Series, point: Point, x: Scale, y: Scale, x_label: str) -> Tip:
     """A point's tooltip, inside the chart and above the point where there is room."""
     px, py = x(point[0]), y(point[1])
-    text, detail = f"{line.label} {number(point[1])}", f"{x_label} {number(point[0])}"
+    text, detail = f"{line.label} {short(point[1])}", f"{x_label} {short(point[0])}"
     width = 6.1 * max(len(text), len(detail)) + 14
     left = max(min(px - width / 2, x.end + RIGHT - width - 2), 2)
     top = py - 46 if py > TOP + 46 else py + 12

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from alignkit.report.charts import number
+from alignkit.report.charts import short
 from alignkit.store.secrets import Secrets, secrets_of_environment
 from alignkit.store.visible import visible
 
@@ -65,12 +64,6 @@ def _environment(secrets: Secrets) -> Environment:
 def exact(value: object) -> str:
     """A value with every digit."""
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def short(value: float, form: str = "") -> str:
-    """A number as people read it, with a minus sign that is as wide as a digit."""
-    text = format(value, form) if form and math.isfinite(value) else number(value)
-    return text.replace("-", "−")
 
 
 def _digest(text: str) -> str:

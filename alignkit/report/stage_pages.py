@@ -1,6 +1,6 @@
-"""What a finished stage's directory says to people: `report.html` and a model card.
+"""Write what a finished stage's directory says to people: `report.html` and a model card.
 
-Both are made from what the manifest records, and written before it, so that it seals them.
+Both come from what the manifest records, and are written before it, so that it seals them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from alignkit.training.outcome import outcome_lines
 
 CARD = "README.md"
 REPORT = "report.html"
-# What a kind of stage trains, in the model card's first sentence.
 TRAINED = {
     "sft": "A policy fine-tuned on demonstrations",
     "reward": "A reward model trained from rankings",
@@ -55,7 +54,7 @@ def model_card(fields: Mapping[str, Any]) -> str:
             "",
             f"# {fields['name']}",
             "",
-            f"{TRAINED.get(fields['kind'], 'An adapter')}, as a LoRA adapter on `{base}` "
+            f"{_trained(fields['kind'])}, as a LoRA adapter on `{base}` "
             f"({backbone.get('quantization', 'none')} while training, weights in fp32).",
             "",
             *_use(fields["kind"]),
@@ -77,11 +76,16 @@ def model_card(fields: Mapping[str, Any]) -> str:
     )
 
 
+def _trained(kind: str) -> str:
+    """What a kind of stage trains, as the card's first sentence begins."""
+    return TRAINED.get(kind, "An adapter")
+
+
 def _use(kind: str) -> list[str]:
     if kind == "reward":
         return [
-            "Its scalar head lies beside the adapter in `adapter/head.safetensors`; alignkit loads",
-            "both and refuses a directory whose stored probe does not come out the same.",
+            "Its scalar head is in `adapter/head.safetensors`, beside the adapter. alignkit loads",
+            "both, and refuses a directory whose scores differ from those of its stored probe.",
             "",
         ]
     return [

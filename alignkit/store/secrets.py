@@ -28,8 +28,8 @@ KINDS = {
 _TEXT = re.compile("|".join(KINDS.values()))
 # A setting's name ends in one of these; `max_new_tokens` and `eos_token` hold no secret.
 _SETTING = re.compile(
-    r"(^|[._-])(api_?key|secret|secret_access_key|password|passwd|credentials?|authorization"
-    r"|(hf|access|auth|api)_token)$",
+    r"(^|[._-])(api[_-]?key|secret|secret[_-]access[_-]key|password|passwd|credentials?"
+    r"|authorization|(hf|access|auth|api)[_-]token)$",
     re.IGNORECASE,
 )
 # Names of variables are free: a word anywhere in one is enough.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 import alignkit.report
-from alignkit.report.charts import Chart, Series, interval, line_chart, number, ticks
+from alignkit.report.charts import Chart, Series, interval, line_chart, number, short, ticks
 from alignkit.report.run_page import ReportData, render, write_report
 from alignkit.store.visible import visible
 
@@ -243,6 +243,26 @@ def test_an_empty_report_is_a_page() -> None:
 )  # fmt: skip
 def test_numbers_as_people_read_them(value: object, shown: str) -> None:
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [(-1.5, ".2f", "−1.50"), (-0.0, ".2f", "0.00"), (-4e-4, ".2f", "0.00"), (-0.06, ".1f", "−0.1"),
+     (0.996, ".1%", "99.6%"), (float("-inf"), ".2f", "−inf"), (-4e-4, "", "−4.00e−04"),
+     (3, ".2f", "3.00")],
+)  # fmt: skip
+def test_a_minus_sign_stands_before_what_is_shown_as_negative(
+    value: float, form: str, shown: str
+) -> None:
+    assert short(value, form) == shown
+
+
+def test_settings_read_as_people_write_them() -> None:
+    values = {"data": ["a.jsonl", "b.jsonl"], "seed": None, "gate": {}, "rate": 5e-6, "pack": True}
+    page = Page(render(ReportData(title="t", settings={"sft": values})))
+    cells = re.findall(r"<td>(?:<span[^>]*>)?([^<]*)", render(ReportData("t", settings=values)))
+    assert cells == ["a.jsonl, b.jsonl", "–", "5e-06", "True"]
+    assert "['a.jsonl'" not in page.text
 
 
 @given(
