@@ -1,4 +1,4 @@
-"""What is handed on: a source archive with all that `make demo` and `make test` need."""
+"""What is handed on: a source archive with all that `make` needs, a wheel with every file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_a_source_archive_holds_every_file_of_the_project(unpacked: Path) -> Non
     assert files_below(unpacked) == files_below(ROOT)
     for name in FILES:
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    """Templates, scripts and style sheets too, which no import would miss."""
+    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=ROOT)
+    (wheel,) = tmp_path.glob("alignkit-*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        names = set(content.namelist())
+    package = {path for path in files_below(ROOT) if path.startswith("alignkit/")}
+    assert package <= names
+    assert {"alignkit/report/report.css", "alignkit/report/templates/base.html"} <= names
 
 
 def test_make_finds_all_it_needs_in_a_source_archive(unpacked: Path) -> None:

@@ -28,8 +28,8 @@ def agreement(
     import orjson
 
     from alignkit.evaluation.agreement import agreement_lines, agreement_report
-    from alignkit.evaluation.text_report import visible
     from alignkit.files.write import write_bytes
+    from alignkit.store.visible import visible
 
     if not files:
         raise click.UsageError("give one or more files of rankings or events")

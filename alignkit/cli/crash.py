@@ -16,7 +16,8 @@ from pathlib import Path
 
 import click
 
-from alignkit.store.artifacts import versions, without_secrets
+from alignkit.store.artifacts import versions
+from alignkit.store.secrets import without_secrets
 
 
 def tell_crash(error: BaseException) -> None:

@@ -485,7 +485,7 @@ def stats(
     """Count what FILEs hold: lengths, turns, roles, sources, balance, agreement."""
     from itertools import chain
 
-    from alignkit.data.checks.stats import page, stats_of
+    from alignkit.data.checks.stats import stats_of
     from alignkit.data.read import read_records
     from alignkit.files.write import refuse_in_place, whole_file
 
@@ -500,9 +500,11 @@ def stats(
     tell_all(left_out)
     numbers = counted.as_dict()
     if html is not None:
+        from alignkit.report.stats_page import stats_page
+
         refuse_in_place(files, html)
         with whole_file(html) as stream:
-            stream.write(page(counted, ", ".join(files), examples=not redact).encode())
+            stream.write(stats_page(counted, ", ".join(files), examples=not redact).encode())
     if as_json:
         click.echo(json.dumps(numbers))
         return

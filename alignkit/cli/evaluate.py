@@ -275,8 +275,8 @@ def _slope(given: str | None, settings: dict[str, Any]) -> dict[str, Any]:
 def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: list[str]) -> None:
     import orjson
 
-    from alignkit.evaluation.text_report import visible
     from alignkit.files.write import write_bytes
+    from alignkit.store.visible import visible
 
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from alignkit.errors import AlignkitError, ErrorList
-from alignkit.store.artifacts import without_secrets
+from alignkit.store.secrets import without_secrets
 
 
 @dataclass(frozen=True)

@@ -366,15 +366,14 @@ def _doors(page: str, codes: Iterable[str]) -> Iterator[list[Path]]:
     """
     import tempfile
 
+    from alignkit.report.page import rendered
+
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
         doors = []
         for number, code in enumerate(codes):
             door = Path(folder) / f"open-{number}.html"
             door.touch(0o600)
-            door.write_text(
-                "<!doctype html><title>Ranking</title>"
-                f'<meta http-equiv="refresh" content="0; url={page}?code={code}">\n'
-            )
+            door.write_text(rendered("door.html", title="Ranking", address=f"{page}?code={code}"))
             doors.append(door)
         yield doors
 

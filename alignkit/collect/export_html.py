@@ -8,7 +8,6 @@ seed and the secret. It requires unchanged texts, and a signature for the annota
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.collect.items import Pool, present, text_mark, ticket_of
@@ -30,6 +29,7 @@ from alignkit.errors import DataError
 from alignkit.files.json_text import decode
 from alignkit.files.problems import RowError
 from alignkit.files.validated import validated
+from alignkit.report.page import rendered
 
 FORMAT = "alignkit-answers"
 VERSION = 2
@@ -42,32 +42,18 @@ _TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 def standalone_page(pool: Pool, settings: Settings, annotator: str, secret: bytes) -> str:
     """Return the page for one annotator with its items, under a policy that runs nothing else."""
     marks = Marks(settings.seed, secret)
-    task = _json_in_html(_task(pool, settings, check_annotator(annotator), marks))
-    style = (PAGE / "style.css").read_text("utf-8")
     script = "\n".join(
         (PAGE / name).read_text("utf-8").replace('"use strict";\n', "", 1) for name in _SCRIPTS
     )
-    script = f'"use strict";\n{script}'
-    page = (PAGE / "index.html").read_text("utf-8")
-    head, body = page.split("</head>\n", 1)
-    head = re.sub(r"<(link|script)[^>]*>(</script>)?\n", "", head)
-    # The browser never runs this type; `<` is escaped, so no text can close the element.
-    data = f'<script type="application/json" id="task">{task}</script>\n'
-    policy = f'<meta http-equiv="content-security-policy" content="{_policy(style, script)}">\n'
-    head = head.replace('<meta charset="utf-8">\n', f'<meta charset="utf-8">\n{policy}')
-    tail = f"{data}<script>{script}</script>\n</body>"
-    return f"{head}<style>{style}</style>\n</head>\n{body}".replace("</body>", tail)
-
-
-def _policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+    body = (PAGE / "index.html").read_text("utf-8").partition("<body>\n")[2]
+    return rendered(
+        "ranking.html",
+        title="Ranking",
+        style=(PAGE / "style.css").read_text("utf-8"),
+        script=f'"use strict";\n{script}',
+        body=Markup(body.partition("</body>")[0]),
+        task=_task(pool, settings, check_annotator(annotator), marks),
     )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[str, Any]:
@@ -95,11 +81,6 @@ def _task(pool: Pool, settings: Settings, annotator: str, marks: Marks) -> dict[
 def signature(marks: Marks, page: str, annotator: str) -> str:
     """Return the signature of a page for this annotator, which only the collection can make."""
     return marks.of("mailed page", FORMAT, VERSION, page, annotator)
-
-
-def _json_in_html(value: Any) -> str:
-    text = orjson.dumps(value).decode()
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 class Act(BaseModel):

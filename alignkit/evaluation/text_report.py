@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 Report = dict[str, Any]
 MOST_PAIRS = 10
-
-
-def visible(text: str) -> str:
-    """Spell out control characters and direction overrides as code points."""
-    return "".join(
-        f"[U+{ord(mark):04X}]"
-        if unicodedata.category(mark) in ("Cc", "Cf", "Cs") and mark not in "\n\t"
-        else mark
-        for mark in text
-    )
 
 
 def winrate_lines(report: Report) -> list[str]:

@@ -1,29 +1,22 @@
-"""What a run did, as one HTML file that needs nothing else: curves, win rates, replies, settings.
+"""Show what a run did as one HTML file: curves, win rates, replies, settings.
 
-The page holds no script and may load nothing (its own content security policy says so). Every
-text goes through `Markup.format`, which escapes; text of models and data also goes through
-`visible`, which shows control and bidirectional characters instead of obeying them.
+The page holds no script and loads nothing. This module chooses what is shown; the tags are in
+`templates/run.html`.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import tempfile
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from alignkit.recipe.settings import CONFIGS
-from alignkit.report.charts import WIDE, Series, interval, line_chart, number
-
-STYLE_SHEET = Path(__file__).with_name("report.css")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+from alignkit.report.charts import WIDE, Chart, Interval, Series, interval, line_chart
+from alignkit.report.page import rendered
+from alignkit.store.secrets import without_secrets
 
 # The bare model's colour; a stage's is in its settings. A policy keeps it in every chart and table.
 BASE_STYLE = 7
@@ -34,9 +27,10 @@ Row = Mapping[str, Any]
 class ReportData:
     """Everything a report shows, in plain values.
 
-    `stages`: stage name → rows of its metrics.jsonl. `summary`: one row a policy and temperature.
-    `samples`: {"prompt", "replies": {policy: text}, "scores"?: {policy: number}, "judged"?: the
-    same of a judge}. `frontier`: policy → rows with "kl" and "reward" or "gold", one a checkpoint.
+    `stages`: stage name → rows of its metrics.jsonl. `summary`: one row per policy and
+    temperature. `samples`: {"prompt", "replies": {policy: text}, "scores"?: {policy: number},
+    "judged"?: the same by a judge}. `frontier`: policy → rows with "kl" and "reward" or "gold", one
+    per checkpoint.
     `warnings` are shown first.
     """
 
@@ -53,21 +47,33 @@ class ReportData:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One chart of a stage: its title and the metrics that belong on it."""
-
-    title: str
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Column:
-    """One column of the summary table: its key, its heading, what it means, how it is shown."""
+    """One column of the summary table; `form` is the format of its numbers."""
 
     key: str
     heading: str
     meaning: str
     form: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The summary at one temperature."""
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's metrics: charts of those that matter, the other charts, every logged number."""
+
+    name: str
+    charts: Sequence[Chart]
+    rest: Sequence[Chart]
+    keys: Sequence[str]
+    rows: Sequence[Row]
 
 
 def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
@@ -87,132 +93,39 @@ def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
 
 def render(data: ReportData, *, redact: bool = False) -> str:
     """The whole page as text."""
-    sections = [
-        header(data),
-        warnings(data.warnings),
-        summary(data.summary),
-        frontier(data.frontier),
-        curves(data.stages),
-        samples(data.samples, redact=redact),
-        notes(data.notes),
-        settings(data.settings),
-        versions(data.versions),
+    return rendered(
+        "run.html",
+        title=data.title,
+        data=data,
+        redact=redact,
+        tables=_tables(data.summary),
+        frontier=_frontier(data.frontier),
+        stages=[_stage(name, rows) for name, rows in data.stages.items() if rows],
+        settings=without_secrets(data.settings),
+        style_of=style_of,
+        win_rate=_win_rate,
+    )
+
+
+def style_of(policy: str) -> int:
+    """A policy's colour: its stage's if it has that name, else one by its letters."""
+    if policy == "base":
+        return BASE_STYLE
+    own = CONFIGS[policy].about.colour if policy in CONFIGS else None
+    return 3 + sum(policy.encode(errors="replace")) % 4 if own is None else own
+
+
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    """One table per temperature."""
+    columns = _columns(rows)
+    return [
+        Table(_temperature_name(temperature), columns, own)
+        for temperature in dict.fromkeys(row.get("temperature") for row in rows)
+        if (own := [row for row in rows if row.get("temperature") == temperature])
     ]
-    page = Markup(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta name="referrer" content="no-referrer">'
-        "<title>{title}</title><style>{style}</style></head>"
-        "<body><main>{body}</main></body></html>\n"
-    ).format(
-        policy=POLICY,
-        title=plain(data.title),
-        style=Markup(STYLE_SHEET.read_text(encoding="utf-8")),
-        body=joined(sections, "\n"),
-    )
-    return str(page)
 
 
-# Text ----------------------------------------------------------------------------------------
-
-KEPT = {"\n", "\t", "\u200c", "\u200d"}  # joiners are part of writing Persian, Hindi and emoji
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-SECRET_KEY = re.compile(
-    r"(^|[._-])(api_?key|secret|password|passwd|authorization|(hf|access|auth|api)_token)$", re.I
-)
-SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{8,}|gh[pousr]_[A-Za-z0-9]{16,})")
-
-
-def hidden(character: str) -> bool:
-    """Whether a reader would not see this character, or see others in another order."""
-    return character not in KEPT and unicodedata.category(character) in HIDDEN
-
-
-def visible(text: str) -> Markup:
-    """Escaped text in which characters that hide or reorder are shown by their number."""
-    mark = Markup('<span class="ctl">U+{code:04X}</span>')
-    pieces: list[Markup] = []
-    kept: list[str] = []
-    for character in SECRET_VALUE.sub("[secret]", text):
-        if not hidden(character):
-            kept.append(character)
-            continue
-        pieces += [escape("".join(kept)), mark.format(code=ord(character))]
-        kept = []
-    return joined([*pieces, escape("".join(kept))])
-
-
-def plain(text: str) -> str:
-    """Text for places that hold no markup: a title, a label."""
-    shown = SECRET_VALUE.sub("[secret]", text)
-    return "".join(f"⟨U+{ord(char):04X}⟩" if hidden(char) else char for char in shown)
-
-
-def joined(pieces: Iterable[Markup], separator: str = "") -> Markup:
-    return Markup(separator).join(pieces)
-
-
-def cell(value: Any, form: str = "") -> Markup:
-    """A value for a table: short for people, exact in the tooltip."""
-    if value is None:
-        return Markup('<span class="none">–</span>')
-    if isinstance(value, float) or (form and is_number(value)):
-        short = format(value, form) if form and math.isfinite(value) else number(value)
-        return Markup('<span title="{exact}">{short}</span>').format(
-            exact=repr(value), short=short.replace("-", "−")
-        )
-    return visible(str(value))
-
-
-# Sections ------------------------------------------------------------------------------------
-
-
-def header(data: ReportData) -> Markup:
-    subtitle = Markup("<p>{text}</p>").format(text=visible(data.subtitle)) if data.subtitle else ""
-    return Markup("<header><h1>{title}</h1>{subtitle}</header>").format(
-        title=visible(data.title), subtitle=subtitle
-    )
-
-
-def warnings(lines: Sequence[str]) -> Markup:
-    """What went wrong or may mislead, before anything that looks like success."""
-    item = Markup('<p class="warning" role="alert"><b>Warning</b> {text}</p>')
-    return joined(item.format(text=visible(line)) for line in lines)
-
-
-def summary(rows: Sequence[Row]) -> Markup:
-    """One table a temperature: every policy's numbers and its win rate drawn with its interval."""
-    if not rows:
-        return Markup("")
-    temperatures = list(dict.fromkeys(row.get("temperature") for row in rows))
-    tables = [
-        summary_table(temperature, [row for row in rows if row.get("temperature") == temperature])
-        for temperature in temperatures
-    ]
-    return section("Results", joined(tables))
-
-
-def summary_table(temperature: float | None, rows: Sequence[Row]) -> Markup:
-    columns = summary_columns(rows)
-    head = Markup('<th scope="col" title="{meaning}"{kind}>{heading}</th>')
-    heads = joined(
-        head.format(
-            meaning=plain(column.meaning),
-            heading=plain(column.heading),
-            kind=Markup(' class="text"') if column.key in ("policy", "win_rate") else "",
-        )
-        for column in columns
-    )
-    body = joined(summary_row(row, columns) for row in rows)
-    return Markup(
-        '<h3>{name}</h3><div class="wide"><table class="summary"><thead><tr>{heads}'
-        "</tr></thead><tbody>{body}</tbody></table></div>"
-    ).format(name=temperature_name(temperature), heads=heads, body=body)
-
-
-def temperature_name(temperature: float | None) -> str:
+def _temperature_name(temperature: float | None) -> str:
     if temperature is None:
         return "All replies"
     return (
@@ -220,262 +133,79 @@ def temperature_name(temperature: float | None) -> str:
     )
 
 
-def summary_columns(rows: Sequence[Row]) -> list[Column]:
+def _columns(rows: Sequence[Row]) -> list[Column]:
     """The known columns that some row has, then whatever else the rows hold."""
-    present = list(dict.fromkeys(key for row in rows for key in row))
-    known = [column for column in COLUMNS if column.key in present]
+    present = dict.fromkeys(key for row in rows for key in row)
     own = {column.key for column in COLUMNS} | INTERVAL_KEYS
+    known = [column for column in COLUMNS if column.key in present]
     return known + [Column(key, key, key) for key in present if key not in own]
 
 
-def summary_row(row: Row, columns: Sequence[Column]) -> Markup:
-    cells = joined(summary_cell(row, column) for column in columns)
-    return Markup("<tr>{cells}</tr>").format(cells=cells)
-
-
-def summary_cell(row: Row, column: Column) -> Markup:
-    value = row.get(column.key)
-    if column.key == "policy":
-        return Markup('<th scope="row"><i class="s{style}"></i>{name}</th>').format(
-            style=style_of(str(value)), name=visible(str(value))
-        )
-    if column.key == "win_rate":
-        return Markup('<td class="text">{win}</td>').format(win=win_rate(row))
-    return Markup('<td class="number">{value}</td>').format(value=cell(value, column.form))
-
-
-def win_rate(row: Row) -> Markup:
-    """The drawn interval and its numbers, or that this row is what the others are compared to."""
+def _win_rate(row: Row) -> Interval | None:
+    """The drawn interval; None for the row that the others are compared to."""
     value, low, high = (row.get(key) for key in ("win_rate", "low", "high"))
     if value is None or low is None or high is None:
-        return Markup('<span class="none">baseline</span>')
-    drawn = interval(value, low, high, style=style_of(str(row.get("policy"))))
-    return Markup(
-        '<span class="win">{drawn}<b title="{exact}">{value:.1%}</b>'
-        '<span class="bounds" title="{exact_low} – {exact_high}">'
-        "{low:.1%} – {high:.1%}</span></span>"
-    ).format(
-        drawn=drawn,
-        exact=repr(value),
-        exact_low=repr(low),
-        exact_high=repr(high),
-        value=value,
-        low=low,
-        high=high,
-    )
+        return None
+    described = f"{value:.1%}, 95 % interval {low:.1%} to {high:.1%}"
+    return interval(value, row, described, style=style_of(str(row.get("policy"))))
 
 
-def style_of(policy: str) -> int:
-    """A policy's colour: fixed for the usual names, by its letters for others."""
-    known = CONFIGS[policy].about.colour if policy in CONFIGS else None
-    if policy == "base":
-        known = BASE_STYLE
-    return known if known is not None else 3 + sum(policy.encode(errors="replace")) % 4
-
-
-def frontier(policies: Mapping[str, Sequence[Row]]) -> Markup:
+def _frontier(policies: Mapping[str, Sequence[Row]]) -> list[Chart]:
     """Gold and reward-model score against KL: where they part, the reward model is being gamed."""
-    charts = [
+    return _drawn(
         line_chart(
-            title, frontier_series(policies, key), x_label="KL to the reference, nats", width=WIDE
+            title,
+            [
+                Series(name, _pairs(rows, "kl", key), style_of(name), dots=True)
+                for name, rows in policies.items()
+            ],
+            x_label="KL to the reference, nats",
+            width=WIDE,
         )
         for key, title in (("reward", "Reward-model score"), ("gold", "Gold score"))
-    ]
-    drawn = [chart for chart in charts if chart]
-    if not drawn:
-        return Markup("")
-    note = Markup(
-        "<p>Each dot is a checkpoint. A reward that keeps rising while gold falls is "
-        "over-optimisation.</p>"
     )
-    return section("Score against KL", note + grid(drawn, "grid two"))
 
 
-def frontier_series(policies: Mapping[str, Sequence[Row]], key: str) -> list[Series]:
-    return [
-        Series(plain(name), pairs_of(rows, "kl", key), style_of(name), dots=True)
-        for name, rows in policies.items()
-    ]
+def _stage(name: str, rows: Sequence[Row]) -> Stage:
+    metrics = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
+    keys = [key for key in metrics if key not in ("step", "epoch")]
+    panels = [(title, [key for key in keys if _plain(key) in own]) for title, own in PANELS.items()]
+    shown = {key for _, own in panels for key in own}
+    rest = [key for key in keys if key not in shown and len(_pairs(rows, "step", key)) > 1]
+    return Stage(
+        name,
+        charts=_drawn(_curves(title, own, rows) for title, own in panels),
+        rest=_drawn(_curves(key, [key], rows) for key in rest),
+        keys=list(dict.fromkeys(key for row in rows for key in row)),
+        rows=rows,
+    )
 
 
-def pairs_of(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float]]:
+def _curves(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Chart | None:
+    series = [Series(key, _pairs(rows, "step", key), style) for style, key in enumerate(keys)]
+    return line_chart(title, series)
+
+
+def _plain(key: str) -> str:
+    """A metric's name without the data it was measured on: both share a panel."""
+    return key.removeprefix("eval_").removeprefix("train_")
+
+
+def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _pairs(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float]]:
     """The (x, y) of rows that have both as numbers."""
     return [
         (float(row[x]), float(row[y]))
         for row in rows
-        if is_number(row.get(x)) and is_number(row.get(y))
+        if _is_number(row.get(x)) and _is_number(row.get(y))
     ]
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def curves(stages: Mapping[str, Sequence[Row]]) -> Markup:
-    """Every stage's metrics: the ones that matter first, the rest folded, the raw numbers below."""
-    blocks = [stage_curves(name, rows) for name, rows in stages.items() if rows]
-    return section("Training", joined(blocks)) if blocks else Markup("")
-
-
-def stage_curves(name: str, rows: Sequence[Row]) -> Markup:
-    keys = metric_keys(rows)
-    main = list(panels(rows, keys))
-    shown = {key for panel in PANELS for key in keys if belongs(key, panel)}
-    rest = [
-        line_chart(plain(key), [Series(plain(key), pairs_of(rows, "step", key))])
-        for key in keys
-        if key not in shown and len(pairs_of(rows, "step", key)) > 1
-    ]
-    return Markup('<section class="stage"><h3>{name}</h3>{main}{rest}{table}</section>').format(
-        name=visible(name),
-        main=grid(main),
-        rest=folded(f"{len(rest)} more curves", grid(rest)) if rest else "",
-        table=folded("All logged numbers", metrics_table(rows)),
-    )
-
-
-def metric_keys(rows: Sequence[Row]) -> list[str]:
-    """Every key that holds a number in some row, in the order first seen, but the step."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
-    return [key for key in keys if key not in ("step", "epoch")]
-
-
-def panels(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[Markup]:
-    for panel in PANELS:
-        lines = [
-            Series(plain(key), pairs_of(rows, "step", key), style)
-            for style, key in enumerate(key for key in keys if belongs(key, panel))
-        ]
-        chart = line_chart(panel.title, lines)
-        if chart:
-            yield chart
-
-
-def belongs(key: str, panel: Panel) -> bool:
-    """Whether a metric is one of the panel's, on training or held-out data."""
-    return key.removeprefix("eval_").removeprefix("train_") in panel.keys
-
-
-def metrics_table(rows: Sequence[Row]) -> Markup:
-    """The logged rows as they are, every digit."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    heads = joined(Markup('<th scope="col">{key}</th>').format(key=visible(key)) for key in keys)
-    value = Markup('<td class="number">{value}</td>')
-    body = joined(
-        Markup("<tr>{cells}</tr>").format(
-            cells=joined(value.format(value=exact(row.get(key, ""))) for key in keys)
-        )
-        for row in rows
-    )
-    return Markup(
-        '<div class="wide"><table class="raw"><thead><tr>{heads}</tr></thead>'
-        "<tbody>{body}</tbody></table></div>"
-    ).format(heads=heads, body=body)
-
-
-def samples(rows: Sequence[Row], *, redact: bool) -> Markup:
-    """Prompts with every policy's reply side by side."""
-    if not rows:
-        return Markup("")
-    return section("Replies side by side", joined(sample(row, redact=redact) for row in rows))
-
-
-def sample(row: Row, *, redact: bool) -> Markup:
-    scores, judged = row.get("scores") or {}, row.get("judged") or {}
-    replies = joined(
-        reply(name, text, scores.get(name), judged.get(name), redact=redact)
-        for name, text in row["replies"].items()
-    )
-    return Markup(
-        '<article class="sample"><p class="prompt">{prompt}</p>'
-        '<div class="replies">{replies}</div></article>'
-    ).format(prompt=model_text(str(row["prompt"]), redact=redact), replies=replies)
-
-
-def reply(
-    policy: str, text: str, score: float | None, judged: float | None, *, redact: bool
-) -> Markup:
-    badge = Markup("") if score is None else Markup('<b class="score">{}</b>').format(cell(score))
-    if judged is not None:
-        badge += Markup('<b class="score">judge {}</b>').format(cell(judged))
-    return Markup(
-        '<div class="reply"><h4><i class="s{style}"></i>{policy}{badge}</h4><p>{text}</p></div>'
-    ).format(
-        style=style_of(policy),
-        policy=visible(policy),
-        badge=badge,
-        text=model_text(text, redact=redact),
-    )
-
-
-def model_text(text: str, *, redact: bool) -> Markup:
-    if redact:
-        return Markup('<span class="none">[{count} characters hidden]</span>').format(
-            count=len(text)
-        )
-    return visible(text) if text else Markup('<span class="none">(empty)</span>')
-
-
-def notes(lines: Sequence[str]) -> Markup:
-    item = Markup("<li>{text}</li>")
-    body = joined(item.format(text=visible(line)) for line in lines)
-    return section("Notes", Markup("<ul>{body}</ul>").format(body=body)) if lines else Markup("")
-
-
-def settings(values: Mapping[str, Any]) -> Markup:
-    """Settings; a nested mapping (a stage) becomes a table of its own."""
-    if not values:
-        return Markup("")
-    flat = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
-    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    general = [definitions(flat)] if flat else []
-    stages = [folded(name, definitions(value), printed=True) for name, value in nested.items()]
-    return section("Settings", joined([*general, *stages]))
-
-
-def definitions(values: Mapping[str, Any]) -> Markup:
-    row = Markup("<tr><th scope='row'>{key}</th><td>{value}</td></tr>")
-    body = joined(
-        row.format(
-            key=visible(str(key)),
-            value="[secret]" if SECRET_KEY.search(str(key)) and value else exact(value),
-        )
-        for key, value in values.items()
-    )
-    return Markup('<table class="settings"><tbody>{body}</tbody></table>').format(body=body)
-
-
-def exact(value: Any) -> Markup:
-    """A value with every digit."""
-    return visible(repr(value) if isinstance(value, float) else str(value))
-
-
-def versions(values: Mapping[str, Any]) -> Markup:
-    if not values:
-        return Markup("")
-    item = Markup("<span><b>{name}</b> {version}</span>")
-    body = joined(
-        item.format(name=visible(str(name)), version=visible(str(version)))
-        for name, version in values.items()
-    )
-    return Markup('<footer class="versions">{body}</footer>').format(body=body)
-
-
-def section(title: str, body: Markup) -> Markup:
-    return Markup("<section><h2>{title}</h2>{body}</section>").format(title=title, body=body)
-
-
-def grid(charts: Sequence[Markup], layout: str = "grid") -> Markup:
-    return Markup('<div class="{layout}">{charts}</div>').format(
-        layout=layout, charts=joined(charts)
-    )
-
-
-def folded(title: str, body: Markup, *, printed: bool = False) -> Markup:
-    """A block that opens on a click; on paper it is left out unless `printed`."""
-    return Markup('<details class="{kind}"><summary>{title}</summary>{body}</details>').format(
-        kind="printed" if printed else "more", title=visible(title), body=body
-    )
 
 
 INTERVAL_KEYS = {"policy", "temperature", "win_rate", "low", "high"}
@@ -484,20 +214,21 @@ COLUMNS = (
     Column("win_rate", "Win rate, 95 % interval", "share of prompts won, ties count half"),
     Column("gold", "Gold", "mean score by the true judge, which real projects do not have", ".2f"),
     Column("reward", "Reward", "mean score by the reward model", ".2f"),
-    Column("kl", "KL", "divergence from the reference, nats a reply", ".2f"),
+    Column("kl", "KL", "divergence from the reference, nats per reply", ".2f"),
     Column("length", "Length", "mean reply length in tokens", ".1f"),
     Column("eos_rate", "EOS", "share of replies that ended by themselves", ".1%"),
     Column("distinct", "Distinct", "different replies", ".3f"),
     Column("n", "n", "prompts"),
 )
-PANELS = (
-    Panel("Loss", ("loss", "loss/policy_avg", "loss/value_avg")),
-    Panel("Accuracy", ("accuracy", "rewards/accuracies", "clean_accuracy", "mean_token_accuracy")),
-    Panel("Margin", ("margin", "rewards/margins")),
-    Panel("KL, nats", ("kl", "objective/kl", "objective/kl_k3", "eval/kl")),
-    Panel("Reward", ("reward", "objective/scores", "score", "eval/score", "objective/rlhf_reward")),
-    Panel("Gold score", ("gold", "eval/gold", "eval/greedy_gold")),
-    Panel("Win rate against the start", ("eval/win_rate", "eval/judge_win_rate")),
-    Panel("Reply length", ("length", "rollout/length", "eval/length")),
-    Panel("Ended by themselves", ("eos_rate", "rollout/eos_rate", "eval/eos_rate")),
-)
+# A chart's title and the metrics that belong on it.
+PANELS = {
+    "Loss": ("loss", "loss/policy_avg", "loss/value_avg"),
+    "Accuracy": ("accuracy", "rewards/accuracies", "clean_accuracy", "mean_token_accuracy"),
+    "Margin": ("margin", "rewards/margins"),
+    "KL, nats": ("kl", "objective/kl", "objective/kl_k3", "eval/kl"),
+    "Reward": ("reward", "objective/scores", "score", "eval/score", "objective/rlhf_reward"),
+    "Gold score": ("gold", "eval/gold", "eval/greedy_gold"),
+    "Win rate against the start": ("eval/win_rate", "eval/judge_win_rate"),
+    "Reply length": ("length", "rollout/length", "eval/length"),
+    "Ended by themselves": ("eos_rate", "rollout/eos_rate", "eval/eos_rate"),
+}

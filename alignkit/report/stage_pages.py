@@ -1,6 +1,6 @@
-"""What a finished stage's directory says to people: `report.html` and a model card.
+"""Write what a finished stage's directory says to people: `report.html` and a model card.
 
-Both are made from what the manifest records, and written before it, so that it seals them.
+Both come from what the manifest records, and are written before it, so that it seals them.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _about(kind: str) -> About:
 def _use(kind: str) -> list[str]:
     if _about(kind).makes == "reward":
         return [
-            "Its scalar head lies beside the adapter in `adapter/head.safetensors`; alignkit loads",
-            "both and refuses a directory whose stored probe does not come out the same.",
+            "Its scalar head is in `adapter/head.safetensors`, beside the adapter. alignkit loads",
+            "both, and refuses a directory whose scores differ from those of its stored probe.",
             "",
         ]
     return [

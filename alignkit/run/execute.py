@@ -68,10 +68,10 @@ from alignkit.store.artifacts import (
     verify,
     verify_part,
     versions,
-    without_secrets,
     write_durably,
     write_manifest,
 )
+from alignkit.store.secrets import without_secrets
 from alignkit.training.context import StageContext
 from alignkit.training.trackers import check_trackers
 

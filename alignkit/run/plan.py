@@ -44,8 +44,8 @@ from alignkit.store.artifacts import (
     read_manifest,
     seal_of,
     verify,
-    without_secrets,
 )
+from alignkit.store.secrets import without_secrets
 
 Action = Literal["run", "resume", "reuse"]
 

@@ -16,9 +16,9 @@ from alignkit.store.artifacts import (
     plain_value,
     private_files,
     versions,
-    without_secrets,
     write_durably,
 )
+from alignkit.store.secrets import without_secrets
 from alignkit.training.outcome import outcome_lines
 
 SUMMARY = "summary.json"

@@ -12,10 +12,9 @@ import hashlib
 import json
 import math
 import os
-import re
 import resource
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from importlib import metadata
@@ -25,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignkit.errors import AlignkitError, DiskFull, ModelError, RecipeError, TrainingFailed
+from alignkit.store.secrets import without_secrets
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -45,11 +45,6 @@ ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",
     "WORLD_SIZE",
-)
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-SECRET_TEXT = re.compile(
-    r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s:]{1,64}:[^/@\s]{1,256}(?=@)"
 )
 
 
@@ -439,30 +434,6 @@ def plain_value(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)
-
-
-def without_secrets(value: Any) -> Any:
-    """The same value with tokens, keys and passwords in its texts blotted out."""
-    return _blotted(value, tuple(_known_secrets()))
-
-
-def _blotted(value: Any, known: tuple[str, ...]) -> Any:
-    if isinstance(value, str):
-        for secret in known:
-            value = value.replace(secret, "[secret]")
-        return SECRET_TEXT.sub("[secret]", value)
-    if isinstance(value, Mapping):
-        return {_blotted(key, known): _blotted(entry, known) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_blotted(entry, known) for entry in value]
-    return value
-
-
-def _known_secrets() -> Iterable[str]:
-    """Values of environment variables that are called a secret; short ones would hit words."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 8:
-            yield value
 
 
 def _shown(value: Any) -> str:

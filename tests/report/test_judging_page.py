@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def test_no_payload_becomes_a_tag(page: str) -> None:
 
 
 def test_hidden_characters_are_shown(page: str) -> None:
-    assert "left[U+202E]right[U+001B][31m[U+2066]" in page
+    assert "leftU+202ErightU+001B[31mU+2066" in re.sub(r"</?span[^>]*>", "", page)
     assert "\u202e" not in page
 
 
@@ -149,9 +150,7 @@ def test_the_page_of_several_models_shows_every_prompt_of_every_two(
     assert "img" not in [name for name, _ in tags.seen]
     assert [name for name, _ in tags.seen].count("option") == 4
     for row in rows[::2]:
-        assert (
-            row["output_a"].replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;") in page
-        )
+        assert row["output_a"] in html.unescape(page)
 
 
 @pytest.mark.browser

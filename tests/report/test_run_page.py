@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
 import re
 import stat
 from html.parser import HTMLParser
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
-from alignkit.report.charts import Series, interval, line_chart, number, ticks
-from alignkit.report.run_page import ReportData, render, visible, write_report
+import alignkit.report
+from alignkit.report.charts import Chart, Series, interval, line_chart, number, short, ticks
+from alignkit.report.run_page import ReportData, render, write_report
+from alignkit.store.visible import visible
 
 PAYLOADS = (
     "<script>window.PWN=1</script>",
@@ -91,7 +95,7 @@ def test_text_adds_no_tag_and_no_attribute_anywhere(payload: str) -> None:
 def test_no_text_changes_the_structure(text: str) -> None:
     data = ReportData(title="t", samples=[{"prompt": "p", "replies": {"sft": f"x{text}"}}])
     marks = tags_of(ReportData(title="t", samples=[{"prompt": "p", "replies": {"sft": "x"}}]))
-    assert [tag for tag in tags_of(data) if tag != "span"] == marks
+    assert [tag for tag in tags_of(data) if tag != "span"] == [t for t in marks if t != "span"]
 
 
 def test_control_and_bidirectional_characters_are_shown_not_obeyed() -> None:
@@ -99,16 +103,19 @@ def test_control_and_bidirectional_characters_are_shown_not_obeyed() -> None:
     shown = render(ReportData(title=text, samples=[{"prompt": text, "replies": {"sft": text}}]))
     for character in "\u202e\x1b\u2066\ufeff\u200b\U000e0041\u2028\x00":
         assert character not in shown
-    assert Page(str(visible(text))).text == (
-        "payU+202EgnpU+001B[31mU+2066U+FEFFU+200BU+E0041U+2028endU+0000"
-    )
-    assert str(visible("ok\n\tسلام‌ها 👩\u200d🔬")) == "ok\n\tسلام‌ها 👩\u200d🔬"
+    page = Page(shown)
+    marked = "payU+202EgnpU+001B[31mU+2066U+FEFFU+200BU+E0041U+2028endU+0000"
+    assert page.text.count(marked) == 3  # heading, prompt, reply
+    assert visible(text) in page.text  # the title of the window holds no markup
+    assert page.attributes.count(("span", "class", "ctl")) == 3 * 8
+    kept = "ok\n\tسلام‌ها 👩\u200d🔬"
+    assert kept in render(ReportData(title="t", notes=[kept]))
 
 
 def test_lone_surrogates_of_a_broken_reply_do_not_break_the_file(tmp_path: Path) -> None:
     data = ReportData(title="t", samples=[{"prompt": "p", "replies": {"sft": "a\ud800b"}}])
     text = write_report(tmp_path / "r.html", data).read_text(encoding="utf-8")
-    assert 'a<span class="ctl">U+D800</span>b' in text
+    assert ">aU+D800b<" in re.sub(r"</?span[^>]*>", "", text)
 
 
 def test_the_file_loads_nothing_and_runs_nothing() -> None:
@@ -128,8 +135,11 @@ def test_the_file_loads_nothing_and_runs_nothing() -> None:
         if tag == "meta" and name == "content" and "default-src" in value
     ]  # fmt: skip
     assert len(policies) == 1
-    assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'")
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policies[0].startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
     assert "script-src" not in policies[0]
+    assert "unsafe" not in policies[0]
 
 
 def test_every_number_of_the_summary_is_there_exactly_and_short() -> None:
@@ -152,7 +162,7 @@ def test_every_logged_number_is_in_the_raw_table() -> None:
     for row in rows:
         for value in row.values():
             assert repr(value) in page.text
-    assert "1 more curves" in page.text
+    assert "1 more curve" in page.text
 
 
 def test_held_out_metrics_share_the_chart_of_the_training_ones() -> None:
@@ -215,7 +225,7 @@ def test_writing_leaves_one_private_file_and_replaces_the_old_one(tmp_path: Path
 def test_a_value_that_cannot_be_shown_leaves_the_old_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, ReportData(title="kept"))
-    with pytest.raises(KeyError):
+    with pytest.raises(UndefinedError, match="prompt"):
         write_report(path, ReportData(title="x", samples=[{"replies": {}}]))
     assert "kept" in path.read_text(encoding="utf-8")
     assert len(list(tmp_path.iterdir())) == 1
@@ -235,6 +245,26 @@ def test_numbers_as_people_read_them(value: object, shown: str) -> None:
     assert number(value) == shown
 
 
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [(-1.5, ".2f", "−1.50"), (-0.0, ".2f", "0.00"), (-4e-4, ".2f", "0.00"), (-0.06, ".1f", "−0.1"),
+     (0.996, ".1%", "99.6%"), (float("-inf"), ".2f", "−inf"), (-4e-4, "", "−4.00e−04"),
+     (3, ".2f", "3.00")],
+)  # fmt: skip
+def test_a_minus_sign_stands_before_what_is_shown_as_negative(
+    value: float, form: str, shown: str
+) -> None:
+    assert short(value, form) == shown
+
+
+def test_settings_read_as_people_write_them() -> None:
+    values = {"data": ["a.jsonl", "b.jsonl"], "seed": None, "gate": {}, "rate": 5e-6, "pack": True}
+    page = Page(render(ReportData(title="t", settings={"sft": values})))
+    cells = re.findall(r"<td>(?:<span[^>]*>)?([^<]*)", render(ReportData("t", settings=values)))
+    assert cells == ["a.jsonl, b.jsonl", "–", "5e-06", "True"]
+    assert "['a.jsonl'" not in page.text
+
+
 @given(
     st.floats(-1e6, 1e6),
     st.floats(1e-6, 1e6),
@@ -247,29 +277,58 @@ def test_ticks_cover_the_range_in_few_even_steps(low: float, width: float) -> No
     assert marks == sorted(set(marks))
 
 
+def drawn(title: str, points: list[tuple[float, float]]) -> Chart:
+    chart = line_chart(title, [Series("loss", points)])
+    assert chart is not None
+    return chart
+
+
 def test_a_chart_puts_points_where_they_belong() -> None:
-    chart = line_chart("Loss", [Series("loss", [(0, 0.0), (5, 1.0), (10, 2.0)])])
-    places = re.search(r'points="([^"]+)"', chart)
-    assert places is not None
-    points = [tuple(map(float, place.split(","))) for place in places[1].split()]
+    (line,) = drawn("Loss", [(0, 0.0), (5, 1.0), (10, 2.0)]).lines
+    points = [tuple(map(float, place.split(","))) for place in line.points.split()]
     assert points == [(50.0, 182.0), (208.0, 97.0), (366.0, 12.0)]
 
 
 def test_a_chart_of_thousands_of_points_keeps_them_all_but_few_tooltips() -> None:
-    points = [(float(step), step % 7 / 7) for step in range(5000)]
-    chart = line_chart("Loss", [Series("loss", points)])
-    assert len(re.search(r'points="([^"]+)"', chart)[1].split()) == 5000  # type: ignore[index]
-    assert chart.count('class="hit"') <= 121
+    chart = drawn("Loss", [(float(step), step % 7 / 7) for step in range(5000)])
+    assert len(chart.lines[0].points.split()) == 5000
+    assert len(chart.tips) <= 121
 
 
-def test_values_that_cannot_be_drawn_leave_the_rest(tmp_path: Path) -> None:
-    points = [(0.0, 1.0), (1.0, float("nan")), (2.0, float("inf")), (3.0, 2.0)]
-    assert "nan" not in line_chart("Loss", [Series("loss", points)])
-    assert line_chart("Loss", [Series("loss", [(0.0, float("nan"))])]) == ""
-    json.dumps(str(line_chart("Flat", [Series("loss", [(1.0, 3.0), (1.0, 3.0)])])))
+def test_values_that_cannot_be_drawn_leave_the_rest() -> None:
+    chart = drawn("Loss", [(0.0, 1.0), (1.0, float("nan")), (2.0, float("inf")), (3.0, 2.0)])
+    assert chart.lines[0].points == "50.0,182.0 366.0,12.0"
+    assert line_chart("Loss", [Series("loss", [(0.0, float("nan"))])]) is None
+    assert drawn("Flat", [(1.0, 3.0), (1.0, 3.0)]).lines[0].points == "208.0,97.0 208.0,97.0"
+
+
+def test_a_tooltip_stays_inside_its_chart() -> None:
+    chart = drawn("Loss", [(0.0, 0.0), (10.0, 1.0)])
+    for tip in chart.tips:
+        assert tip.left >= 2
+        assert tip.left + tip.width <= chart.width
+        assert tip.top >= 0
+        assert tip.top + 34 <= chart.height
 
 
 def test_an_interval_is_drawn_to_scale() -> None:
-    drawn = interval(0.75, 0.5, 1.0)
-    assert 'class="range s0" x1="110.0" x2="214.0"' in drawn
-    assert 'cx="162.0"' in drawn
+    shown = interval(0.75, {"low": 0.5, "high": 1.0}, "words")
+    assert (shown.value, shown.limits, shown.rule) == (75.0, (50.0, 100.0), 50.0)
+    wide = interval(1200.0, {"low": -1e9, "high": 1250.0}, "w", axis=(900.0, 1300.0), rule=1000.0)
+    assert (wide.value, wide.limits, wide.rule) == (75.0, (0.0, 87.5), 25.0)
+    assert interval(0.5, None, "no interval").limits is None
+    text = render(ReportData(title="t", summary=[ROWS[0] | {"low": 0.0, "high": 1.0}]))
+    assert 'class="range" x1="0.0%" x2="100.0%"' in text
+    assert 'cx="10.74%"' in text
+
+
+# --- templates -----------------------------------------------------------------------------------
+
+REPORT = Path(alignkit.report.__file__).parent
+
+
+def test_tags_are_written_in_templates_alone() -> None:
+    for file in REPORT.glob("*.py"):
+        assert not re.search(r"</?[a-z]+[ >]", file.read_text(encoding="utf-8")), file.name
+    for file in (REPORT / "templates").glob("*.html"):
+        assert not re.search(r"\|\s*safe\b|autoescape", file.read_text(encoding="utf-8")), file.name

@@ -30,10 +30,10 @@ from alignkit.store.artifacts import (
     read_manifest,
     sealed_json,
     verify,
-    without_secrets,
     write_durably,
     write_manifest,
 )
+from alignkit.store.secrets import without_secrets
 from tests.disks import small_disk
 
 FIELDS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from alignkit.cli import main
 from alignkit.data.chat import Encoder
 from alignkit.data.checks.file_check import check_file
-from alignkit.data.checks.stats import page, stats_of
+from alignkit.data.checks.stats import stats_of
 from alignkit.data.checks.tokens import TokenInspector
 from alignkit.data.edit.augment import paraphrased, reordered, templated
 from alignkit.data.edit.mix import balance, mix, quotas
@@ -26,6 +26,7 @@ from alignkit.data.pairs import expand
 from alignkit.data.read import read_records
 from alignkit.data.records import Label, Message, Preference, Prompt, Ranking, Record
 from alignkit.errors import DataError, RecipeError
+from alignkit.report.stats_page import stats_page
 
 
 def prompts(count: int, name: str = "p") -> list[Record]:
@@ -193,14 +194,14 @@ def test_the_page_shows_texts_and_runs_none() -> None:
         "chosen": [{"role": "assistant", "content": evil}],
         "rejected": [{"role": "assistant", "content": "no"}],
     })  # fmt: skip
-    html = page(stats_of([record]), evil)
+    html = stats_page(stats_of([record]), evil)
     assert "<script" not in html
     assert "<img" not in html
     assert "&lt;script&gt;alert(1)" in html
-    assert "\\u202e" in html
+    assert "U+202E" in html
     assert "\x1b" not in html
     assert "default-src 'none'" in html
-    assert "&lt;script" not in page(stats_of([record]), "title", examples=False)
+    assert "&lt;script" not in stats_page(stats_of([record]), "title", examples=False)
 
 
 # --- with a model -------------------------------------------------------------------------------
