@@ -12,7 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
-from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
+from alignkit.data.voting import (
+    ANNOTATOR_KEYS,
+    aligned,
+    annotator_in,
+    last_votes,
+    standing,
+    voter,
+)
 from alignkit.errors import DataError
 from alignkit.files.problems import RowError
 from alignkit.files.validated import validated
@@ -238,14 +245,14 @@ POINTS: dict[str, Callable[[Sequence[Ranking]], dict[str, float]]] = {
 
 
 def standing_votes(events: Iterable[Event]) -> list[Event]:
-    """The votes that stand: superseded ones, repeats, undos, skips and flags are none; the last
-    vote of an annotator on an item counts."""
-    listed = list(events)
-    void = {event.supersedes for event in listed if event.supersedes}
+    """Keep the last standing vote of each annotator on each item.
+
+    Superseded votes, repeats, undos, skips and flags do not count.
+    """
     votes = (
         event
-        for event in listed
-        if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of
+        for event in standing((event.id, event.supersedes, event) for event in events)
+        if event.action in ("rank", "pair") and not event.repeat_of
     )
     return last_votes(votes, lambda event: (event.annotator, event.item)).votes
 

@@ -20,8 +20,8 @@ from alignkit.evaluation.fairness import (
 )
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.judgements import Judgements, read_judgements
-from alignkit.evaluation.report_files import write_whole
 from alignkit.evaluation.winrate import Pair, check_verdicts, pair_of, sides
+from alignkit.files.write import write_file
 
 SCHEMA_VERSION = 1
 
@@ -104,7 +104,7 @@ def write_swapped(prompts: str | Path, swaps: Sequence[str], target: Path) -> in
     ]
     if not rows:
         raise DataError("no prompt holds one of the terms", where=str(prompts))
-    write_whole(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    write_file(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
     return len(rows)
 
 

@@ -7,7 +7,6 @@ random states are saved. 2N iterations equal N, a stop and N more, to the bit.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +58,7 @@ from alignkit.ppo.rollout import (
 from alignkit.ppo.validation import Look, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe.settings import OnlineConfig
+from alignkit.store.row_log import append_rows, forget_after
 from alignkit.training.checkpoints import (
     load_tree,
     naming_last_checkpoint,
@@ -493,8 +493,7 @@ class OnlineTrainer:
 
     def _append(self, row: Mapping[str, float]) -> None:
         plain = {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
-        with self.context.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(plain) + "\n")
+        append_rows(self.context.metrics_file, [plain])
         if self.trackers is not None:
             self.trackers.log(int(row["step"]), plain)
 
@@ -653,20 +652,3 @@ def copy_into(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-
-
-def forget_after(file: Path, iteration: int) -> None:
-    """Drop the rows of a JSONL file that iterations after this one wrote: they are run again."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= iteration:
-                kept.append(line)
-        except ValueError:
-            # Half a line: the machine died while writing it, and its iteration is run again.
-            continue
-    part = file.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(file)

@@ -8,9 +8,7 @@ text goes through `Markup.format`, which escapes; text of models and data also g
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from alignkit.report.charts import WIDE, Series, interval, line_chart, number
+from alignkit.store.whole_files import write_whole
 
 STYLE_SHEET = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -73,14 +72,7 @@ def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
     """Write the report to `path` at once or not at all; `redact` hides prompts and replies."""
     text = render(data, redact=redact)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode(), mode=0o600)
     return path
 
 
