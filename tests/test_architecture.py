@@ -159,3 +159,9 @@ def reached(names: set[str], modules: dict[str, ast.Module]) -> set[str]:
             if isinstance(node, ast.ImportFrom) and node.module:
                 open_ += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
+
+
+def test_one_module_imports_trl() -> None:
+    """So that a new release of TRL is one file to look at."""
+    using = {module_of(f) for f in FILES if any(n.startswith("trl") for n in imports_of(f))}
+    assert using == {"alignkit.training.trl"}

@@ -29,7 +29,7 @@ def agreement(
 
     from alignkit.evaluation.agreement import agreement_lines, agreement_report
     from alignkit.evaluation.text_report import visible
-    from alignkit.files.write import write_file
+    from alignkit.files.write import write_bytes
 
     if not files:
         raise click.UsageError("give one or more files of rankings or events")
@@ -38,11 +38,11 @@ def agreement(
     report = agreement_report(files, bootstrap=bootstrap, seed=seed)
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:
-        write_file(output, text)
+        write_bytes(output, text)
     if html is not None:
         from alignkit.report.judging_page import agreement_page
 
-        write_file(html, agreement_page(report).encode())
+        write_bytes(html, agreement_page(report).encode())
     click.echo(
         text.decode().rstrip("\n") if as_json else visible("\n".join(agreement_lines(report)))
     )

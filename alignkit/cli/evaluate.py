@@ -206,7 +206,7 @@ def _report(
     """Read, report, write, print, and hold the gate last: both files are written first."""
     from alignkit.evaluation.text_report import winrate_lines
     from alignkit.evaluation.winrate import NoVerdict, check_verdicts, read_for, report_of
-    from alignkit.files.write import write_file
+    from alignkit.files.write import write_bytes
 
     judgements = read_for(paths, options, keep_texts=html is not None)
     report = report_of(judgements, options, paths)
@@ -223,7 +223,7 @@ def _report(
     if html is not None:
         from alignkit.report.judging_page import winrate_page
 
-        write_file(html, winrate_page(report, judgements).encode())
+        write_bytes(html, winrate_page(report, judgements).encode())
     if unjudged is not None:
         raise unjudged
     _gate(report, fail_under)
@@ -276,11 +276,11 @@ def publish(report: dict[str, Any], output: Path | None, as_json: bool, lines: l
     import orjson
 
     from alignkit.evaluation.text_report import visible
-    from alignkit.files.write import write_file
+    from alignkit.files.write import write_bytes
 
     text = orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if output is not None:
-        write_file(output, text)
+        write_bytes(output, text)
     click.echo(text.decode().rstrip("\n") if as_json else visible("\n".join(lines)))
 
 

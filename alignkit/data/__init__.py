@@ -1,0 +1,1 @@
+"""Records of training data: formats, reading, chat templates, votes, checks and edits."""

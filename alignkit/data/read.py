@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from alignkit.data.columns import Columns, resolve
 from alignkit.data.due import wrong_kind
-from alignkit.data.formats import FORMATS, Format, beside, detect, format_named
+from alignkit.data.formats import Format, beside, detect, format_named
 from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.shape import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
@@ -589,8 +589,3 @@ def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:
     loaded = load_records(path, {"candidates"}, **options)
     records = [record for record in loaded.records if isinstance(record, Candidates)]
     return Loaded(records, loaded.format, loaded.problems)
-
-
-def known_formats() -> dict[str, str]:
-    """Format names and what each looks like, for help texts."""
-    return {each.name: each.about for each in FORMATS.values()}

@@ -21,7 +21,7 @@ from alignkit.evaluation.fairness import (
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.judgements import Judgements, read_judgements
 from alignkit.evaluation.winrate import Pair, check_verdicts, pair_of, sides
-from alignkit.files.write import write_file
+from alignkit.files.write import write_bytes
 
 SCHEMA_VERSION = 1
 
@@ -104,7 +104,7 @@ def write_swapped(prompts: str | Path, swaps: Sequence[str], target: Path) -> in
     ]
     if not rows:
         raise DataError("no prompt holds one of the terms", where=str(prompts))
-    write_file(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    write_bytes(target, b"".join(orjson.dumps(row) + b"\n" for row in rows))
     return len(rows)
 
 

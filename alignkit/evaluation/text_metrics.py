@@ -43,12 +43,6 @@ def _f1(ours: Counter[Any], theirs: Counter[Any]) -> float:
     return 2 * common / (ours.total() + theirs.total())
 
 
-def rouge_n(text: str, reference: str, n: int = 1) -> float:
-    """ROUGE-n F1 of lower-case alphanumeric words, without stemming (Lin 2004)."""
-    ours, theirs = (_WORDS.findall(side.lower()) for side in (text, reference))
-    return _f1(_ngrams(ours, n), _ngrams(theirs, n))
-
-
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 

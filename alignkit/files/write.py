@@ -29,8 +29,6 @@ from alignkit.store.whole_files import replacing
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
 
-PARQUET_BATCH = 2000
-
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
@@ -58,8 +56,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         raise _explain(error, target) from error
 
 
-def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file that a person named, as `whole_file` does."""
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace `path` with `content`; on any failure the old file stays as it was."""
     with whole_file(path) as stream:
         stream.write(content)
 

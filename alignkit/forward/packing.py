@@ -172,11 +172,6 @@ def check_groups(groups: Sequence[Group]) -> None:
             )
 
 
-def packed_length(group: Group) -> int:
-    """Tokens `group` adds to a packed row."""
-    return len(group.prompt) + sum(map(len, group.completions))
-
-
 Tree = dict[tuple[int, ...], list[tuple[int, ...]]]
 
 

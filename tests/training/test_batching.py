@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alignkit.forward.packing import Group, packed_length
 from alignkit.training.batching import (
     FittingSteps,
     MicroBatches,
@@ -34,7 +33,6 @@ def test_a_token_budget_holds_and_loses_nothing(lengths, budget, seed):
 
 def test_a_budget_also_bounds_the_number_of_items():
     assert batches_by_tokens([1] * 5, 100, max_items=2) == [[0, 1], [2, 3], [4]]
-    assert packed_length(Group([1, 2], [[3], [4, 5]])) == 5
 
 
 def test_the_micro_batch_halves_until_it_fits():
