@@ -1,5 +1,7 @@
 # make demo   the whole chain on the embedded model, in an environment of its own
 # make test   every test; make check: format, lint, types, tests, wheel, demo
+# make test-oldest, test-newest   the tests on the oldest and newest versions that pyproject.toml
+#             allows, each in an environment of its own
 # make audit  known weaknesses of the pinned versions; asks a service on the network
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test check lint wheel bench audit clean help
+.PHONY: demo test test-oldest test-newest check lint wheel bench audit clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -17,6 +19,22 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+# Those of training and stages, which feel a dependency first: make test-oldest TESTS=tests for all.
+TESTS ?= tests/training tests/stages tests/model tests/test_dependencies.py
+
+test-oldest: .ci/oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q -c .ci/oldest.txt -e '.[test]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile -q $(TESTS)
+
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[test]'
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 --dist loadfile -q $(TESTS)
+
+.ci/oldest.txt: pyproject.toml $(READY)
+	$(BIN)/python .ci/oldest.py >$@
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -48,4 +66,4 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) dist runs
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-oldest $(VENV)-newest dist runs

@@ -169,3 +169,9 @@ def test_the_tree_of_the_readme_lists_the_rooms_in_order() -> None:
     tree = readme.partition("```\nalignkit/\n")[2].partition("```")[0]
     names = [line.split()[0].removesuffix("/").removesuffix(".py") for line in tree.splitlines()]
     assert names == [room for room in ROOMS if room != "__main__"]
+
+
+def test_one_module_imports_trl() -> None:
+    """So that a new release of TRL is one file to look at."""
+    using = {module_of(f) for f in FILES if any(n.startswith("trl") for n in imports_of(f))}
+    assert using == {"alignkit.training.trl"}

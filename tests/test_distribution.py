@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Folders whose every file belongs into the archive, and the files beside them.
-FOLDERS = ("alignkit", "tests", "recipes", "data_schemas", "docs", "benchmarks", ".ci")
+FOLDERS = ("alignkit", "tests", "recipes", "data_schemas", "docs", "benchmarks", "examples", ".ci")
 FILES = ("Makefile", "pyproject.toml", "README.md", "LICENSE")
 LEFT_OUT = ("__pycache__", ".pyc")
 

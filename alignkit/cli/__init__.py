@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -21,6 +20,7 @@ import click
 from alignkit import __version__
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.recipe.kinds import KINDS
+from alignkit.store.signals import handling
 
 # name -> (module, attribute, one line for the overview). The line is repeated here so that the
 # overview needs no import of the module.
@@ -99,22 +99,18 @@ def cli(ctx: click.Context, debug: bool, quiet: bool) -> None:
 
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Each Ctrl-C that came: a library may turn the KeyboardInterrupt into an error of its own."""
+    """Note each Ctrl-C: a library may turn the KeyboardInterrupt into an error of its own."""
     came: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int) -> None:
         came.append(number)
-        signal.default_int_handler(number, frame)
+        raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored, or somebody else's
-        yield came
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield came  # ignored, as in a shell's background job, or somebody else's
         return
-    signal.signal(signal.SIGINT, note)
-    try:
+    with handling(signal.SIGINT, call=note):
         yield came
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -48,7 +48,7 @@ def hold(
     )
     from alignkit.recipe.settings import BackboneConfig
     from alignkit.run.execute import quiet_libraries
-    from alignkit.training.context import progress_bar
+    from alignkit.store.progress import progress_bar
 
     quiet_libraries()
     entrants = parse_policies(policies)

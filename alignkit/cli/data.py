@@ -127,7 +127,7 @@ def tell_all(problems: Iterable[Any]) -> None:
 def reading(files: Iterable[str], label: str) -> Iterator[None]:
     """A bar on stderr over the bytes of these files, when somebody looks and it takes a while."""
     from alignkit.files.rows import watched
-    from alignkit.training.context import progress_bar
+    from alignkit.store.progress import progress_bar
 
     sizes = [os.path.getsize(path) for path in files if os.path.isfile(path)]
     if sum(sizes) < SMALL:

@@ -1,0 +1,1 @@
+"""Collect rankings and verdicts of people: items, sessions, the event log, page and terminal."""

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from alignkit.data.pairs import rankings_from_votes
 from alignkit.data.records import Candidates, Event, Ranking, to_json
+from alignkit.data.voting import standing
 from alignkit.errors import AlignkitError, DataError, DiskFull, UserError
 from alignkit.files.json_text import decode
 from alignkit.files.problems import Problem, RowError
@@ -325,9 +326,8 @@ BEGINNING = b'{"v":1,"kind":"event"'
 
 def live(events: Iterable[Event]) -> list[Event]:
     """Return the acts that stand: neither superseded nor an undo."""
-    every = list(events)
-    void = {event.supersedes for event in every if event.supersedes}
-    return [event for event in every if event.id not in void and event.action != "undo"]
+    acts = standing((event.id, event.supersedes, event) for event in events)
+    return [event for event in acts if event.action != "undo"]
 
 
 def rankings_from_events(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import orjson
 
 from alignkit.errors import DataError
 from alignkit.store.artifacts import disk_full_named
+from alignkit.store.whole_files import replacing
 
 _SECRET = re.compile(rb"[0-9a-f]{64}\n?")
 
@@ -63,7 +64,8 @@ def ensure_secret(log: Path) -> bytes:
         if not file.exists():
             with disk_full_named(file.parent):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _make(file)
+                with suppress(FileExistsError), replacing(file, mode=0o600, overwrite=False) as new:
+                    new.write(secrets.token_hex(32).encode() + b"\n")
         return read_secret(log)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror}", where=str(file)) from None
@@ -97,27 +99,3 @@ def readable_by_others(log: Path) -> bool:
     """Return whether other users of the machine can read the secret."""
     file = secret_file(log)
     return file.exists() and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
-
-
-def _make(file: Path) -> None:
-    """Create the secret file atomically, unless another process was faster."""
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(secrets.token_hex(32).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(partial, file)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links: accept the race
-            os.replace(partial, file)
-        directory = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        partial.unlink(missing_ok=True)

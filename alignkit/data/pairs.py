@@ -12,7 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from alignkit.data.records import Candidate, Event, Message, Preference, Ranking, template_keys
-from alignkit.data.voting import ANNOTATOR_KEYS, aligned, annotator_in, last_votes, voter
+from alignkit.data.voting import (
+    ANNOTATOR_KEYS,
+    aligned,
+    annotator_in,
+    last_votes,
+    standing,
+    voter,
+)
 from alignkit.errors import DataError
 from alignkit.files.problems import RowError
 from alignkit.files.validated import validated
@@ -234,16 +241,14 @@ POINTS: dict[str, Callable[[Sequence[Ranking]], dict[str, float]]] = {
 
 
 def standing_votes(events: Iterable[Event]) -> list[Event]:
-    """Return the votes that count: the last one of each annotator on each item.
+    """Keep the last standing vote of each annotator on each item.
 
     Superseded votes, repeats, undos, skips and flags do not count.
     """
-    events = list(events)
-    void = {event.supersedes for event in events if event.supersedes}
     votes = (
         event
-        for event in events
-        if event.action in ("rank", "pair") and event.id not in void and not event.repeat_of
+        for event in standing((event.id, event.supersedes, event) for event in events)
+        if event.action in ("rank", "pair") and not event.repeat_of
     )
     return last_votes(votes, lambda event: (event.annotator, event.item)).votes
 

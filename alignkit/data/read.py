@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from alignkit.data.columns import Columns, resolve
-from alignkit.data.formats import FORMATS, Format, detect, format_named, prompt_columns
+from alignkit.data.formats import Format, detect, format_named, prompt_columns
 from alignkit.data.formats.chat import is_text
 from alignkit.data.formats.fields import Fields, missing
 from alignkit.data.formats.template_keys import KEYS, read_reasoning, read_template_keys
@@ -590,8 +590,3 @@ def load_candidates(path: str | Path, **options: Any) -> Loaded[Candidates]:
     loaded = load_records(path, {"candidates"}, **options)
     records = [record for record in loaded.records if isinstance(record, Candidates)]
     return Loaded(records, loaded.format, loaded.problems)
-
-
-def known_formats() -> dict[str, str]:
-    """Return format names with what each looks like, for help texts."""
-    return {each.name: each.about for each in FORMATS.values()}

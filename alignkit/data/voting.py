@@ -174,6 +174,16 @@ class Counted(Generic[V]):
     replaced: list[tuple[V, V]]  # (earlier, later)
 
 
+def standing(acts: Iterable[tuple[str, str | None, V]]) -> list[V]:
+    """The acts that no other one supersedes; each comes as (its id, the id it supersedes, itself).
+
+    An act without an id, such as a ranking of another tool, cannot be superseded.
+    """
+    listed = list(acts)
+    void = {before for _, before, _ in listed if before}
+    return [act for name, _, act in listed if not name or name not in void]
+
+
 def last_votes(votes: Iterable[V], voter: Callable[[V], tuple[str | None, str]]) -> Counted[V]:
     """Return the last vote of each person on each item; `voter` returns (annotator, item).
 

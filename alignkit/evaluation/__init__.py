@@ -1,0 +1,1 @@
+"""Reports on judgements, votes, completions and reward models, with honest intervals."""

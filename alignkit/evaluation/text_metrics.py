@@ -43,12 +43,6 @@ def _f1(counts: Counter[Any], reference: Counter[Any]) -> float:
     return 2 * common / (counts.total() + reference.total())
 
 
-def rouge_n(text: str, reference: str, n: int = 1) -> float:
-    """Return ROUGE-n F1 of lower-case alphanumeric words, without stemming (Lin 2004)."""
-    words, expected = (_WORDS.findall(side.lower()) for side in (text, reference))
-    return _f1(_ngrams(words, n), _ngrams(expected, n))
-
-
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 

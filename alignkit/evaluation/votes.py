@@ -25,6 +25,7 @@ from alignkit.data.voting import (
     last_votes,
     line_of,
     replaced_problem,
+    standing,
 )
 from alignkit.errors import DataError
 from alignkit.evaluation import judged_rows as fields
@@ -104,21 +105,19 @@ def read_ballots(paths: Sequence[str | Path]) -> Ballots:
     """
     if not paths:
         raise DataError("no file of rankings or events given")
-    ballots, cast, void = Ballots(), [], set()
+    ballots, cast = Ballots(), list[tuple[str, str | None, Vote | None]]()
     for path in paths:
         file = VoteFile(path)
         for line, row in file:
             try:
-                vote = _READERS[_kind(row)](row, ballots)
-                replaced = fields.text(row, "supersedes")
+                taken = _READERS[_kind(row)](row, ballots)
+                before = fields.text(row, "supersedes")
             except DataError as error:
                 raise error.at(f"{path}:{line}") from None
-            if replaced:
-                void.add(replaced)
-            if vote is not None:
-                cast.append(replace(vote, place=(str(path), line)))
+            vote = taken and replace(taken, place=(str(path), line))
+            cast.append((vote.id if vote else "", before, vote))
         ballots.inputs.append(file.as_dict())
-    _settle(ballots, [vote for vote in cast if vote.id not in void or not vote.id])
+    _settle(ballots, [vote for vote in standing(cast) if vote is not None])
     return ballots
 
 

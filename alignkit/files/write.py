@@ -1,4 +1,4 @@
-"""Write rows whole or not at all: a temporary file next to the target, fsync, rename."""
+"""Write what a person asked for to the place they named: rows, reports, exports."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from alignkit.errors import DataError, DiskFull
 from alignkit.files.rows import COMPRESSIONS, SUFFIXES, compression_of, container_of
 from alignkit.files.tables import cell_text
+from alignkit.store.whole_files import replacing
 
 RowWriter = Callable[[BinaryIO, Iterable[dict[str, Any]]], int]
 
@@ -48,7 +49,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             with _spooled(target, number) as stream:
                 yield stream
         else:
-            with _renamed(target, mode) as stream:
+            with replacing(target) as stream:
                 yield stream
     except BrokenPipeError:
         raise
@@ -60,29 +61,6 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace `path` with `content`; on any failure the old file stays as it was."""
     with whole_file(path) as stream:
         stream.write(content)
-
-
-@contextmanager
-def _renamed(target: Path, mode: int | None) -> Iterator[BinaryIO]:
-    """Write in the same folder and rename over the target at the end; keep its permissions."""
-    # A file name may have 255 bytes, and the additions must fit.
-    start = os.fsdecode(os.fsencode(target.name)[:200])
-    partial = target.with_name(f".{start}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb", opener=_new_file) as stream:
-            yield stream
-            stream.flush()
-            if mode is not None:
-                os.fchmod(stream.fileno(), stat.S_IMODE(mode))
-            os.fsync(stream.fileno())
-        os.replace(partial, target)
-        _sync_directory(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _new_file(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
@@ -154,14 +132,6 @@ def _mode_of(target: Path) -> int | None:
         fix = f"Fix: chmod u+w {target}, or name a new file"
         raise DataError("is write-protected", where=str(target), hint=fix)
     return mode
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _explain(error: OSError, target: Path) -> Exception:

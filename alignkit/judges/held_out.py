@@ -14,7 +14,7 @@ from alignkit.forward.logps import Group, completion_logps
 from alignkit.model.backbone import POLICY, Backbone
 from alignkit.model.files import find_model
 from alignkit.recipe.settings import BackboneConfig
-from alignkit.training.context import progress_bar
+from alignkit.store.progress import progress_bar
 
 
 @torch.no_grad()

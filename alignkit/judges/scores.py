@@ -160,9 +160,7 @@ CALIBRATION = "calibration.json"
 def store_temperature(directory: Path, found: dict[str, Any]) -> Path:
     """Keep a reward run's temperature beside its adapter, where `reward_judge` finds it."""
     target = directory / CALIBRATION
-    partial = target.with_suffix(".partial")
-    write_durably(partial, orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    partial.replace(target)
+    write_durably(target, orjson.dumps(found, option=orjson.OPT_INDENT_2))
     return target
 
 

@@ -7,7 +7,6 @@ saved. So 2N iterations give the same bits as N iterations, a stop, and N more.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +58,7 @@ from alignkit.ppo.rollout import (
 from alignkit.ppo.validation import EvaluationResult, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe.settings import OnlineConfig
+from alignkit.store.row_log import append_rows
 from alignkit.training.checkpoints import (
     load_tree,
     naming_last_checkpoint,
@@ -525,8 +525,7 @@ class OnlineTrainer:
 
     def _append(self, row: Mapping[str, float]) -> None:
         plain = {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
-        with self.context.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(plain) + "\n")
+        append_rows(self.context.metrics_file, [plain])
         if self.trackers is not None:
             self.trackers.log(int(row["step"]), plain)
 
@@ -615,7 +614,7 @@ class OnlineTrainer:
         restore_random_state(tree["random"])
         if rank() == 0:
             for file in (self.context.metrics_file, self.samples_file):
-                drop_rows_after(file, self.state.iteration)
+                forget_after(file, self.state.iteration)
 
     def _summary(self, alarm: str | None) -> dict[str, Any]:
         """Return the run's metrics, the alarm included."""
@@ -692,20 +691,3 @@ def copy_into(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-
-
-def drop_rows_after(file: Path, iteration: int) -> None:
-    """Drop the rows of a JSONL file written after this iteration: they will be written again."""
-    if not file.exists():
-        return
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= iteration:
-                rows.append(line)
-        except ValueError:
-            # Half a line: the machine died while writing it, and its iteration runs again.
-            continue
-    part = file.with_suffix(".part")
-    part.write_text("".join(rows), encoding="utf-8")
-    part.replace(file)

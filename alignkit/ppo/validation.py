@@ -6,7 +6,6 @@ are compared by score − kl_coef·KL: the objective itself, on prompts that are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from alignkit.ppo.rewards import (
 )
 from alignkit.ppo.rollout import Sampler, mask_of, sampling_seed
 from alignkit.recipe.settings import OnlineConfig
+from alignkit.store.row_log import append_rows, read_log
 
 SHOWN_SAMPLES = 12
 
@@ -122,23 +122,24 @@ def win_rate(scores: Tensor, start_scores: Tensor) -> float:
 
 def write_samples(path: Path, iteration: int, result: EvaluationResult) -> None:
     """Append some completions of this evaluation to a JSONL file, for people to read."""
-    with path.open("a", encoding="utf-8") as stream:
-        for number, sample in enumerate(result.samples[:SHOWN_SAMPLES]):
-            row = {
-                "step": iteration,
-                "prompt": sample.prompt.text,
-                "completion": sample.text,
-                "score": round(float(result.scores[number]), 4),
-                "stopped": sample.stopped,
-            }
-            if result.judged is not None:
-                row["judged"] = round(float(result.judged[number]), 4)
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = []
+    for number, sample in enumerate(result.samples[:SHOWN_SAMPLES]):
+        row = {
+            "step": iteration,
+            "prompt": sample.prompt.text,
+            "completion": sample.text,
+            "score": round(float(result.scores[number]), 4),
+            "stopped": sample.stopped,
+        }
+        if result.judged is not None:
+            row["judged"] = round(float(result.judged[number]), 4)
+        rows.append(row)
+    append_rows(path, rows)
 
 
 def samples_over_time(samples_file: Path) -> list[dict[str, Any]]:
     """Return completions of the same prompts at the start, half way and at the end, with scores."""
-    rows = [json.loads(line) for line in samples_file.read_text(encoding="utf-8").splitlines()]
+    rows = read_log(samples_file)
     steps = sorted({row["step"] for row in rows})
     shown = {steps[0], steps[len(steps) // 2], steps[-1]}
     by_prompt: dict[str, dict[str, Any]] = {}
@@ -156,10 +157,9 @@ def samples_over_time(samples_file: Path) -> list[dict[str, Any]]:
 def frontier(metrics_file: Path) -> list[dict[str, float]]:
     """Return each evaluation's reward, gold score and KL, for plots of the first two against KL."""
     names = {"step": "step", "kl": "eval/kl", "reward": "eval/reward", "gold": "eval/gold"}
-    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     return [
         {name: row[key] for name, key in names.items() if key in row}
-        for row in rows
+        for row in read_log(metrics_file)
         if "eval/kl" in row
     ]
 

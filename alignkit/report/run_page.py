@@ -6,8 +6,6 @@ The page holds no script and loads nothing. This module chooses what is shown; t
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from alignkit.recipe.settings import CONFIGS
 from alignkit.report.charts import WIDE, Chart, Interval, Series, interval, line_chart
 from alignkit.report.page import rendered
 from alignkit.store.secrets import without_secrets
+from alignkit.store.whole_files import write_whole
 
 # The bare model's colour; a stage's is in its settings. A policy keeps it in every chart and table.
 BASE_STYLE = 7
@@ -80,14 +79,7 @@ def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
     """Write the report to `path` at once or not at all; `redact` hides prompts and replies."""
     text = render(data, redact=redact)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode(), mode=0o600)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from alignkit.recipe.settings import CONFIGS, About
 from alignkit.report.run_page import ReportData, write_report
 from alignkit.store.artifacts import write_durably
+from alignkit.store.row_log import read_log
 from alignkit.training.outcome import outcome_lines
 
 CARD = "README.md"
@@ -22,7 +23,7 @@ SHOWN = ("rows", "samples", "frontier", "by_margin")
 
 def write_pages(directory: Path, fields: Mapping[str, Any]) -> None:
     """Write the pages of a stage; `fields` are those of its manifest."""
-    steps = _steps(directory / "metrics.jsonl")
+    steps = read_log(directory / "metrics.jsonl")
     if steps:
         write_report(directory / REPORT, _report(fields, steps))
     if (directory / "adapter").is_dir():
@@ -109,12 +110,6 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
     judge = metrics.get("alarm_judge")
     asked = [f"The alarm of reward hacking asked {judge}."] if judge else []
     return [*outcome_lines(metrics), *asked]
-
-
-def _steps(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _number(value: float) -> str:

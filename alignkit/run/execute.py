@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import (
@@ -72,6 +71,7 @@ from alignkit.store.artifacts import (
     write_manifest,
 )
 from alignkit.store.secrets import without_secrets
+from alignkit.store.signals import handling
 from alignkit.training.context import StageContext
 from alignkit.training.trackers import check_trackers
 
@@ -310,14 +310,9 @@ def quiet_libraries() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM anywhere become one Interrupted, after everything open was closed."""
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not in the main thread, where Python takes no signals
-        yield
-        return
-    try:
-        yield
+        with handling(signal.SIGTERM, call=_terminate):
+            yield
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         raise Interrupted(
@@ -325,8 +320,6 @@ def interruptible() -> Iterator[None]:
             signal_number=number,
             hint="Run the same command again to go on",
         ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -348,7 +341,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, on its way up like Ctrl-C, which no library swallows."""
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
+def _terminate(_number: int) -> None:
     raise _Terminated
 
 
@@ -477,9 +470,8 @@ def _write_embedded(stages: Sequence[PlannedStage]) -> None:
             if entry.embedded and not entry.path.exists():
                 make_directory(entry.path.parent)
                 seed = int(entry.path.stem.rpartition("-")[2])
-                scratch = entry.path.with_suffix(".partial")
                 with disk_full_named(entry.path.parent):
-                    write(entry.embedded, seed, scratch).replace(entry.path)
+                    write(entry.embedded, seed, entry.path)
 
 
 def _set_aside(directory: Path, options: Options) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from alignkit.errors import TrainingFailed
@@ -18,6 +17,7 @@ from alignkit.store.artifacts import (
     versions,
     write_durably,
 )
+from alignkit.store.row_log import read_log
 from alignkit.store.secrets import without_secrets
 from alignkit.training.outcome import outcome_lines
 
@@ -37,9 +37,7 @@ def write_summary(plan: Plan, outcomes: Sequence[Outcome], *, redact: bool = Fal
     content = without_secrets(plain_value(_summary(plan, outcomes)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     with private_files(), disk_full_named(plan.directory):
-        scratch = plan.directory / f".{SUMMARY}.tmp"
-        write_durably(scratch, text.encode())
-        scratch.replace(plan.directory / SUMMARY)
+        write_durably(plan.directory / SUMMARY, text.encode())
         write_report(plan.directory / REPORT, report_data(plan, outcomes), redact=redact)
 
 
@@ -59,7 +57,9 @@ def report_data(plan: Plan, outcomes: Sequence[Outcome]) -> ReportData:
     return ReportData(
         title=recipe.name,
         subtitle=f"{model.name}, {plan.backbone.quantization}, seed {recipe.seed}",
-        stages={o.name: rows for o in outcomes if (rows := metric_rows(o.directory))},
+        stages={
+            o.name: rows for o in outcomes if (rows := read_log(o.directory / "metrics.jsonl"))
+        },
         summary=table_rows(outcomes),
         samples=last.metrics.get("samples", ()) if last else (),
         frontier=frontier(outcomes),
@@ -83,14 +83,6 @@ def frontier(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if row["temperature"] == 1.0 and row["policy"] != "base" and row["kl"]
     }
     return ended | {o.name: rows for o in outcomes if (rows := o.metrics.get("frontier"))}
-
-
-def metric_rows(directory: Path) -> list[dict[str, Any]]:
-    """A stage's logged steps."""
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def _summary(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ each step:  log-probs of chosen and rejected under both, prompt read once
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.dpo_config import DPOConfig as TrlConfig
-from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_preferences, stream_preferences
@@ -49,6 +46,7 @@ from alignkit.training.trainer import (
     undisturbed,
     without_dropout,
 )
+from alignkit.training.trl import DPOConfig, TokenDpoTrainer
 
 Batch = Mapping[str, Any]
 
@@ -72,7 +70,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
 trial, cost = training_trial(load_preferences, "pairs", "weight"), training_cost
 
 
-class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
+class PairTrainer(FittingSteps, SealedCheckpoints, TokenDpoTrainer):
     """TRL's DPO trainer with our loss on the log-probs of whole groups."""
 
     model: Any
@@ -113,9 +111,6 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
         if budget is None:
             return super().get_train_dataloader()
         return token_loader(self, budget, max_items=self.args.per_device_train_batch_size)
-
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        return dataset  # rows are token ids already
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> Tensor:
         del model, return_outputs
@@ -163,7 +158,6 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
 
     def _note(self, pair: PairLogps) -> None:
         """Record metrics by TRL's names, as tensors until they are logged: no sync with the GPU."""
-        store = self._metrics["train" if self.model.training else "eval"]
         beta = self.config.beta
         chosen, rejected = beta * pair.chosen_ratio.detach(), beta * pair.rejected_ratio.detach()
         for name, value in {
@@ -175,14 +169,7 @@ class PairTrainer(FittingSteps, SealedCheckpoints, DPOTrainer):
             "logps/rejected": pair.rejected.detach(),
             "kl": squared_log_ratio(pair),
         }.items():
-            store[name].append(self.accelerator.gather(value).mean())
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Turn recorded tensors into numbers before TRL averages them."""
-        for values in self._metrics.values():
-            for name, noted in values.items():
-                values[name] = [float(value) for value in noted]
-        super().log(logs, start_time)
+            self.note(name, self.accelerator.gather(value).mean())
 
 
 def squared_log_ratio(pair: PairLogps) -> Tensor:
@@ -258,7 +245,7 @@ def _trainer(
     held_out: TokenRows[PairRow],
 ) -> PairTrainer:
     arguments = trainer_arguments(
-        TrlConfig,
+        DPOConfig,
         config,
         context,
         beta=config.beta,
@@ -282,7 +269,6 @@ def _trainer(
         )
     trainer.sizes = train.sizes
     trainer.attach(backbone, config, Encoder(backbone.tokenizer).pad_token_id)
-    trainer._metrics = defaultdict(lambda: defaultdict(list))
     prepare(trainer, backbone, POLICY)
     return trainer
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -32,6 +32,7 @@ from alignkit.recipe.settings import RewardConfig
 from alignkit.scorers.reward_model import RewardModel
 from alignkit.stages.cost import training_cost
 from alignkit.stages.trial import training_trial
+from alignkit.store.whole_files import write_whole
 from alignkit.training.batching import FittingSteps
 from alignkit.training.checkpoints import SealedCheckpoints
 from alignkit.training.context import StageContext
@@ -270,9 +271,7 @@ class Best(TrainerCallback, ExportableState):
             n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        save_file(weights, str(part))
-        part.replace(self.file)
+        write_whole(self.file, save(weights))
 
 
 # --- held-out quality ------------------------------------------------------------------------

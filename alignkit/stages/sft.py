@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.sft_config import SFTConfig as TrlConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from alignkit.data.chat import Encoder
 from alignkit.data.read import load_demonstrations, stream_demonstrations
@@ -40,6 +38,7 @@ from alignkit.training.trainer import (
     trainer_arguments,
     undisturbed,
 )
+from alignkit.training.trl import SFTConfig, TokenSftTrainer
 
 
 def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def describe_targets(rows: Sequence[SftRow], stops: frozenset[int]) -> dict[str,
     }
 
 
-class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
+class DemonstrationTrainer(FittingSteps, SealedCheckpoints, TokenSftTrainer):
     """TRL's SFT trainer with its loss computed on targets only, rows packed without padding."""
 
     model: Any
@@ -110,9 +109,6 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
             return self.usual_rows
         return max(1, sum(total <= self.max_tokens for total in accumulate(sorted(self.sizes))))
 
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        return dataset  # rows are token ids already
-
     def compute_loss(
         self,
         model: Any,
@@ -129,8 +125,7 @@ class DemonstrationTrainer(FittingSteps, SealedCheckpoints, SFTTrainer):
             loss = loss * self.share
         if not self.is_measuring:
             self.note_rows(logps.sums, inputs["where"])
-            store = self._metrics["train" if self.model.training else "eval"]
-            store["mean_token_logp"].append(float(logps.per_token.detach().mean()))
+            self.note("mean_token_logp", logps.per_token.detach().mean())
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return loss
@@ -155,7 +150,7 @@ def _trainer(
     config: SftConfig, context: StageContext, train: TokenRows[SftRow], held_out: TokenRows[SftRow]
 ) -> DemonstrationTrainer:
     backbone = context.backbone
-    arguments = trainer_arguments(TrlConfig, config, context, max_length=None, packing=False)
+    arguments = trainer_arguments(SFTConfig, config, context, max_length=None, packing=False)
     with warnings.catch_warnings(), undisturbed(backbone, POLICY):
         warnings.simplefilter("ignore")
         trainer = DemonstrationTrainer(

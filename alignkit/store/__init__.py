@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and where it lies."""
+"""Write and read what a run leaves on disk, and what every room shares: signals, progress."""

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignkit.errors import AlignkitError, DiskFull, ModelError, RecipeError, TrainingFailed
 from alignkit.store.secrets import without_secrets
+from alignkit.store.whole_files import fsync, remove_partial_files, write_whole
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -100,6 +101,7 @@ def publishing(final: Path) -> Iterator[Path]:
     """
     partial = partial_of(final)
     make_directory(partial)
+    remove_partial_files(partial)
     with disk_full_named(partial):
         yield partial
         if not (partial / MANIFEST).is_file():
@@ -271,22 +273,9 @@ def open_sealed_json(path: Path) -> dict[str, Any]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file for its owner alone, and have it on the disk before returning."""
+    """Replace a file at once by one for its owner alone; DiskFull where there is no room."""
     with disk_full_named(path.parent):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-
-def fsync(path: Path) -> None:
-    """Have a file's content, or a directory's entries, on the disk before returning."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_whole(path, content, mode=0o600)
 
 
 def make_directory(path: Path) -> None:

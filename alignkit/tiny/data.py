@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from alignkit.errors import pick
+from alignkit.store.whole_files import write_whole
 from alignkit.tiny.task import Ask, distinct_asks, write_completion
 
 # Range of `Ask.share` for each use of an ask; the pretraining corpus has a range of its own.
@@ -44,7 +45,7 @@ def write(name: str, seed: int, path: Path, *, rows: int | None = None) -> Path:
     """Write the named data set to `path` and return it; `rows` overrides its default size."""
     rows_of_json = b"".join(orjson.dumps(row) + b"\n" for row in records(name, seed, rows=rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(rows_of_json)
+    write_whole(path, rows_of_json)
     return path
 
 

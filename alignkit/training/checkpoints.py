@@ -12,12 +12,10 @@ import os
 import random
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +43,6 @@ from alignkit.store.artifacts import (
     differences,
     disk_full_named,
     existing,
-    fsync,
     make_directory,
     open_sealed_json,
     plain_value,
@@ -54,6 +51,8 @@ from alignkit.store.artifacts import (
     sealed_json,
     write_durably,
 )
+from alignkit.store.signals import handling
+from alignkit.store.whole_files import fsync
 from alignkit.training.finite import Watch, check_tensors
 
 if TYPE_CHECKING:
@@ -300,22 +299,15 @@ def stop_requests(say: Say = lambda _: None) -> Iterator[StopRequest]:
     Outside the main thread, where Python delivers no signals, this does nothing.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note(number: int) -> None:
         if request.signal_number is not None:
             os._exit(128 + number)  # not `exit`: whatever hangs now would also hang cleanup
         request.signal_number = number
         say("stopping after this step; a second signal stops at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(signal.SIGINT, signal.SIGTERM, call=note):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class SealedCheckpoints(_Trainer):

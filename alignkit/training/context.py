@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alignkit.store.progress import progress_bar
 
 if TYPE_CHECKING:
     from alignkit.model.backbone import Backbone
@@ -65,20 +67,3 @@ class StageContext:
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
         """Show a progress bar on stderr, if that is a terminal; call it with a count to advance."""
         return progress_bar(total, label)
-
-
-@contextmanager
-def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr; stay silent if stderr is no terminal or ALIGNKIT_QUIET is set."""
-    import os
-    import sys
-
-    from tqdm import tqdm
-
-    quiet = not sys.stderr.isatty() or bool(os.environ.get("ALIGNKIT_QUIET"))
-    with tqdm(total=total, desc=label, disable=quiet, leave=False) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance

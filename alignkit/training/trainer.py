@@ -6,7 +6,6 @@ weights on a quantized backbone, a forward over completions only, and checks tha
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from alignkit.model.backbone import Backbone
 from alignkit.model.heads import ScalarHead
 from alignkit.model.probe import check_outputs
 from alignkit.recipe.settings import OnlineConfig, TrainingConfig
+from alignkit.store.row_log import append_rows
 from alignkit.training.batching import batches_by_tokens
 from alignkit.training.checkpoints import preserved_random_state
 from alignkit.training.context import StageContext
@@ -129,8 +129,7 @@ class MetricsLog(TrainerCallback):
         if skipped:
             del numbers["grad_norm"]
         check_numbers(numbers, state.global_step)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+        append_rows(self.file, [{"step": state.global_step, **numbers}])
 
 
 class Reported(TrainerCallback):

@@ -12,7 +12,6 @@ from alignkit.data.checks.dataset_checks import FilePrints, leaks
 from alignkit.data.columns import Columns
 from alignkit.data.read import Reading, row_findings, scan
 from alignkit.data.records import Record
-from alignkit.errors import AlignkitError, DataError, ErrorList
 from alignkit.files.problems import Finding, Problem
 from alignkit.files.shards import parts_of
 
@@ -127,31 +126,6 @@ def check_files(
 def _parts(path: str | Path) -> Sequence[str | Path]:
     """Return the files of a folder, each with lines of its own, or the file itself."""
     return parts_of(str(path)) or [path]
-
-
-def require_clean(
-    paths: Sequence[str | Path],
-    *,
-    held_out: Sequence[str | Path] = (),
-    format: str | None = None,
-    on_bad_row: str = "error",
-) -> list[FileReport]:
-    """Report on files about to be trained on; raise on errors before a model is loaded.
-
-    With `on_bad_row="drop"` bad rows are allowed as long as some rows remain.
-    """
-    reports = check_files(paths, held_out=held_out, format=format)
-    errors: list[AlignkitError] = []
-    for report in reports:
-        bad = [problem for problem in report.problems if problem.level == "error"]
-        rows_lost = {problem.line for problem in bad}
-        if bad and (on_bad_row == "error" or len(rows_lost) >= report.rows or None in rows_lost):
-            errors += [problem.error() for problem in bad[:20]]
-            if len(bad) > 20:
-                errors.append(DataError(f"and {len(bad) - 20} more errors", where=report.file))
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorList(errors)
-    return reports
 
 
 def summary(report: FileReport) -> str:

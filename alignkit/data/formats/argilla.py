@@ -106,10 +106,6 @@ def _ranks_of(value: Any, fields: Mapping[str, Any], question: str) -> dict[str,
     return _best_of(value, fields, question) if isinstance(value, str) and value else None
 
 
-def _all_fields(names: list[Any], fields: Mapping[str, Any]) -> bool:
-    return all(isinstance(name, str) and name in fields for name in names)
-
-
 def _is_ranked(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("value"), str) and "rank" in item
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from alignkit.cli import main
 from alignkit.data.checks.dataset_checks import wilson
-from alignkit.data.checks.file_check import FileReport, check_file, check_files, require_clean
+from alignkit.data.checks.file_check import FileReport, check_file, check_files
 from alignkit.data.checks.near import NearIndex
 from alignkit.data.read import load_preferences
-from alignkit.errors import ErrorList, UserError
+from alignkit.errors import UserError
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -256,16 +256,6 @@ def test_many_problems_of_a_kind_are_counted_not_listed(
     assert out.count("'rejected' is empty") == 5
     assert "and 25 more of kind empty-side" in out
     assert "preference, 30 rows, empty-side 30" in out
-
-
-def test_training_stops_on_errors_unless_bad_rows_are_dropped(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", [*clean_rows(5), preference("P?", "a", "")])
-    with pytest.raises(UserError, match=r"d\.jsonl:6: 'rejected' is empty"):
-        require_clean([path])
-    assert require_clean([path], on_bad_row="drop")[0].rows == 6
-    hopeless = write(tmp_path / "h.jsonl", [preference("P?", "a", "")] * 2)
-    with pytest.raises(ErrorList):
-        require_clean([hopeless], on_bad_row="drop")
 
 
 # --- cost ---------------------------------------------------------------------------------------
