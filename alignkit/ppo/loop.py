@@ -58,7 +58,7 @@ from alignkit.ppo.rollout import (
 from alignkit.ppo.validation import EvaluationResult, Validation, write_samples
 from alignkit.ppo.value import ValueLearner
 from alignkit.recipe.settings import OnlineConfig
-from alignkit.store.row_log import append_rows
+from alignkit.store.row_log import append_rows, forget_after
 from alignkit.training.checkpoints import (
     load_tree,
     naming_last_checkpoint,
