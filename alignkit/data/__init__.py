@@ -1,1 +1,1 @@
-"""Records of training data: formats, reading, chat templates, votes, checks and edits."""
+"""Read data files into records; check, edit and render them into tokens."""
