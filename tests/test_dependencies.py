@@ -27,7 +27,7 @@ ASKED_FOR = {"flash_attn", "spacy", "atheris", "datasketch"}
 # Declared although no line of ours imports it.
 NEEDED_BY_OTHERS = {"accelerate": "transformers' Trainer does not start without it"}
 # Run as programs or loaded as plugins by the tests and `make lint`.
-PROGRAMS = {"pytest-xdist", "mypy", "ruff", "types-PyYAML"}
+PROGRAMS = {"pytest-xdist", "hatchling", "mypy", "ruff", "types-PyYAML"}
 
 
 def imported(*folders: str) -> set[str]:
