@@ -185,7 +185,7 @@ def our_trainer(model: Path, lengths: str = "equal", value: Value = "head") -> A
     from alignkit.model.backbone import POLICY, REFERENCE, Backbone
     from alignkit.model.heads import ScalarHead
     from alignkit.ppo.loop import OnlineTrainer
-    from alignkit.ppo.rewards import PracticePrompt, open_rewards
+    from alignkit.ppo.rewards import RolloutPrompt, open_rewards
     from alignkit.ppo.rollout import Sampler
     from alignkit.recipe.settings import BackboneConfig, PpoConfig
     from alignkit.stages.ppo import ppo_targets, start_value
@@ -216,7 +216,7 @@ def our_trainer(model: Path, lengths: str = "equal", value: Value = "head") -> A
     )
     context = StageContext(work, 0, {"rm": work / "rm"}, lambda: backbone, lambda _line: None)
     vocabulary = backbone.base.config.vocab_size
-    prompts = [PracticePrompt("ids", (), tuple(ids)) for ids in prompt_ids(vocabulary, lengths)]
+    prompts = [RolloutPrompt("ids", (), tuple(ids)) for ids in prompt_ids(vocabulary, lengths)]
     rewards = open_rewards(config, context, backbone, 2)
     sampler = Sampler(backbone, config, [], REFERENCE)
     critic = start_value(backbone, config, context, rewards, 1000)

@@ -27,6 +27,8 @@ from alignkit.files.problems import RowError
 from alignkit.judges import Comparison, Verdict
 from alignkit.judges.injection import attempts_injection
 from alignkit.judges.reply_cache import ReplyCache
+from alignkit.recipe.scorer_forms import Spec
+from alignkit.scorers import Resources
 from alignkit.service import Limits, Service, ServiceFailed, Trouble, check_address
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -404,12 +406,15 @@ def _count(usage: Any, key: str) -> int:
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
-def llm_judge(rest: str, *, settings: Mapping[str, Any] | None = None, **_options: Any) -> LlmJudge:
+def open_judge(spec: Spec, resources: Resources) -> LlmJudge:
     """`llm:MODEL@URL`; the key comes from the environment and is written nowhere."""
-    model, _, url = rest.partition("@")
+    model, _, url = spec.argument.partition("@")
     if not model:
         raise RecipeError("the judge's model is missing", hint="Write llm:MODEL@URL")
     url = url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-    known = asdict(LlmSettings(model, url)) | dict(settings or {})
-    return LlmJudge(LlmSettings(**known), api_key=key)
+    known = asdict(LlmSettings(model, url)) | dict(resources.settings)
+    judge = LlmJudge(LlmSettings(**known), api_key=key)
+    resources.closing.callback(judge.close)
+    resources.closing.callback(lambda: resources.say(judge.summary()))
+    return judge

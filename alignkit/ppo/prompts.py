@@ -11,7 +11,7 @@ from alignkit.data.edit.split import prompt_key, split_by_prompt
 from alignkit.data.read import stream_prompts
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
-from alignkit.ppo.rewards import PracticePrompt
+from alignkit.ppo.rewards import RolloutPrompt
 from alignkit.recipe.settings import OnlineConfig
 from alignkit.training.context import StageContext
 from alignkit.training.data import load_all
@@ -20,7 +20,7 @@ from alignkit.training.rows import place
 
 def practice_prompts(
     config: OnlineConfig, context: StageContext, encoder: Encoder
-) -> tuple[list[PracticePrompt], list[PracticePrompt]]:
+) -> tuple[list[RolloutPrompt], list[RolloutPrompt]]:
     """Prompts to train on and held-out ones: `eval_prompts`, or a share of `prompts`."""
     records = load_all(stream_prompts, config.prompts, config, context)
     held_out: list[Any] = []
@@ -51,8 +51,8 @@ def _tell_shared(records: Sequence[Any], held_out: Sequence[Any], context: Stage
 
 
 def fit_prompts(
-    prompts: Sequence[PracticePrompt], config: OnlineConfig, context: StageContext
-) -> list[PracticePrompt]:
+    prompts: Sequence[RolloutPrompt], config: OnlineConfig, context: StageContext
+) -> list[RolloutPrompt]:
     """Prompts that leave room for a completion, by `on_overlong`."""
     room = config.max_length - config.response_length
     long = [prompt for prompt in prompts if len(prompt.ids) > room]
@@ -88,10 +88,10 @@ def stop_ids(config: OnlineConfig, encoder: Encoder) -> list[int]:
     return [int(ids[0])]
 
 
-def _rendered(record: Any, encoder: Encoder) -> PracticePrompt:
+def _rendered(record: Any, encoder: Encoder) -> RolloutPrompt:
     try:
         ids = encoder.prompt_ids(record.prompt, context=TemplateContext.of(record))
     except DataError as error:
         raise error.at(place(record)) from None
     turns = tuple(turn.model_dump(exclude={"train", "extra"}) for turn in record.prompt)
-    return PracticePrompt(place(record), turns, tuple(ids), record.extra)
+    return RolloutPrompt(place(record), turns, tuple(ids), record.extra)

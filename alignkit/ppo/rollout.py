@@ -20,7 +20,7 @@ from alignkit.forward.logps import Group, completion_logps
 from alignkit.model.backbone import POLICY, Backbone
 from alignkit.ppo.ranks import rank, world_size
 from alignkit.ppo.remote import RemotePolicy
-from alignkit.ppo.rewards import PracticePrompt, Sample
+from alignkit.ppo.rewards import RolloutPrompt, Sample
 from alignkit.recipe.settings import OnlineConfig
 
 
@@ -92,7 +92,7 @@ class Sampler:
 
     def sample(
         self,
-        prompts: Sequence[PracticePrompt],
+        prompts: Sequence[RolloutPrompt],
         *,
         seed: int,
         temperature: float,
@@ -163,7 +163,7 @@ class Sampler:
         return to_rows(flat, mask).to(self.backbone.device)
 
 
-def local_share(prompts: Sequence[PracticePrompt]) -> tuple[Sequence[PracticePrompt], int]:
+def local_share(prompts: Sequence[RolloutPrompt]) -> tuple[Sequence[RolloutPrompt], int]:
     """This rank's part of an iteration's prompts, and the number of its first row."""
     size = len(prompts) // world_size()
     return prompts[rank() * size : (rank() + 1) * size], rank() * size

@@ -13,19 +13,14 @@ from alignkit.model.probe import check_answer
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import practice_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
-from alignkit.ppo.rewards import (
-    FunctionReward,
-    PracticePrompt,
-    Reward,
-    Rewards,
-    load_function,
-    open_judge,
-    open_rewards,
-)
+from alignkit.ppo.rewards import Rewards, RolloutPrompt, open_judge, open_rewards
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, replies_over_time
 from alignkit.ppo.value import ValueLearner
-from alignkit.recipe.settings import OnlineConfig, is_function
+from alignkit.recipe.scorer_forms import parts
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.scorers import Scorer
+from alignkit.scorers.function import FunctionScorer, load_function
 from alignkit.training.context import StageContext
 from alignkit.training.trainer import (
     finish,
@@ -48,9 +43,10 @@ def practise(
     completions_per_prompt: int = 1,
 ) -> dict[str, Any]:
     """Set the roles up, run the loop, and leave the best policy in the stage's directory."""
-    for name in (*config.reward, config.alarm_judge or ""):
-        if is_function(name):
-            load_function(name)  # what is wrong with it is told before a model is loaded
+    for name in (*config.reward_model, *config.reward, config.alarm_judge or "gold"):
+        for kind, part in parts(name):
+            if kind == "function":
+                load_function(part)  # what is wrong with it is told before a model is loaded
     join_ranks()
     check_ranks(config, completions_per_prompt)
     backbone = context.backbone
@@ -99,10 +95,10 @@ def practise(
     return leave(trainer, metrics)
 
 
-def check_columns(rewards: Sequence[Reward], prompts: Sequence[PracticePrompt]) -> None:
+def check_columns(rewards: Sequence[Scorer], prompts: Sequence[RolloutPrompt]) -> None:
     """Refuse a Python function that asks for what the prompts' rows do not hold, by its line."""
     for reward in rewards:
-        if isinstance(reward, FunctionReward):
+        if isinstance(reward, FunctionScorer):
             reward.check_columns(prompts)
 
 

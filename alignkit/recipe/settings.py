@@ -8,7 +8,7 @@ and `alignkit.run.execute` runs them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,10 +24,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from alignkit.errors import pick
+from alignkit.recipe.scorer_forms import By, is_function, mistake, parts, respelled
 from alignkit.recipe.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HTTP = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 GATE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 POLICY_KINDS = ("sft", "dpo", "ppo", "rloo")
@@ -42,31 +42,53 @@ class Source:
     records: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
-    def means(self, value: str) -> bool:
-        """Whether the value has a meaning of its own and names nothing."""
-        return value in self.words
+    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+        """What the value names, each with the marker it counts by; nothing for a word."""
+        return [] if value in self.words else [(value, self)]
+
+    def respelled(self, value: str, replace: Callable[[str], str]) -> str:
+        """The value with what it names replaced."""
+        return value if value in self.words else replace(value)
 
 
 @dataclass(frozen=True)
 class Refers:
     """Marks a field whose values name an earlier stage of these kinds, or a run's directory.
 
-    `words` are values with a meaning of their own, such as the judge `gold`; with `functions`, so
-    is `module:function`.
+    `words` are values with a meaning of their own. With `by`, values are scorers or judges, written
+    as `alignkit.recipe.scorer_forms` says; with `functions`, `module:function` is one of them.
     """
 
     stages: tuple[str, ...]
     words: tuple[str, ...] = ()
+    by: By | None = None
     functions: bool = False
 
-    def means(self, value: str) -> bool:
-        """Whether the value has a meaning of its own and names nothing."""
-        return value in self.words or (self.functions and is_function(value))
+    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+        """What the value names, each with the marker it counts by; nothing for a word."""
+        if self.by is None:
+            return [] if value in self.words else [(value, self)]
+        found = parts(value, functions=self.functions)
+        return [
+            (part, self if kind == "run" else Source())
+            for kind, part in found
+            if kind != "function"
+        ]
 
+    def code(self, value: str) -> list[str]:
+        """The functions that the value names."""
+        found = [] if self.by is None else parts(value, functions=self.functions)
+        return [part for kind, part in found if kind == "function"]
 
-def is_function(value: str) -> bool:
-    """Whether the value is of the form module:function."""
-    return FUNCTION.fullmatch(value) is not None
+    def respelled(self, value: str, replace: Callable[[str], str]) -> str:
+        """The value with what it names replaced."""
+        if self.by is None:
+            return value if value in self.words else replace(value)
+        return respelled(value, lambda _kind, part: replace(part), functions=self.functions)
+
+    def mistake(self, value: str) -> tuple[str, str] | None:
+        """What is wrong with the value as it is written, and the remedy."""
+        return None if self.by is None else mistake(value, self.by, functions=self.functions)
 
 
 @dataclass(frozen=True)
@@ -419,8 +441,9 @@ class RankConfig(StageConfig):
         min_length=1
     )
     """Candidates files or generate stages to rank."""
-    judge: Annotated[str, Refers(("reward",), words=("gold",))] = "gold"
-    """Who ranks: gold (the embedded task's own scoring), a reward stage, or a reward run."""
+    judge: Annotated[str, Refers(("reward",), by="scorer", functions=True)] = "gold"
+    """Who ranks: gold (the embedded task's own scoring), a reward stage or run, a Python function
+    `module:function`, or an HTTP service that scores."""
     noise: NotNegative = 0.0
     """Standard deviation of normal noise added to every score, as people disagree."""
 
@@ -434,9 +457,11 @@ class EvaluateConfig(StageConfig):
     """Stages or run directories to compare; base is the bare model."""
     baseline: Annotated[str, Refers(POLICY_KINDS, words=("base",))]
     """The one the others must beat; KL is measured to it as well."""
-    judge: Annotated[Texts, Refers(("reward",), words=("gold",))] = ("gold",)
-    """Who decides: gold (the embedded task's own scoring), a reward stage, or a reward run; the
-    first one decides the win rates of the table."""
+    judge: Annotated[Texts, Refers(("reward",), by="judge", functions=True)] = ("gold",)
+    """Who decides, written as for `eval winrate --judge`: gold (the embedded task's own scoring),
+    a reward stage or run, `module:function`, `llm:MODEL@URL`, `human:VOTES,CANDIDATES`,
+    `bleu:FILE` (or chrf, rouge, exact, f1), `panel:A+B`, or an HTTP service that scores. The first
+    one decides the win rates of the table."""
     reward_model: Annotated[str | None, Refers(("reward",))] = None
     """Reward stage or run whose score is reported beside the verdicts."""
     prompts: Annotated[Texts, Source(stages=("split",), records=("prompt",))] = Field(min_length=1)
@@ -475,7 +500,7 @@ class OnlineConfig(StageConfig):
     """A row that cannot be read: stop before training, or leave it out and say which."""
     format: str | None = None
     """Format of the prompt files; without it, it is found and named."""
-    reward_model: Annotated[Texts, Refers(("reward",), words=("gold",))] = ()
+    reward_model: Annotated[Texts, Refers(("reward",), by="scorer")] = ()
     """Reward stages or runs that score completions; gold is the embedded task's own scoring."""
     reward: Annotated[Texts, Calls()] = ()
     """Python functions `module:function` taking a prompt, a list of messages with role and content,
@@ -547,9 +572,7 @@ class OnlineConfig(StageConfig):
     """Approximate KL of one iteration's update at which its remaining passes are skipped."""
     entropy_coef: NotNegative = 0.0
     """Weight of an entropy bonus in the policy's loss."""
-    alarm_judge: Annotated[
-        str | None, Refers(("reward",), words=("gold",), functions=True), Calls()
-    ] = None
+    alarm_judge: Annotated[str | None, Refers(("reward",), by="scorer", functions=True)] = None
     """Who judges whether the policy exploits its reward: a reward stage or run, a Python function
     `module:function`, or gold. Training stops when its win rate on the held-out prompts falls while
     the score rises. Without it gold judges the embedded task, and elsewhere the reward itself."""
@@ -617,7 +640,7 @@ class OnlineConfig(StageConfig):
         judge = self.alarm_judge
         if judge is None:
             return
-        if judge in (*self.reward_model, *self.reward):
+        if judge in (*self.reward_model, *self.reward, *self.reward_url):
             raise _wrong("alarm_judge", f"alarm_judge {judge} is what the policy is trained on")
         if not self.eval_prompts and not self.eval_fraction:
             raise _wrong(

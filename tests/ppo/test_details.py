@@ -24,7 +24,7 @@ from alignkit.ppo.advantages import gae, next_kl_coef, token_rewards
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.loop import OnlineTrainer, State, Targets
 from alignkit.ppo.prompts import fit_prompts, stop_ids
-from alignkit.ppo.rewards import ModelReward, PracticePrompt, Rewards, Sample
+from alignkit.ppo.rewards import ModelReward, Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import Rollout, Sampler, mask_of
 from alignkit.ppo.validation import Validation
 from alignkit.recipe.settings import BackboneConfig, RlooConfig
@@ -157,7 +157,7 @@ def test_nothing_but_the_temperature_shapes_what_is_sampled(workplace, tiny_mode
     backbone = context.backbone
     backbone.new_adapter(POLICY, seed=1)
     sampler = Sampler(backbone, config, [2], None)
-    prompts = [PracticePrompt("p", (), (5, 6, 7))] * 2000
+    prompts = [RolloutPrompt("p", (), (5, 6, 7))] * 2000
     drawn, completions = sampler.sample(prompts, seed=3, temperature=1.0)
     seen = sampler.own_logps(drawn, completions)
     with backbone.role(POLICY) as model, torch.no_grad():
@@ -235,7 +235,7 @@ def test_a_named_stop_token_is_one_token(workplace, tiny_model):
 def test_a_long_prompt_loses_its_start_and_keeps_its_end(workplace, tiny_model):
     context = surroundings(workplace / "run", tiny_model("llama"))
     config = settings(max_length=16, response_length=12, on_overlong="truncate_prompt")
-    long = PracticePrompt("p:1", (), (1, 2, 3, 4, 5, 6))
+    long = RolloutPrompt("p:1", (), (1, 2, 3, 4, 5, 6))
     (cut,) = fit_prompts([long], config, context)
     assert cut.ids == (3, 4, 5, 6)
     assert "1 of 1 prompts are longer than 4 tokens" in context.say[0]
@@ -248,7 +248,7 @@ def test_a_long_prompt_loses_its_start_and_keeps_its_end(workplace, tiny_model):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_the_rows_numbers_by_hand(estimator):
-    prompt = PracticePrompt("p:1", (), (1,))
+    prompt = RolloutPrompt("p:1", (), (1,))
     batch = [Sample(prompt, (3, 4, 2), "", True), Sample(prompt, (5,), "", False)]
     logps, ref = (
         tensor([[-1.0, -2.0, -3.0], [-4.0, 0, 0]]),

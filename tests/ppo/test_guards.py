@@ -19,7 +19,7 @@ from alignkit.ppo.guards import (
     reward_hacking,
 )
 from alignkit.ppo.learners import rate_factor
-from alignkit.ppo.rewards import PracticePrompt, Sample
+from alignkit.ppo.rewards import RolloutPrompt, Sample
 from alignkit.ppo.rollout import Rollout, practice_order, sampling_seed
 from alignkit.recipe.settings import PpoConfig
 
@@ -63,7 +63,7 @@ def test_any_number_that_is_not_finite_stops(name, value):
 
 def rollout(**changes):
     turns = ({"role": "user", "content": "go"},)
-    samples = [Sample(PracticePrompt(f"p:{n}", turns, (1,)), (2, 3), "x", True) for n in (1, 2, 3)]
+    samples = [Sample(RolloutPrompt(f"p:{n}", turns, (1,)), (2, 3), "x", True) for n in (1, 2, 3)]
     flat = torch.zeros(3, 2)
     values = {"logps": flat, "ref_logps": flat, "values": flat, "scores": torch.zeros(3)}
     values |= {"raw_scores": torch.zeros(1, 3), "stopped": torch.ones(3).bool()}

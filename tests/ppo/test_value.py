@@ -9,7 +9,7 @@ from alignkit.forward.logps import Group, completion_states
 from alignkit.model.backbone import POLICY, REWARD, Backbone
 from alignkit.model.heads import ScalarHead
 from alignkit.ppo.advantages import explained_variance
-from alignkit.ppo.rewards import ModelReward, PracticePrompt, Rewards, Sample
+from alignkit.ppo.rewards import ModelReward, Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import Rollout, mask_of
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter
 from alignkit.recipe.settings import BackboneConfig
@@ -42,7 +42,7 @@ def samples() -> list[Sample]:
     prompts = [(5, 6, 7), (5, 6, 7), (9, 8, 7, 6, 5), (30,)]
     replies = [((40, 41, STOP), True), ((50,) * 6, False), ((60, STOP), True), ((61, 62), False)]
     return [
-        Sample(PracticePrompt(f"p{i}", (), prompt), ids, "", stopped)
+        Sample(RolloutPrompt(f"p{i}", (), prompt), ids, "", stopped)
         for i, (prompt, (ids, stopped)) in enumerate(zip(prompts, replies, strict=True))
     ]
 
