@@ -1,4 +1,4 @@
-"""`alignkit eval reward|perplexity|replies|drift|fairness`: models, files and groups on trial."""
+"""`alignkit eval reward|perplexity|replies|drift|fairness`: measure models, files and groups."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ batched = click.option("--batch-size", type=click.IntRange(1), default=16, show_
 @click.command()
 @click.argument("run", type=FILE)
 @click.option("--data", type=FILE, multiple=True, required=True, help="Rankings or preferences.")
-@click.option("--calibrate", is_flag=True, help="Keep the best temperature beside the model.")
-@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
+@click.option("--calibrate", is_flag=True, help="Save the best temperature beside the model.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N rows of each file.")
 @click.option("--fail-under", type=float, metavar="X", help="Exit 1 unless the lower end >= X.")
 @quantized
 @templated
@@ -54,7 +54,7 @@ def reward(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """A reward model on trial, on rankings it has not seen."""
+    """Measure a reward model on rankings it has not seen."""
     from alignkit.data.read import load_rankings
     from alignkit.evaluation.reward_trial import reward_lines, reward_report
 
@@ -160,7 +160,7 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
     metavar="MODEL",
     help="Also how far MODEL is from this one; on its own samples that is their KL.",
 )
-@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N rows of each file.")
 @quantized
 @templated
 @batched

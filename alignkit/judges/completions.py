@@ -129,7 +129,7 @@ class PolicySampler:
             with backbone.role(adapter) as model:
                 found = generate(
                     model,
-                    [_prompt_ids(prompt, encoder) for prompt in prompts[first : first + size]],
+                    [prompt_ids(prompt, encoder) for prompt in prompts[first : first + size]],
                     max_new_tokens=self.sampling.max_new_tokens,
                     temperature=self.sampling.temperature,
                     top_p=self.sampling.top_p,
@@ -187,7 +187,7 @@ class PolicySampler:
         encoder = Encoder(backbone.tokenizer)
         adapter = _loaded(backbone, policy)
         groups = [
-            Group(_prompt_ids(prompt, encoder), [completion.ids])
+            Group(prompt_ids(prompt, encoder), [completion.ids])
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         sums: list[float] = []
@@ -226,7 +226,8 @@ def text_of(ids: Sequence[int], encoder: Encoder) -> str:
     return encoder.decode(ids).replace("\0", "")
 
 
-def _prompt_ids(prompt: Prompt, encoder: Encoder) -> list[int]:
+def prompt_ids(prompt: Prompt, encoder: Encoder) -> list[int]:
+    """The prompt's tokens. Raises DataError naming its row where the template refuses it."""
     try:
         return encoder.prompt_ids(prompt.prompt, context=TemplateContext.of(prompt))
     except DataError as error:

@@ -182,7 +182,9 @@ def _written(
     context = TemplateContext.of(prompt)
     ids = None
     if encoder is not None:
-        ids = (encoder.prompt_ids(prompt.prompt, context=context), completion.ids)
+        # A completion that was cut off is ended here: a reward model was trained to read the end.
+        end = [] if completion.stopped else [encoder.end_token_id]
+        ids = (encoder.prompt_ids(prompt.prompt, context=context), [*completion.ids, *end])
     return WrittenCompletion(
         prompt.prompt,
         completion.text,

@@ -43,7 +43,7 @@ def _last_turn(prompt: Sequence[Message]) -> str:
 
 
 def read_references(path: str) -> dict[str, list[str]]:
-    """Rows of `prompt` (a text or messages) and `reference` (a text or several)."""
+    """Read rows of `prompt` (a text or messages) and `reference` (a text or several)."""
     found: dict[str, list[str]] = {}
     for line, row in RowFile(path):
         prompt, given = row.get("prompt"), row.get("reference")

@@ -192,7 +192,9 @@ def _check_values(stages: Sequence[Entry], document: Document, directory: Path) 
         earlier = {known: kinds[known] for known in names[:index]}
         for field, marker in _marked(config):
             for position, value in _values(config, field):
-                problem = marker.mistake(value) if isinstance(marker, Refers) else None
+                problem: Problem | None = None
+                if isinstance(marker, Refers):
+                    problem = marker.mistake(value)
                 for part, kind in marker.parts(value):
                     if problem is None and part in names[index:] and part not in earlier:
                         problem = loops.get(name) or _later(part, name)

@@ -22,6 +22,7 @@ from alignkit.model.files import ModelFiles, find_model, sha256_of
 from alignkit.model.run_template import template_for
 from alignkit.recipe.file import resolve
 from alignkit.recipe.function_source import source_of
+from alignkit.recipe.scorer_forms import FORMS
 from alignkit.recipe.settings import (
     BackboneConfig,
     Calls,
@@ -185,9 +186,8 @@ class _Planner:
             try:
                 file = source_of(name, Path.cwd())
             except RecipeError as error:
-                if error.where is not None:
-                    raise
                 place = ("stages", self.recipe.stages.index(stage), stage.kind, field_name)
+                error.message += did_you_mean(name.partition(":")[0], FORMS)
                 raise error.at(self.recipe.document.where(place)) from None
             if file:
                 found[name] = f"sha256:{seal_of(file).sha256}"

@@ -74,17 +74,7 @@ class HttpScorer:
                 f"{self.what} {self.name} gave {len(given)} scores for {len(part)} completions",
                 where=part[0].where,
             )
-        return [self._number(score, item) for score, item in zip(given, part, strict=True)]
-
-    def _number(self, score: float, item: Completed) -> float:
-        try:
-            return float(score)
-        except OverflowError:
-            raise TrainingFailed(
-                f"{self.what} {self.name} gave an integer that no float holds",
-                where=item.where,
-                hint=f"the completion was {item.text[:80]!r}",
-            ) from None
+        return [float(score) for score in given]  # JSON holds no integer that no float holds
 
 
 def _ask_plain(items: Sequence[Completed], _model: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ STAGES: dict[str, tuple[str, int]] = {
     "dpo": ("alignkit.stages.dpo", 1),
     "ppo": ("alignkit.stages.ppo", 1),
     "rloo": ("alignkit.stages.rloo", 1),
-    "evaluate": ("alignkit.stages.evaluate", 2),
+    "evaluate": ("alignkit.stages.evaluate", 3),
 }
 
 

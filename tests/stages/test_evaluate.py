@@ -154,9 +154,13 @@ def test_each_reply_gets_the_judges_score_of_its_own_prompt(judged: Workshop) ->
     encoder = Encoder(judged.backbone.tokenizer)
     said = sampler_of(judged).completions(policy_of(judged, "other"), ASKED * 2)
     model = RewardModel.load(judged.backbone, judged.root / "judge")
+    # One that was cut off is read with the end token, as rewards of PPO are.
+    end = encoder.end_token_id
+    whole = [c.ids if c.stopped else [*c.ids, end] for c in said]
+    assert not all(completion.stopped for completion in said)
     scores = [
-        model.scores([Group(encoder.prompt_ids(prompt.prompt), [completion.ids])])[0]
-        for prompt, completion in zip(ASKED * 2, said, strict=True)
+        model.scores([Group(encoder.prompt_ids(prompt.prompt), [ids])])[0]
+        for prompt, ids in zip(ASKED * 2, whole, strict=True)
     ]
     stored = replies_of(judged, "other", 1.0)
     assert [row["reply"] for row in stored] == [completion.text for completion in said]
