@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 import orjson
 
-from alignkit.errors import AlignkitError, RecipeError
+from alignkit.errors import AlignkitError, RecipeError, TrainingFailed
 from alignkit.files.json_text import decode
 from alignkit.files.problems import RowError
 
@@ -273,6 +273,36 @@ class Service:
         else:
             unpack.check_end()
         return bytes(body[:limit])
+
+
+def post_json(
+    url: str,
+    body: Mapping[str, Any],
+    *,
+    what: str,
+    timeout: float,
+    key: str | None = None,
+    where: str | None = None,
+    wait: float = 0.5,
+    as_json: bool = True,
+) -> Any:
+    """POST once to a server a run depends on; its JSON answer, or its text.
+
+    Raises TrainingFailed naming `what` and the address.
+
+    `timeout` is for one try as a whole, in seconds; `wait` is the first pause between tries.
+    """
+    limits = Limits(seconds=timeout, first_pause=wait)
+    with Service(url, what=what, key=key, limits=limits) as service:
+        try:
+            return service.post("", body, read=json_of if as_json else text_of)
+        except ServiceFailed as error:
+            raise TrainingFailed(
+                error.message, where=where, hint=AGAIN if error.passing else None
+            ) from None
+
+
+AGAIN = "check the service, then run the same command again: it goes on from the last checkpoint"
 
 
 class _Plain:

@@ -28,7 +28,6 @@ from alignkit.data.records import Demonstration, Message
 from alignkit.errors import DataError, TrainingFailed
 from alignkit.judges import Comparison
 from alignkit.judges.llm import LlmJudge, LlmSettings
-from alignkit.ppo.http import post_json
 from alignkit.service import (
     LONGEST_PAUSE,
     PASSING,
@@ -36,6 +35,7 @@ from alignkit.service import (
     Service,
     ServiceFailed,
     json_of,
+    post_json,
     seconds_until,
 )
 
@@ -393,7 +393,7 @@ import sys
 from alignkit.data.records import Message
 from alignkit.judges import Comparison
 from alignkit.judges.llm import LlmJudge, LlmSettings
-from alignkit.ppo.http import post_json
+from alignkit.service import post_json
 kind, url = sys.argv[1:]
 pairs = [Comparison([Message(role="user", content=str(n))], "l", "r") for n in range(20)]
 print("asking", flush=True)

@@ -1,24 +1,26 @@
-"""What `eval winrate --policies` does before it reports: answers, then judgements."""
+"""Sample, judge and write judgements, for `eval winrate --policies` to report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from alignkit.data.read import load_prompts
 from alignkit.data.records import Prompt
 from alignkit.errors import DataError, RecipeError, did_you_mean, pick
 from alignkit.evaluation.winrate import WinrateOptions
-from alignkit.judges import Judge, judge_named
-from alignkit.judges.llm import LlmJudge, LlmSettings
+from alignkit.judges import open_judges
+from alignkit.judges.llm import LlmSettings
+from alignkit.recipe.yaml_source import parse_yaml, raise_problems
+from alignkit.scorers import Resources
 
 
-def hold(
+def judge_policies(
     policies: Sequence[str],
     options: WinrateOptions,
     *,
@@ -31,23 +33,17 @@ def hold(
     chat_template: str | None,
     **sampling: Any,
 ) -> tuple[Path, WinrateOptions]:
-    """Let the policies answer and the judges decide; the judgements' file, and whom to report."""
+    """Compare the policies and write the judgements; return their file, and whom to report."""
     asked = _prompts(prompts, limit)
     if not judges:
         raise RecipeError("--policies needs a judge", hint="Give --judge gold, a reward run …")
     settings = _judge_settings(judge_set) | {"cache": work / "replies.db"}
     # Checked above without torch; from here on models are loaded.
-    from alignkit.judges.contest import (
-        Backbones,
-        Sampling,
-        completions,
-        contest,
-        for_people,
-        log_ratios,
-        parse_policies,
-    )
+    from alignkit.judges.completions import PolicySampler, Sampling, parse_policies
+    from alignkit.judges.policies import compare_policies
     from alignkit.recipe.settings import BackboneConfig
     from alignkit.run.execute import quiet_libraries
+    from alignkit.scorers.backbones import Backbones
     from alignkit.store.progress import progress_bar
 
     quiet_libraries()
@@ -60,48 +56,31 @@ def hold(
             {"quantization": quantization, "chat_template": chat_template}
         )
     )
-    jury: list[Judge] = [
-        judge_named(spec, settings=settings, backbones=backbones) for spec in judges
-    ]
     plan = Sampling(seed=options.seed, **sampling)
-    said = {
-        entrant.name: completions(entrant, asked, plan, work, backbones, progress_bar)
-        for entrant in entrants
-    }
-    reference = next(entrant for entrant in entrants if entrant.name == baseline)
-    distances = {
-        one.name: log_ratios(
-            one, reference, asked, said[one.name], plan, work, backbones, progress_bar
-        )
-        for one in entrants
-        if one is not reference
-    }
-    answers = {name: [answer.text for answer in own] for name, own in said.items()}
-    for_people(asked, answers, work / "candidates.jsonl")
-    told = {"temperature": plan.temperature, "top_p": plan.top_p, "seed": plan.seed}
-    told |= {"max_new_tokens": plan.max_new_tokens}
-    target = work / "judgements.jsonl"
-    try:
-        contest(
+    with ExitStack() as closing:
+        compared = compare_policies(
             entrants,
             baseline,
             asked,
-            jury,
-            answers,
-            target,
-            progress_bar,
-            settings=told,
-            distances=distances,
+            open_judges(judges, Resources(backbones, settings=settings, say=_say, closing=closing)),
+            PolicySampler(plan, work, backbones, progress_bar),
+            settings={
+                "temperature": plan.temperature,
+                "top_p": plan.top_p,
+                "seed": plan.seed,
+                "max_new_tokens": plan.max_new_tokens,
+            },
         )
-    finally:
-        for judge in jury:
-            if isinstance(judge, LlmJudge):
-                click.echo(judge.summary(), err=True)
-                judge.close()
+    target = work / "judgements.jsonl"
+    compared.write(target, work / "candidates.jsonl")
     if len(names) > 2 and options.a is None:
         return target, replace(options, baseline=baseline, b=None)
     others = [name for name in names if name != baseline]
     return target, replace(options, a=options.a or others[0], b=baseline, baseline=None)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def names_of(texts: Sequence[str]) -> list[str]:
@@ -130,8 +109,15 @@ def _judge_settings(given: Sequence[str]) -> dict[str, Any]:
                 f"--judge-set {text!r} is no setting of an llm judge{did_you_mean(key, known)}",
                 hint=f"Known: {', '.join(known)}",
             )
-        settings[key] = _template(value) if key == "template" else yaml.safe_load(value)
+        settings[key] = _template(value) if key == "template" else _value(key, value)
     return settings
+
+
+def _value(key: str, written: str) -> Any:
+    """A value as a recipe would read it: no tags, no aliases, bounded in size and depth."""
+    document = parse_yaml(written, file=f"--judge-set {key}")
+    raise_problems(document)
+    return document.value
 
 
 def _template(path: str) -> str:

@@ -161,13 +161,13 @@ def winrate(
     options = _options(_slope(lc_slope, settings))
     paths = [Path(file) for file in files]
     if policies is not None:
-        from alignkit.cli.contests import hold, names_of
+        from alignkit.cli.contests import judge_policies, names_of
 
         # What follows the first policy reaches us as files: options take one value only.
         entrants = names_of([policies, *files])
         if fail_under is not None and len(entrants) > 2 and options.a is None:
             raise _gate_needs_two()
-        judged, options = hold(entrants, options, **making)
+        judged, options = judge_policies(entrants, options, **making)
         paths = [judged]
     elif not files:
         raise click.UsageError("give one or more files of judgements, or --policies")

@@ -1,15 +1,18 @@
-"""`alignkit eval reward|perplexity|replies|drift|fairness`: models, files and groups on trial."""
+"""`alignkit eval reward|perplexity|replies|drift|fairness`: measure models, files and groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from alignkit.cli.evaluate import publish
 from alignkit.errors import DataError, GateMissed, RecipeError
+
+if TYPE_CHECKING:
+    from alignkit.scorers import Scorer
 
 FILE = click.Path(path_type=Path)
 as_output = click.option("--output", type=FILE, help="Write the report as JSON.")
@@ -31,8 +34,8 @@ batched = click.option("--batch-size", type=click.IntRange(1), default=16, show_
 @click.command()
 @click.argument("run", type=FILE)
 @click.option("--data", type=FILE, multiple=True, required=True, help="Rankings or preferences.")
-@click.option("--calibrate", is_flag=True, help="Keep the best temperature beside the model.")
-@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
+@click.option("--calibrate", is_flag=True, help="Save the best temperature beside the model.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N rows of each file.")
 @click.option("--fail-under", type=float, metavar="X", help="Exit 1 unless the lower end >= X.")
 @quantized
 @templated
@@ -51,7 +54,7 @@ def reward(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """A reward model on trial, on rankings it has not seen."""
+    """Measure a reward model on rankings it has not seen."""
     from alignkit.data.read import load_rankings
     from alignkit.evaluation.reward_trial import reward_lines, reward_report
 
@@ -59,12 +62,13 @@ def reward(
         raise RecipeError(f"--fail-under is {fail_under:g}", hint="Give a fraction from 0 to 1")
     styled, plain = _split_by_style(data)
     rankings = [r for path in plain for r in load_rankings(path).records[:limit]]
-    judge = _reward_judge(run, quantization, chat_template, batch_size)
-    from alignkit.judges.scores import scored_rankings, store_temperature
+    scorer = _reward_scorer(run, quantization, chat_template, batch_size)
+    from alignkit.scorers.candidates import scored_rankings
+    from alignkit.scorers.reward_run import store_temperature
 
-    report = reward_report(scored_rankings(judge, rankings))
+    report = reward_report(scored_rankings(scorer, rankings))
     lines = reward_lines(report) if rankings else []
-    report["rmbench"] = _rmbench(judge, styled, limit, lines)
+    report["rmbench"] = _rmbench(scorer, styled, limit, lines)
     if calibrate:
         lines.append(_calibrated(run, report, data, store_temperature))
     publish(report, output, as_json, lines)
@@ -73,17 +77,20 @@ def reward(
         raise GateMissed(f"the accuracy's lower bound is {low}, below {fail_under:g}")
 
 
-def _reward_judge(run: Path, quantization: str, chat_template: str | None, batch_size: int) -> Any:
-    from alignkit.judges.contest import Backbones
-    from alignkit.judges.scores import reward_judge
+def _reward_scorer(
+    run: Path, quantization: str, chat_template: str | None, batch_size: int
+) -> Scorer:
     from alignkit.recipe.settings import BackboneConfig
     from alignkit.run.execute import quiet_libraries
+    from alignkit.scorers import Resources, open_scorer
+    from alignkit.scorers.backbones import Backbones
 
     quiet_libraries()
     config = BackboneConfig.model_validate(
         {"quantization": quantization, "chat_template": chat_template}
     )
-    return reward_judge(str(run), backbones=Backbones(config), batch_size=batch_size)
+    resources = Resources(backbones=Backbones(config), batch_size=batch_size)
+    return open_scorer(f"reward:{run}", resources)
 
 
 def _split_by_style(data: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -101,11 +108,12 @@ def _split_by_style(data: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _rmbench(
-    judge: Any, files: Sequence[Path], limit: int | None, lines: list[str]
+    scorer: Scorer, files: Sequence[Path], limit: int | None, lines: list[str]
 ) -> dict[str, Any] | None:
     from alignkit.data.records import Message
     from alignkit.evaluation.judged_rows import RowFile, texts, word
     from alignkit.evaluation.reward_trial import rmbench_matrix
+    from alignkit.scorers import WrittenCompletion, finite_scores
 
     sides, styles = [], 0
     for path in files:
@@ -124,10 +132,10 @@ def _rmbench(
                     where=f"{path}:{line}",
                     hint="RM-Bench has as many of both, and as many in every row: one a style",
                 )
-            sides += [(prompt, text) for text in (*chosen, *rejected)]
+            sides += [WrittenCompletion(prompt, text) for text in (*chosen, *rejected)]
     if not sides:
         return None
-    scores, half = judge.score(sides), styles // 2
+    scores, half = finite_scores(scorer, sides, what="judge"), styles // 2
     rows = [scores[i : i + styles] for i in range(0, len(scores), styles)]
     found = rmbench_matrix((row[:half], row[half:]) for row in rows)
     shares = ", ".join(f"{k} {100 * found[k]:.1f} %" for k in ("easy", "normal", "hard"))
@@ -152,7 +160,7 @@ def _calibrated(run: Path, report: dict[str, Any], data: Sequence[Path], store: 
     metavar="MODEL",
     help="Also how far MODEL is from this one; on its own samples that is their KL.",
 )
-@click.option("--limit", type=click.IntRange(1), help="The first N rows of each file only.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N rows of each file.")
 @quantized
 @templated
 @batched

@@ -1,28 +1,23 @@
-"""Score the completions of a pool with finished reward models, to vote on the best items first.
+"""Score the completions of a pool with finished reward runs, to vote on the best items first.
 
 Importing this module loads torch; apart from chat_models nothing else in this package does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from alignkit.collect.items import Item, Pool
-from alignkit.data.chat import Encoder
-from alignkit.data.template_input import TemplateContext
-from alignkit.errors import RecipeError
-from alignkit.forward.logps import Group
-from alignkit.judges.contest import Backbones
-from alignkit.judges.scores import stored_temperature
-from alignkit.model.files import find_model
 from alignkit.recipe.settings import BackboneConfig
-from alignkit.scorers.reward_model import RewardModel
-from alignkit.store.artifacts import read_manifest
+from alignkit.scorers import Resources, open_scorer
+from alignkit.scorers.backbones import Backbones
+from alignkit.scorers.candidates import candidate_scores
+from alignkit.scorers.reward_run import stored_temperature
+from alignkit.store.artifacts import MANIFEST, read_manifest
 
-# Items per forward pass; each has 2 to 9 completions.
-ITEMS_AT_ONCE = 4
+COMPLETIONS_AT_ONCE = 16  # in one forward pass
 
 
 def score_pool(pool: Pool, runs: Sequence[str], say: Callable[[str], None]) -> Pool:
@@ -34,7 +29,7 @@ def score_pool(pool: Pool, runs: Sequence[str], say: Callable[[str], None]) -> P
     loaded: dict[str, Backbones] = {}
     by_run = {}
     for run in dict.fromkeys(runs):
-        by_run[run] = list(_scores(run, pool, loaded))
+        by_run[run] = _scores(run, pool, loaded)
         say(f"{run}: scored the completions of {len(pool.items)} items")
     items = {
         name: _with_scores(item, {run: scores[place] for run, scores in by_run.items()})
@@ -43,31 +38,20 @@ def score_pool(pool: Pool, runs: Sequence[str], say: Callable[[str], None]) -> P
     return replace(pool, items=items)
 
 
-def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> Iterator[dict[str, float]]:
-    """Yield the scores by cid of each item, in the pool's order."""
+def _scores(run: str, pool: Pool, loaded: dict[str, Backbones]) -> list[dict[str, float]]:
+    """One mapping of cid to score per item, in the pool's order."""
     directory = Path(run)
-    if not (directory / "adapter" / "head.safetensors").is_file():
-        raise RecipeError(f"{run} is not a finished reward run", hint="Name its directory")
-    # Score as it was trained: another quantization gives other scores.
-    quantization = read_manifest(directory).backbone["quantization"]
-    config = BackboneConfig(quantization=quantization)
-    backbone = loaded.setdefault(quantization, Backbones(config)).of(find_model(run))
-    model = RewardModel.load(backbone, directory)
-    encoder = Encoder(backbone.tokenizer)
-    groups = [_group(item, encoder) for item in pool.items.values()]
-    scores = iter(model.scores(groups, ITEMS_AT_ONCE))
+    backbones = None
+    if (directory / MANIFEST).is_file():
+        # As it was trained: another quantization gives other scores.
+        quantization = read_manifest(directory).backbone["quantization"]
+        config = BackboneConfig(quantization=quantization)
+        backbones = loaded.setdefault(quantization, Backbones(config))
+    resources = Resources(backbones=backbones, batch_size=COMPLETIONS_AT_ONCE)
+    scorer = open_scorer(f"reward:{run}", resources)
+    found = candidate_scores(scorer, [item.record for item in pool.items.values()])
     temperature = stored_temperature(directory) or 1.0
-    for item in pool.items.values():
-        yield {c.cid: next(scores) / temperature for c in item.record.candidates}
-
-
-def _group(item: Item, encoder: Encoder) -> Group:
-    prompt, context = item.record.prompt, TemplateContext.of(item.record)
-    completions = [
-        encoder.completion_ids(prompt, c.completion, context=context)
-        for c in item.record.candidates
-    ]
-    return Group(encoder.prompt_ids(prompt, context=context), completions)
+    return [{cid: score / temperature for cid, score in scores.items()} for scores in found]
 
 
 def _with_scores(item: Item, scores: dict[str, dict[str, float]]) -> Item:

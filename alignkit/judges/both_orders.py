@@ -1,9 +1,9 @@
-"""From completions of two models to judgements: both orders where a judge has one."""
+"""Turn completions of two policies into judgements, in both orders where a judge has one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignkit.data.records import Judgement, Message, Prompt
@@ -15,8 +15,12 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Duel:
-    """One prompt with a completion of each of the two models."""
+class CompletionPair:
+    """One prompt with a completion of each of two policies.
+
+    `sample` numbers the pairs of a prompt. `extra` goes into the judgements, `columns` is what the
+    prompt's row holds, `where` its place.
+    """
 
     prompt_id: str
     prompt: list[Message]
@@ -24,13 +28,16 @@ class Duel:
     output_b: str
     extra: dict[str, Any] | None = None
     context: TemplateContext = NOTHING
+    sample: int = 0
+    where: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 def prompt_names(prompts: Sequence[Prompt]) -> list[str]:
-    """A name for each prompt: its id, or its number; one id on different texts is told apart.
+    """Name each prompt by its id, or its number; tell one id on different texts apart.
 
-    Files put together may use the same ids; judgements of different prompts must not be taken for
-    judgements of one.
+    Files put together may use the same ids, and judgements of different prompts must not be taken
+    for judgements of one.
     """
     owner: dict[str, str] = {}
     names = []
@@ -44,31 +51,38 @@ def prompt_names(prompts: Sequence[Prompt]) -> list[str]:
     return names
 
 
-def judged(judge: Judge, duels: Sequence[Duel], *, a: str, b: str) -> Iterator[Judgement]:
-    """Judgements of all duels in order; equal completions are a tie that nobody is asked about."""
+def judged(judge: Judge, pairs: Sequence[CompletionPair], *, a: str, b: str) -> Iterator[Judgement]:
+    """Judge all pairs in order; equal completions are a tie that the judge is not asked about."""
     orders: tuple[Literal["a", "b"] | None, ...] = ("a", "b") if judge.has_order else (None,)
-    for start in range(0, len(duels), BATCH):
-        batch = duels[start : start + BATCH]
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
         asked = [
-            (duel, first) for duel in batch for first in orders if duel.output_a != duel.output_b
+            (pair, first) for pair in batch for first in orders if pair.output_a != pair.output_b
         ]
-        verdicts = iter(judge.compare_many([_comparison(duel, first) for duel, first in asked]))
-        for duel in batch:
+        verdicts = iter(judge.compare_many([_comparison(pair, first) for pair, first in asked]))
+        for pair in batch:
             for first in orders:
-                same = duel.output_a == duel.output_b
+                same = pair.output_a == pair.output_b
                 verdict = Verdict(0.5, notes={"identical": True}) if same else next(verdicts)
-                yield _judgement(judge.name, duel, first, verdict, a, b)
+                yield judgement_of(judge.name, pair, verdict, a=a, b=b, first=first)
 
 
-def _comparison(duel: Duel, first: str | None) -> Comparison:
-    if first == "b":
-        return Comparison(duel.prompt, duel.output_b, duel.output_a, duel.context)
-    return Comparison(duel.prompt, duel.output_a, duel.output_b, duel.context)
+def _comparison(pair: CompletionPair, first: str | None) -> Comparison:
+    sides = (pair.output_a, pair.output_b)
+    left, right = sides[::-1] if first == "b" else sides
+    return Comparison(pair.prompt, left, right, pair.context, pair.where, pair.columns)
 
 
-def _judgement(
-    judge: str, duel: Duel, first: Literal["a", "b"] | None, verdict: Verdict, a: str, b: str
+def judgement_of(
+    judge: str,
+    pair: CompletionPair,
+    verdict: Verdict,
+    *,
+    a: str,
+    b: str,
+    first: Literal["a", "b"] | None = None,
 ) -> Judgement:
+    """Say a verdict on left and right in terms of `a` and `b`; `first` stood on the left."""
     score = verdict.score
     if score is not None and first == "b":
         score = 1.0 - score
@@ -78,20 +92,21 @@ def _judgement(
     for key, value in (verdict.notes or {}).items():
         stem, _, end = key.rpartition("_")
         notes[f"{stem}_{names['_' + end]}" if "_" + end in names else key] = value
+    order = f"-{first}" if first else ""
     return Judgement(
-        id=f"{duel.prompt_id}/{judge}/{first or 'any'}",
-        prompt_id=duel.prompt_id,
+        id=f"{pair.prompt_id}-{a}-{judge}-{pair.sample}{order}",
+        prompt_id=pair.prompt_id,
         a=a,
         b=b,
         first=first,
         verdict=None if score is None else _word(score),
         score=score,
         judge=judge,
-        prompt=duel.prompt,
-        output_a=duel.output_a,
-        output_b=duel.output_b,
+        prompt=pair.prompt,
+        output_a=pair.output_a,
+        output_b=pair.output_b,
         error=verdict.error,
-        extra=(duel.extra or {}) | notes,
+        extra=(pair.extra or {}) | notes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities that a model gives to completions it has not seen."""
+"""Measure the log-probs of completions a model has not seen."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def completion_log_probabilities(
     batch_size: int,
     chat_template: str | None = None,
 ) -> tuple[list[float], list[int]]:
-    """Summed log-probability and tokens of each last assistant turn, its stop token included.
+    """Sum the log-probs of each last assistant turn, stop token included; count its tokens.
 
-    Of a plain text all tokens count but the first, which nothing predicts.
+    In a plain text all tokens count but the first, which nothing predicts.
     """
     files = find_model(model)
     config = BackboneConfig.model_validate(

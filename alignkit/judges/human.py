@@ -1,4 +1,4 @@
-"""People as judges: the votes of `alignkit rank`, looked up by the texts they were cast on."""
+"""Judge by people: look the votes of `alignkit rank` up by the texts they were cast on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from alignkit.evaluation.ranked_items import SCORES, conversation, item_of, read_items
 from alignkit.evaluation.votes import read_ballots
 from alignkit.judges import Comparison, Verdict
+from alignkit.recipe.scorer_forms import Spec, paths
+from alignkit.scorers import Resources
 
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class HumanJudge:
-    """Mean verdict of all who compared these two texts; a pair nobody compared is a failure."""
+    """Gives the mean verdict of all who compared these two texts; fails where nobody did."""
 
     name: str
     scores: Mapping[Key, float]
@@ -32,11 +33,11 @@ class HumanJudge:
         return Verdict(score, None if score is not None else "nobody compared these two")
 
 
-def human_judge(rest: str, **_options: Any) -> HumanJudge:
+def open_judge(spec: Spec, resources: Resources) -> HumanJudge:
     """`human:votes.jsonl,candidates.jsonl`: events with the candidates they name, or rankings."""
-    paths = [path for path in rest.split(",") if path]
-    ballots = read_ballots(paths)
-    items = read_items(paths, ballots)
+    files = [str(resources.file(path)) for path in paths(spec.argument)]
+    ballots = read_ballots(files)
+    items = read_items(files, ballots)
     heard: dict[Key, list[float]] = defaultdict(list)
     for vote in ballots.votes:
         item = item_of(items, vote)

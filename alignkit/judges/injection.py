@@ -1,4 +1,4 @@
-"""Completions that talk to the judge instead of to the user: counted, never obeyed."""
+"""Count completions that talk to the judge instead of to the user; none is obeyed."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ _ATTEMPTS = re.compile(
 
 
 def attempts_injection(text: str) -> bool:
-    """Whether a completion holds words addressed to a judge."""
+    """Whether a completion addresses a judge."""
     return _ATTEMPTS.search(text) is not None

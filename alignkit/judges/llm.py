@@ -1,9 +1,9 @@
-"""A language model as judge, behind any endpoint that speaks OpenAI's chat completions.
+"""Judge by a language model, at any endpoint that speaks OpenAI's chat completions.
 
-Answers reach the judge between marks that their writer could not know, and are called data; the
-verdict is read from the judge's own last line (or from its first token's probabilities), so nothing
-in a judged text can steer what is asked, how often, or how a reply is read. Each question is asked
-once and its reply kept on disk; calls that fail are tried again with growing pauses.
+Completions reach the judge between marks that their writer could not know, and are called data. The
+verdict is read from the judge's last line (or its first token's probabilities), so nothing in a
+judged text can steer what is asked, how often, or how a reply is read. Each question is asked once
+and its reply kept on disk; failed calls are retried with growing pauses.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from alignkit.files.problems import RowError
 from alignkit.judges import Comparison, Verdict
 from alignkit.judges.injection import attempts_injection
 from alignkit.judges.reply_cache import ReplyCache
+from alignkit.recipe.scorer_forms import Spec
+from alignkit.scorers import Resources
 from alignkit.service import Limits, Service, ServiceFailed, Trouble, check_address
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -35,7 +37,7 @@ LARGEST_REPLY = 4 << 20
 
 
 class JudgeUnreachable(AlignkitError):
-    """The endpoint stopped answering; what it has answered is kept."""
+    """The endpoint stopped answering; its replies so far are kept."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LlmSettings:
 
 @dataclass
 class Tally:
-    """What happened so far; kept replies cost nothing and are counted apart."""
+    """Counts of what happened; kept replies cost nothing and are counted apart."""
 
     asked: int = 0
     kept: int = 0
@@ -116,7 +118,7 @@ _PLACE = re.compile(r"\{(mark|prompt|answer_1|answer_2|ending)\}")
 
 
 def question(template: str, mode: str, comparison: Comparison) -> str:
-    """The text the judge gets. Filled in one pass: braces in an answer stay braces."""
+    """Fill the template in one pass, so that braces in a completion stay braces."""
     prompt = "\n\n".join(f"{m.role}: {m.content}" for m in comparison.prompt)
     told = f"{prompt}\x00{comparison.left}\x00{comparison.right}"
     values = {
@@ -152,7 +154,7 @@ _SCORES = {"1": 1.0, "2": 0.0, "tie": 0.5}
 
 
 def parse_verdict(choice: Mapping[str, Any]) -> Verdict:
-    """The verdict on the reply's last line; elsewhere it may be a quotation."""
+    """Read the verdict on the reply's last line; elsewhere it may be a quotation."""
     text = str(choice["message"].get("content") or "")
     lines = [line for line in text.splitlines() if line.strip()]
     found = _VERDICT.fullmatch(lines[-1]) if lines else None
@@ -243,7 +245,7 @@ class LlmJudge:
         return (tokens.prompt_tokens * s.price_in + tokens.completion_tokens * s.price_out) / 1e6
 
     def compare_many(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """Verdicts in order; a question that stands twice is asked once."""
+        """Give verdicts in order; ask a question that occurs twice once."""
         self._stop.clear()
         self._failures_in_a_row = 0
         requests = [self._request(comparison) for comparison in comparisons]
@@ -326,7 +328,7 @@ class LlmJudge:
         return verdict
 
     def _kept(self, key: str) -> bytes | None:
-        """A reply of an earlier run; one that was harmed on the disk is asked for again."""
+        """Find the reply of an earlier run; one damaged on disk is asked for again."""
         reply = self.cache.get(key) if self.cache else None
         try:
             return None if reply is None else _chat_completion(reply)
@@ -352,12 +354,12 @@ class LlmJudge:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Let no question be asked any more, and none wait for its reply."""
+        """Ask nothing more, and end the calls under way."""
         self._stop.set()
         self._service.cancel()
 
     def _asked(self, request: Mapping[str, Any]) -> bytes:
-        """The reply's bytes after as many tries as allowed. Raises ServiceFailed."""
+        """Ask, and retry as often as allowed. Raises ServiceFailed."""
 
         def count_retry() -> None:
             self.tally.add(retries=1)
@@ -380,7 +382,7 @@ def _key(request: Mapping[str, Any]) -> str:
 
 
 def _chat_completion(body: bytes) -> bytes:
-    """The body, where there is a message to read in it; else another try may bring one."""
+    """Check that the body holds a message; otherwise another try may bring one."""
     try:
         message = decode(body)["choices"][0]["message"]
     except (RowError, KeyError, IndexError, TypeError):
@@ -404,12 +406,15 @@ def _count(usage: Any, key: str) -> int:
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
-def llm_judge(rest: str, *, settings: Mapping[str, Any] | None = None, **_options: Any) -> LlmJudge:
+def open_judge(spec: Spec, resources: Resources) -> LlmJudge:
     """`llm:MODEL@URL`; the key comes from the environment and is written nowhere."""
-    model, _, url = rest.partition("@")
+    model, _, url = spec.argument.partition("@")
     if not model:
         raise RecipeError("the judge's model is missing", hint="Write llm:MODEL@URL")
     url = url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-    known = asdict(LlmSettings(model, url)) | dict(settings or {})
-    return LlmJudge(LlmSettings(**known), api_key=key)
+    known = asdict(LlmSettings(model, url)) | dict(resources.settings)
+    judge = LlmJudge(LlmSettings(**known), api_key=key)
+    resources.closing.callback(judge.close)
+    resources.closing.callback(lambda: resources.say(judge.summary()))
+    return judge

@@ -1,19 +1,20 @@
-"""Several judges that vote: the verdict most of them give, a tie when none has more."""
+"""Judge by the votes of several judges: most of them decide, and none more is a tie."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from alignkit.errors import RecipeError
-from alignkit.judges import Comparison, Judge, Verdict, judge_named
+from alignkit.judges import Comparison, Judge, Verdict
+from alignkit.judges import open_judge as open_member
+from alignkit.recipe.scorer_forms import Spec, members
+from alignkit.scorers import Resources
 
 
 @dataclass(frozen=True)
 class PanelJudge:
-    """The plurality of its members' verdicts; members that failed do not vote."""
+    """Gives the verdict with most votes; members that failed do not vote."""
 
     members: tuple[Judge, ...]
 
@@ -41,11 +42,6 @@ class PanelJudge:
         return Verdict(0.5 if drawn else first, notes=notes)
 
 
-def panel_judge(rest: str, **options: Any) -> PanelJudge:
+def open_judge(spec: Spec, resources: Resources) -> PanelJudge:
     """`panel:A+B+C`, each a judge of its own."""
-    specs = [spec for spec in rest.split("+") if spec]
-    if len(specs) < 2:
-        raise RecipeError(
-            "a panel needs two or more judges", hint="Write panel:gold+chrf:refs.jsonl"
-        )
-    return PanelJudge(tuple(judge_named(spec, **options) for spec in specs))
+    return PanelJudge(tuple(open_member(text, resources) for text in members(spec.argument)))

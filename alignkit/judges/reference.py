@@ -1,22 +1,22 @@
-"""Judges that hold completions against a reference: the closer one wins."""
+"""Judge by a reference: the completion closer to it wins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from alignkit.data.records import Message
 from alignkit.errors import DataError
 from alignkit.evaluation.judged_rows import RowFile
 from alignkit.evaluation.text_metrics import METRICS
 from alignkit.judges import Comparison, Verdict
+from alignkit.recipe.scorer_forms import Spec
+from alignkit.scorers import Resources
 
 
 @dataclass(frozen=True)
 class ReferenceJudge:
-    """Compares by the best score over a prompt's references; no reference is a failure."""
+    """Compares by the best score over a prompt's references; fails where there is none."""
 
     name: str
     metric: Callable[[str, str], float]
@@ -43,7 +43,7 @@ def _last_turn(prompt: Sequence[Message]) -> str:
 
 
 def read_references(path: str) -> dict[str, list[str]]:
-    """Rows of `prompt` (a text or messages) and `reference` (a text or several)."""
+    """Read rows of `prompt` (a text or messages) and `reference` (a text or several)."""
     found: dict[str, list[str]] = {}
     for line, row in RowFile(path):
         prompt, given = row.get("prompt"), row.get("reference")
@@ -60,14 +60,8 @@ def read_references(path: str) -> dict[str, list[str]]:
     return found
 
 
-def _judge(metric: str, rest: str, **_options: Any) -> ReferenceJudge:
-    if not rest:
-        raise DataError(f"{metric} needs a file of references", hint=f"Write {metric}:FILE")
-    return ReferenceJudge(metric, METRICS[metric], read_references(rest))
-
-
-bleu_judge = partial(_judge, "bleu")
-chrf_judge = partial(_judge, "chrf")
-rouge_judge = partial(_judge, "rouge")
-exact_judge = partial(_judge, "exact")
-f1_judge = partial(_judge, "f1")
+def open_judge(spec: Spec, resources: Resources) -> ReferenceJudge:
+    """`bleu:FILE`, or another metric's name, with a file of references."""
+    return ReferenceJudge(
+        spec.kind, METRICS[spec.kind], read_references(str(resources.file(spec.argument)))
+    )

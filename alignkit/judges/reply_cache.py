@@ -1,4 +1,4 @@
-"""What a judge answered, on disk, so that a question is asked once however often a run restarts."""
+"""Keep a judge's replies on disk: a question is asked once, however often a run restarts."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ from alignkit.ppo.guards import (
 )
 from alignkit.ppo.learners import PolicyLearner
 from alignkit.ppo.ranks import all_rows, all_sum, rank, wait_for_all, world_size
-from alignkit.ppo.rewards import Rewards, RolloutPrompt, Sample
+from alignkit.ppo.rewards import ModelReward, Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import (
     Rollout,
     Sampler,
@@ -363,7 +363,7 @@ class OnlineTrainer:
             "val/num_eos_tokens": float(all_sum(rollout.stopped.sum())),
         }
         for number, raw in enumerate(rollout.raw_scores):
-            row[f"rewards/{self.rewards.sources[number].label}"] = float(all_rows(raw).mean())
+            row[f"rewards/{self.rewards.sources[number].name}"] = float(all_rows(raw).mean())
         if targets.returns is not None:
             row["val/values"] = float(masked_mean(rollout.values, mask))
             row["val/explained_variance"] = explained_variance(
@@ -426,7 +426,7 @@ class OnlineTrainer:
         for source, scores in zip(self.rewards.sources, raw, strict=True):
             if is_flat(scores) and len(scores) > 1:
                 self.context.say(
-                    f"reward {source.label} gave all {len(scores)} completions of the starting "
+                    f"reward {source.name} gave all {len(scores)} completions of the starting "
                     f"policy the same score, {float(scores[0]):g}{self._advice()}"
                 )
 
@@ -438,7 +438,7 @@ class OnlineTrainer:
     def _value_scale(self) -> Scale:
         """Return the value head's scale: that of the score if it starts as a reward head."""
         scale, weight = self.rewards.scales[0], self.rewards.weights[0]
-        starts_as_reward = bool(self.config.reward_model) and self.config.reward_model[0] != "gold"
+        starts_as_reward = isinstance(self.rewards.sources[0], ModelReward)
         return Scale(scale.mean, scale.std / weight) if starts_as_reward and weight else Scale()
 
     def _check_capture(self, samples: list[Sample], completions: list[Completion]) -> None:
@@ -504,7 +504,7 @@ class OnlineTrainer:
     @property
     def _judge(self) -> str:
         judge = self.validation.judge if self.validation is not None else None
-        return judge.label if judge is not None else ITSELF
+        return judge.name if judge is not None else ITSELF
 
     # --- files ---------------------------------------------------------------------------------
 

@@ -18,8 +18,7 @@ from typing import Any
 from alignkit.errors import TrainingFailed
 from alignkit.forward.generation import Completion
 from alignkit.model.backbone import POLICY, Backbone
-from alignkit.ppo.http import post_json
-from alignkit.service import check_address
+from alignkit.service import check_address, post_json
 
 TIMEOUT = 600.0  # seconds for one batch of completions
 

@@ -13,19 +13,14 @@ from alignkit.model.probe import check_outputs
 from alignkit.ppo.loop import Advantages, OnlineTrainer, check_ranks
 from alignkit.ppo.prompts import read_prompts, stop_ids
 from alignkit.ppo.ranks import join_ranks, rank, wait_for_all
-from alignkit.ppo.rewards import (
-    FunctionReward,
-    Reward,
-    Rewards,
-    RolloutPrompt,
-    load_function,
-    open_judge,
-    open_rewards,
-)
+from alignkit.ppo.rewards import Rewards, RolloutPrompt, open_judge, open_rewards
 from alignkit.ppo.rollout import Sampler
 from alignkit.ppo.validation import Validation, frontier, samples_over_time
 from alignkit.ppo.value import ValueLearner
-from alignkit.recipe.settings import OnlineConfig, is_function
+from alignkit.recipe.scorer_forms import parts
+from alignkit.recipe.settings import OnlineConfig
+from alignkit.scorers import Scorer
+from alignkit.scorers.function import FunctionScorer, load_function
 from alignkit.training.context import StageContext
 from alignkit.training.trainer import (
     finish,
@@ -51,9 +46,10 @@ def train_online(
 
     `advantages` and `critic` are what tells PPO from RLOO. Return the stage's metrics.
     """
-    for name in (*config.reward, config.alarm_judge or ""):
-        if is_function(name):
-            load_function(name)  # fail before a model is loaded, not after
+    for name in (*config.reward_model, *config.reward, config.alarm_judge or "gold"):
+        for kind, part in parts(name):
+            if kind == "function":
+                load_function(part)  # fail before a model is loaded, not after
     join_ranks()
     check_ranks(config, completions_per_prompt)
     backbone = context.backbone
@@ -103,10 +99,10 @@ def train_online(
     return save_results(trainer, metrics)
 
 
-def check_columns(rewards: Sequence[Reward], prompts: Sequence[RolloutPrompt]) -> None:
+def check_columns(rewards: Sequence[Scorer], prompts: Sequence[RolloutPrompt]) -> None:
     """Refuse a Python function that asks for a column the prompts' rows do not have."""
     for reward in rewards:
-        if isinstance(reward, FunctionReward):
+        if isinstance(reward, FunctionScorer):
             reward.check_columns(prompts)
 
 

@@ -15,17 +15,11 @@ import torch
 from torch import Tensor
 
 from alignkit.ppo.advantages import k3, kl_per_token, penalize_missing_stop
-from alignkit.ppo.rewards import (
-    GoldReward,
-    Reward,
-    Rewards,
-    RolloutPrompt,
-    Sample,
-    finite_scores,
-    gold_applies,
-)
+from alignkit.ppo.rewards import Rewards, RolloutPrompt, Sample
 from alignkit.ppo.rollout import Sampler, mask_of, sampling_seed
 from alignkit.recipe.settings import OnlineConfig
+from alignkit.scorers import Scorer, finite_scores
+from alignkit.scorers.gold import GoldScorer, gold_applies
 from alignkit.store.row_log import append_rows, read_log
 
 SHOWN_SAMPLES = 12
@@ -56,12 +50,13 @@ class Validation:
         prompts: Sequence[RolloutPrompt],
         config: OnlineConfig,
         seed: int,
-        judge: Reward | None = None,
+        judge: Scorer | None = None,
     ) -> None:
         self.judge = judge
         self.sampler, self.rewards, self.prompts = sampler, rewards, prompts
         self.config, self.seed = config, seed
-        self.gold = GoldReward() if gold_applies(prompts) else None
+        known = gold_applies([prompt.messages for prompt in prompts])
+        self.gold = GoldScorer() if known else None
         self.start_scores: Tensor | None = None
         self.start_judged: Tensor | None = None
 

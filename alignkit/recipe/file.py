@@ -16,6 +16,8 @@ from alignkit.files.kinds import as_data, as_recipe, guessed
 from alignkit.files.shards import parts_of
 from alignkit.recipe.foreign import refuse_foreign
 from alignkit.recipe.other_words import Word, meaning, normal, value_meant
+from alignkit.recipe.scorer_forms import FORMS
+from alignkit.recipe.scorer_forms import known as known_kinds
 from alignkit.recipe.settings import (
     CONFIGS,
     EMBEDDED,
@@ -192,10 +194,12 @@ def _check_values(stages: Sequence[Entry], document: Document, directory: Path) 
         for field, marker in _marked(config):
             for position, value in _values(config, field):
                 problem: Problem | None = None
-                if value in names[index:] and value not in {*marker.words, *earlier}:
-                    problem = loops.get(name) or _later(value, name)
-                else:
-                    problem = CHECKS[type(marker)](value, marker, earlier, directory)
+                if isinstance(marker, Refers):
+                    problem = marker.mistake(value)
+                for part, kind in marker.parts(value):
+                    if problem is None and part in names[index:] and part not in earlier:
+                        problem = loops.get(name) or _later(part, name)
+                    problem = problem or CHECKS[type(kind)](part, kind, earlier, directory)
                 if problem:
                     message, hint = problem
                     document.problem((*path, field, *position), message, hint=hint)
@@ -224,7 +228,13 @@ def _later(value: str, name: str) -> Problem:
 def _loops(stages: Sequence[Entry], names: Sequence[str]) -> dict[str, Problem]:
     """Return the stages that wait for each other, by name."""
     needs = {
-        name: [v for field, _ in _marked(config) for _, v in _values(config, field) if v in names]
+        name: [
+            part
+            for field, marker in _marked(config)
+            for _, value in _values(config, field)
+            for part, _ in marker.parts(value)
+            if part in names
+        ]
         for _, name, config in stages
         if config
     }
@@ -284,8 +294,6 @@ def _check_source(
 def _check_reference(
     value: str, marker: Refers, earlier: Mapping[str, str], directory: Path
 ) -> Problem | None:
-    if marker.means(value):
-        return None
     if value in earlier:
         if earlier[value] in marker.stages:
             return None
@@ -296,8 +304,11 @@ def _check_reference(
         return None
     if os.path.isdir(path):
         return f"{shortened(value)} is not a finished run: it has no manifest.json", None
-    choices = [*marker.words, *earlier]
-    return f"no stage or run {shortened(value)}{did_you_mean(value, choices)}", (
+    words = marker.words if marker.by is None else known_kinds(marker.by)
+    if value in words:
+        return f"{shortened(value)} needs more than its name", f"Write {FORMS[value].usage}"
+    choices = [*words, *earlier]
+    return f"no stage or run {shortened(value)}{did_you_mean(value.partition(':')[0], choices)}", (
         f"Known here: {', '.join(choices)}" if choices else None
     )
 

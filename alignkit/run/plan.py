@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from alignkit.model.files import ModelFiles, find_model, sha256_of
 from alignkit.model.run_template import template_for
 from alignkit.recipe.file import resolve
 from alignkit.recipe.function_source import source_of
+from alignkit.recipe.scorer_forms import FORMS
 from alignkit.recipe.settings import (
     BackboneConfig,
     Calls,
@@ -31,7 +32,6 @@ from alignkit.recipe.settings import (
     Source,
     Stage,
     StageConfig,
-    is_function,
     output_of,
 )
 from alignkit.store.artifacts import (
@@ -165,19 +165,33 @@ class _Planner:
 
     def settings(self, stage: Stage, seed: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
         hidden = {"seed", *(name for name, _ in stage.config.marked(Cosmetic))}
-        named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
+        named = dict([*stage.config.marked(Source), *stage.config.marked(Refers)])
         version = stage.config.about.version
         settings: dict[str, Any] = {"stage": stage.kind, "stage_version": version}
         for name in type(stage.config).model_fields:
             if name in hidden:
                 continue
             value = getattr(stage.config, name)
-            settings[name] = _hashed(value, inputs) if name in named else value
+            settings[name] = _hashed(value, inputs, named[name]) if name in named else value
         settings |= {"seed": seed, "backbone": self.backbone_settings()}
-        if code := _code(stage.config):
+        if code := self.code(stage):
             settings["code"] = code
         plain: dict[str, Any] = plain_value(settings)
         return plain
+
+    def code(self, stage: Stage) -> dict[str, str]:
+        """Hash of the source of every Python function that the settings name."""
+        found = {}
+        for field_name, name in _functions(stage.config):
+            try:
+                file = source_of(name, Path.cwd())
+            except RecipeError as error:
+                place = ("stages", self.recipe.stages.index(stage), stage.kind, field_name)
+                error.message += did_you_mean(name.partition(":")[0], FORMS)
+                raise error.at(self.recipe.document.where(place)) from None
+            if file:
+                found[name] = f"sha256:{seal_of(file).sha256}"
+        return found
 
     def backbone_settings(self) -> dict[str, Any]:
         """Settings of the key, the base by its content: moved or renamed, it is the same."""
@@ -317,7 +331,7 @@ def named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
     for name, marker in [*config.marked(Source), *config.marked(Refers)]:
         value = getattr(config, name)
         values = (value,) if isinstance(value, str) else value or ()
-        found += [(entry, marker) for entry in values if not marker.means(entry)]
+        found += [part for entry in values for part in marker.parts(entry)]
     return found
 
 
@@ -332,21 +346,23 @@ def _refuse_other_kind(path: Path, marker: Refers) -> None:
         )
 
 
-def _code(config: StageConfig) -> dict[str, str]:
-    """Hashes of the source files of the Python functions that the settings name."""
-    found = {}
-    for field_name, _ in config.marked(Calls):
-        value = getattr(config, field_name)
-        for name in (value,) if isinstance(value, str) else value or ():
-            if is_function(name) and (file := source_of(name, Path.cwd())):
-                found[name] = f"sha256:{seal_of(file).sha256}"
-    return found
+def _functions(config: StageConfig) -> Iterator[tuple[str, str]]:
+    """Python functions that the settings name, each with its field."""
+    for name, marker in [*config.marked(Calls), *config.marked(Refers)]:
+        value = getattr(config, name)
+        for entry in (value,) if isinstance(value, str) else value or ():
+            named = marker.code(entry) if isinstance(marker, Refers) else [entry]
+            yield from ((name, function) for function in named)
 
 
-def _hashed(value: Any, inputs: Mapping[str, Input]) -> Any:
+def _hashed(value: Any, inputs: Mapping[str, Input], marker: Source | Refers) -> Any:
     if isinstance(value, tuple):
-        return [_hashed(entry, inputs) for entry in value]
-    return f"sha256:{inputs[value].hash}" if value in inputs else value
+        return [_hashed(entry, inputs, marker) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return marker.respelled(
+        value, lambda part: f"sha256:{inputs[part].hash}" if part in inputs else part
+    )
 
 
 def _data_hash(path: Path) -> str:

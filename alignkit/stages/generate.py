@@ -1,7 +1,7 @@
-"""Completions for prompts, n for each, as candidates that people or judges can rank.
+"""Sample completions, n per prompt, as candidates that people or judges can rank.
 
-Lines are written as they come; a run that was stopped goes on after the last whole one, and since
-every completion depends on (seed, row) alone the file ends up the same.
+Lines are written as they come. A run that was stopped resumes after the last whole one, and since
+every completion depends on (seed, row) alone, the file ends up the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from alignkit.data.records import (
 from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError, RecipeError
 from alignkit.forward.generation import Completion, generate
+from alignkit.judges.completions import prompt_ids, text_of
 from alignkit.model.backbone import POLICY
 from alignkit.model.files import ModelFiles
 from alignkit.recipe.settings import OUTPUTS, GenerateConfig
@@ -31,13 +32,12 @@ from alignkit.stages.cost import Base, Count, prompts_sampled, sampling_cost
 from alignkit.stages.trial import CHOSEN, Trial, TrialRows
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
-from alignkit.training.rows import place
 
 BATCHES_A_PART = 4  # batches between two writes: what a stop costs at most
 
 
 def run(config: GenerateConfig, context: StageContext) -> dict[str, Any]:
-    """Write `candidates.jsonl`: each prompt with n completions, and those of `merge`."""
+    """Write `candidates.jsonl`: n completions per prompt, and those of `merge`."""
     if config.temperature == 0 and config.n > 1:
         raise RecipeError(
             f"n is {config.n}, but at temperature 0 every completion of a prompt is the same",
@@ -105,7 +105,7 @@ def _complete(
             with backbone.role(adapter) as model:
                 completions = generate(
                     model,
-                    [ids for p in part for ids in [_ids(p, encoder)] * config.n],
+                    [ids for p in part for ids in [prompt_ids(p, encoder)] * config.n],
                     max_new_tokens=config.max_new_tokens,
                     temperature=config.temperature,
                     top_p=config.top_p,
@@ -123,7 +123,7 @@ def _complete(
     backbone.clear()
 
 
-def _speaker(files: ModelFiles) -> str:
+def _policy_name(files: ModelFiles) -> str:
     """The run that was named as the model, else the model itself."""
     if files.adapter is None:
         return files.name
@@ -132,7 +132,7 @@ def _speaker(files: ModelFiles) -> str:
 
 
 def _load_policy(config: GenerateConfig, context: StageContext) -> str | None:
-    """The adapter that speaks: the named run's, the one the model was given with, or none."""
+    """Load the adapter to sample from: the named run's, the one the model came with, or none."""
     backbone = context.backbone
     backbone.clear()
     start = context.adapter(config.policy) if config.policy else backbone.files.adapter
@@ -142,13 +142,6 @@ def _load_policy(config: GenerateConfig, context: StageContext) -> str | None:
     return POLICY
 
 
-def _ids(prompt: Prompt, encoder: Encoder) -> list[int]:
-    try:
-        return encoder.prompt_ids(prompt.prompt, context=TemplateContext.of(prompt))
-    except DataError as error:
-        raise error.at(place(prompt)) from None
-
-
 def _item(
     prompt: Prompt,
     completions: Sequence[Completion],
@@ -156,7 +149,7 @@ def _item(
     context: StageContext,
     encoder: Encoder,
 ) -> Candidates:
-    name = config.policy or _speaker(context.backbone.files)
+    name = config.policy or _policy_name(context.backbone.files)
     settings = {
         "seed": context.seed,
         "temperature": config.temperature,
@@ -172,7 +165,7 @@ def _item(
         candidates=[
             Candidate(
                 cid=f"{Path(name).name}-{number}",
-                messages=[Message(role="assistant", content=_text(completion, encoder))],
+                messages=[Message(role="assistant", content=text_of(completion.ids, encoder))],
                 model=name,
                 gen={**settings, "sample": number, "stopped": completion.stopped},
             )
@@ -181,15 +174,10 @@ def _item(
     )
 
 
-def _text(completion: Completion, encoder: Encoder) -> str:
-    """What was said; NUL, which a byte-level model may say, is no text in any JSONL reader."""
-    return encoder.decode(completion.ids).replace("\0", "")
-
-
 def merged(
     items: Sequence[Candidates], others: Iterator[Candidates], say: Callable[[str], None]
 ) -> list[Candidates]:
-    """Items with the candidates that others have for the same prompt; equal texts count once."""
+    """Add the candidates that others have for the same prompt; equal texts count once."""
     found = {_key(item): item.model_copy(deep=True) for item in items}
     strangers = 0
     for other in others:
@@ -205,7 +193,7 @@ def merged(
 
 
 def without_empty(items: Sequence[Candidates], say: Callable[[str], None]) -> list[Candidates]:
-    """Items without completions that say nothing: no one can rank those."""
+    """Drop empty completions, which nobody can rank. Raises DataError where none is left."""
     kept, dropped = [], 0
     for item in items:
         speaking = [c for c in item.candidates if c.messages[-1].content.strip()]
@@ -230,7 +218,7 @@ def _add(item: Candidates, candidate: Candidate) -> None:
 
 
 def _key(item: Candidates) -> str:
-    """Equal for items that ask the same, tools and all."""
+    """Equal for items of the same prompt, tools included."""
     turns = [turn.model_dump(exclude={"train", "extra"}) for turn in item.prompt]
     return json.dumps([turns, TemplateContext.of(item).variables], sort_keys=True)
 
@@ -243,7 +231,7 @@ def _others(config: GenerateConfig, context: StageContext) -> Iterator[Candidate
 
 
 def _whole_lines(file: Path, prompts: Sequence[Prompt]) -> list[bytes]:
-    """Lines of an unfinished file that belong to the first prompts; a torn last one is cut off."""
+    """Keep the whole lines of an unfinished file; cut off a torn last one."""
     if not file.exists():
         return []
     lines = [line for line in file.read_bytes().splitlines(True) if line.endswith(b"\n")]

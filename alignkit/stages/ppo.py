@@ -22,6 +22,7 @@ from alignkit.ppo.rewards import ModelReward, Rewards
 from alignkit.ppo.rollout import Rollout
 from alignkit.ppo.session import train_online
 from alignkit.ppo.value import FrozenTrunk, OwnAdapter, ValueLearner, trunk_states
+from alignkit.recipe.scorer_forms import parse
 from alignkit.recipe.settings import PpoConfig
 from alignkit.stages.cost import online_cost
 from alignkit.stages.trial import online_trial
@@ -79,7 +80,7 @@ def start_value(
             VALUE,
             lambda samples: trunk_states(backbone, VALUE, samples, size),
         )
-    directory = context.artifact(config.reward_model[0]) / "adapter"
+    directory = context.artifact(parse(config.reward_model[0]).argument) / "adapter"
     head = ScalarHead.load(directory).to(backbone.device)
     if config.value == "adapter":
         backbone.load_adapter(VALUE, directory, head=head)

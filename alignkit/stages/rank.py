@@ -1,7 +1,7 @@
-"""Rankings of candidates by a judge that stands in for people, with people's noise.
+"""Rank candidates by a scorer that stands in for people, with people's noise.
 
-    score each candidate by the judge; add N(0, noise); rank by the noisy score, equal is a tie
-The candidate keeps its clean score, so that a reward model can be held against it.
+    score each candidate; add N(0, noise); rank by the noisy score, equal is a tie
+The candidate keeps its clean score, to measure a reward model by.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.data.chat import Encoder
 from alignkit.data.read import load_candidates, read_records
 from alignkit.data.records import Candidates, Ranking, template_keys, to_json
-from alignkit.data.template_input import TemplateContext
 from alignkit.errors import DataError
-from alignkit.forward.logps import Group
-from alignkit.judges.gold import gold_score
 from alignkit.recipe.settings import OUTPUTS, RankConfig
-from alignkit.scorers.reward_model import RewardModel
+from alignkit.scorers import Resources, open_scorer
+from alignkit.scorers.backbones import Backbones
+from alignkit.scorers.candidates import candidate_scores, prompts_of
+from alignkit.scorers.function import FunctionScorer
 from alignkit.stages.cost import loading_cost
 from alignkit.stages.trial import Trial, TrialRows
 from alignkit.store.artifacts import write_durably
 from alignkit.training.context import StageContext
 
+CANDIDATES_AT_ONCE = 64  # in one forward pass of a reward model
+
 
 def run(config: RankConfig, context: StageContext) -> dict[str, Any]:
-    """Write one ranking for each prompt with two candidates or more."""
+    """Write one ranking per prompt with two candidates or more."""
     items = [
         item
         for item in map(without_repeats, _candidates(config, context))
@@ -55,7 +56,7 @@ cost = loading_cost
 
 
 def without_repeats(item: Candidates) -> Candidates:
-    """The item with each completion once: two of the same cannot be ranked against each other."""
+    """Keep each completion once: two equal ones cannot be ranked against each other."""
     texts = [
         [message.model_dump(exclude={"train", "extra"}) for message in c.messages]
         for c in item.candidates
@@ -67,7 +68,7 @@ def without_repeats(item: Candidates) -> Candidates:
 def ranking_of(
     item: Candidates, own: Sequence[float], noisy: Sequence[float], annotator: str
 ) -> Ranking:
-    """A ranking by the noisy scores, best first is 1, equal scores share a rank."""
+    """Rank by the noisy scores: the best is 1, equal scores share a rank."""
     order = sorted(set(noisy), reverse=True)
     return Ranking(
         id=f"{item.id}-{annotator}",
@@ -97,20 +98,16 @@ def _candidates(config: RankConfig, context: StageContext) -> list[Candidates]:
 def _scores(
     config: RankConfig, context: StageContext, items: Sequence[Candidates]
 ) -> list[list[float]]:
-    if config.judge == "gold":
-        return [
-            [gold_score(item.prompt, c.messages[-1].content) for c in item.candidates]
-            for item in items
-        ]
-    model = RewardModel.load(context.backbone, context.artifact(config.judge))
-    encoder = Encoder(context.backbone.tokenizer)
-    groups = []
-    for item in items:
-        told = TemplateContext.of(item)
-        answers = [
-            encoder.completion_ids(item.prompt, c.completion, context=told) for c in item.candidates
-        ]
-        groups.append(Group(encoder.prompt_ids(item.prompt, context=told), answers))
-    flat = iter(model.scores(groups))
+    """The judge's score of each candidate, item by item."""
+    resources = Resources(
+        backbones=Backbones.sharing(context.backbone),
+        run=context.artifact,
+        run_name=str,
+        batch_size=CANDIDATES_AT_ONCE,
+    )
+    scorer = open_scorer(config.judge, resources)
+    if isinstance(scorer, FunctionScorer):
+        scorer.check_columns(prompts_of(items))
+    found = candidate_scores(scorer, items)
     context.backbone.clear()
-    return [[next(flat) for _ in item.candidates] for item in items]
+    return [list(scores.values()) for scores in found]

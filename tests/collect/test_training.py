@@ -29,9 +29,10 @@ from alignkit.data.read import load_preferences
 from alignkit.data.records import Candidates, Message
 from alignkit.errors import UserError
 from alignkit.evaluation.agreement import agreement_report
-from alignkit.judges.contest import Backbones
-from alignkit.judges.scores import reward_judge, store_temperature
 from alignkit.recipe.settings import BackboneConfig
+from alignkit.scorers import Resources, WrittenCompletion, open_scorer
+from alignkit.scorers.backbones import Backbones
+from alignkit.scorers.reward_run import store_temperature
 from alignkit.tiny import data
 from tests.collect.test_exchange import of_several_systems
 from tests.collect.test_session import vote
@@ -110,9 +111,13 @@ def asked(output: Path) -> list[str]:
 def independent_scores(run: Path, records: list[Candidates]) -> list[list[float]]:
     """The judge's scores, which come one answer at a time and by another way."""
     loaded = Backbones(BackboneConfig(quantization="none"))
-    judge = reward_judge(str(run), backbones=loaded)
-    sides = [(r.prompt, c.messages[-1].content) for r in records for c in r.candidates]
-    flat = iter(judge.score(sides))
+    scorer = open_scorer(f"reward:{run}", Resources(loaded))
+    sides = [
+        WrittenCompletion(list(r.prompt), c.messages[-1].content)
+        for r in records
+        for c in r.candidates
+    ]
+    flat = iter(scorer.scores(sides))
     return [[next(flat) for _ in record.candidates] for record in records]
 
 

@@ -17,10 +17,10 @@ from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Message
 from alignkit.errors import AlignkitError
 from alignkit.judges import compare, judge_named
-from alignkit.judges.contest import Backbones
 from alignkit.model.backbone import POLICY, REWARD, Backbone
 from alignkit.model.heads import ScalarHead
 from alignkit.recipe.settings import BackboneConfig
+from alignkit.scorers.backbones import Backbones
 from tests.judges.test_judges import longer_wins, reply, serving
 
 

@@ -16,10 +16,10 @@ from alignkit.data.read import read_records
 from alignkit.data.records import Candidates, Event, Message, to_json
 from alignkit.errors import GateMissed
 from alignkit.evaluation.winrate import winrate_report
-from alignkit.judges.gold import gold_score
 from alignkit.recipe.file import read_recipe
 from alignkit.run.execute import Options, run_plan
 from alignkit.run.plan import make_plan
+from alignkit.scorers.gold import gold_score
 from alignkit.tiny.data import write as write_embedded
 
 pytestmark = pytest.mark.slow

@@ -13,17 +13,10 @@ import torch
 
 from alignkit.errors import DataError, RecipeError, TrainingFailed
 from alignkit.model.heads import Scale
-from alignkit.ppo.rewards import (
-    SIGNATURE,
-    FunctionReward,
-    GoldReward,
-    Rewards,
-    RolloutPrompt,
-    Sample,
-    UrlReward,
-    gold_applies,
-    load_function,
-)
+from alignkit.ppo.rewards import Rewards, RolloutPrompt, Sample
+from alignkit.scorers.function import SIGNATURE, FunctionScorer, load_function
+from alignkit.scorers.gold import GoldScorer, gold_applies
+from alignkit.scorers.http import HttpScorer
 
 
 def sample(text, line=1, prompt="why?"):
@@ -32,8 +25,8 @@ def sample(text, line=1, prompt="why?"):
 
 
 class Constant:
-    def __init__(self, label, scores):
-        self.label, self.given = label, scores
+    def __init__(self, name, scores):
+        self.name, self.given = name, scores
 
     def scores(self, samples):
         return self.given[: len(samples)]
@@ -77,7 +70,7 @@ def test_a_service_scores_in_batches_and_order(service, monkeypatch):
     address, answers, bodies = service
     monkeypatch.setenv("ALIGNKIT_REWARD_API_KEY", "k1")
     answers.append(by_length)
-    reward = UrlReward(f"{address}/reward", timeout=5, batch_size=2)
+    reward = HttpScorer(f"{address}/reward", timeout=5, batch_size=2)
     assert reward.scores([sample("a"), sample("bbb"), sample("cc")]) == [1.0, 3.0, 2.0]
     path, body, key = bodies[0]
     assert (path, key) == ("/reward", "Bearer k1")
@@ -91,7 +84,7 @@ def test_an_openai_compatible_scorer_is_asked_in_its_own_words(service):
     address, answers, bodies = service
     data = [{"index": 1, "score": 0.25}, {"index": 0, "score": 0.75}]
     answers.append(lambda body: (200, {"data": data}))
-    reward = UrlReward(f"{address}/v1/score?model=rm", timeout=5, batch_size=8)
+    reward = HttpScorer(f"{address}/v1/score?model=rm", timeout=5, batch_size=8)
     assert reward.scores([sample("a"), sample("b")]) == [0.75, 0.25]
     assert bodies[0][1] == {"model": "rm", "text_1": ["why?", "why?"], "text_2": ["a", "b"]}
 
@@ -107,7 +100,7 @@ def test_an_openai_compatible_scorer_is_asked_in_its_own_words(service):
 def test_an_openai_compatible_scorer_says_which_score_is_whose(service, data):
     address, answers, _ = service
     answers.append(lambda body: (200, {"data": data}))
-    reward = UrlReward(f"{address}/score", timeout=5, batch_size=8)
+    reward = HttpScorer(f"{address}/score", timeout=5, batch_size=8)
     with pytest.raises(TrainingFailed, match="without scores.*each index once"):
         reward.scores([sample("a"), sample("b")])
 
@@ -115,7 +108,7 @@ def test_an_openai_compatible_scorer_says_which_score_is_whose(service, data):
 def test_a_busy_service_is_asked_again(service):
     address, answers, bodies = service
     answers += [lambda b: (503, {}), lambda b: (429, {}), by_length]
-    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.01)
+    reward = HttpScorer(f"{address}/x", timeout=5, batch_size=8, wait=0.01)
     assert reward.scores([sample("four")]) == [4.0]
     assert len(bodies) == 3
 
@@ -130,7 +123,7 @@ def test_a_busy_service_is_asked_again(service):
         (lambda b: (200, {"scores": ["good"]}), "answered without scores"),
         (lambda b: (200, {"scores": [1, 2]}), "gave 2 scores for 1 completions"),
         (lambda b: (200, {"scores": {"0": 1.9}}), "answered without scores"),
-        (lambda b: (200, {"scores": "1"}), r"answered without scores.*\[one number a completion"),
+        (lambda b: (200, {"scores": "1"}), r"answered without scores.*\[one number per completion"),
         (lambda b: (200, {"scores": ["1"]}), "answered without scores"),
         (lambda b: (200, {"scores": [True]}), "answered without scores"),
         (lambda b: (200, {"scores": [None]}), "answered without scores"),
@@ -140,7 +133,7 @@ def test_a_busy_service_is_asked_again(service):
 def test_a_service_that_fails_stops_the_run_by_name(service, given, message):
     address, answers, _ = service
     answers.append(given)
-    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
+    reward = HttpScorer(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
     with pytest.raises(TrainingFailed, match=message):
         reward.scores([sample("a")])
 
@@ -150,7 +143,7 @@ def test_a_service_that_is_not_there_or_hangs_stops_the_run():
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        reward = UrlReward(address, timeout=0.02, batch_size=8, wait=0.001)
+        reward = HttpScorer(address, timeout=0.02, batch_size=8, wait=0.001)
         with pytest.raises(TrainingFailed, match="no answer in 0.02 s"):
             reward.scores([sample("a")])
     with pytest.raises(TrainingFailed, match="ConnectError"):
@@ -175,18 +168,20 @@ def test_addresses_that_are_none_are_refused(url):
     with pytest.raises(
         RecipeError, match="^reward_url .* is not an http address.* such as http://"
     ):
-        UrlReward(url, timeout=1, batch_size=1)
+        HttpScorer(url, timeout=1, batch_size=1)
 
 
 @pytest.mark.parametrize("url", ["http://[::1]:80/x", "https://u:p@bücher.example/a?model=b#c"])
 def test_addresses_of_every_kind_are_taken(url):
-    assert UrlReward(url, timeout=1, batch_size=1).label == url
+    reward = HttpScorer(url, timeout=1, batch_size=1)
+    # A password goes to the service, and into no metric and no judgement.
+    assert (reward.url, reward.name) == (url, url.replace("u:p@", ""))
 
 
 def test_a_service_that_moved_is_named_with_its_new_address(service):
     address, answers, bodies = service
     answers.append(lambda b: (307, b"", {"Location": "http://elsewhere/x"}))
-    reward = UrlReward(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
+    reward = HttpScorer(f"{address}/x", timeout=5, batch_size=8, wait=0.001)
     moved = r"/x answered HTTP 307, which points to http://elsewhere/x$"
     with pytest.raises(TrainingFailed, match=moved):
         reward.scores([sample("a")])
@@ -201,7 +196,7 @@ def test_functions_get_messages_and_text(tmp_path, monkeypatch):
     (tmp_path / "rewarding.py").write_text(
         "def score(prompt, completion):\n    return len(prompt[0]['content']) + len(completion)\n"
     )
-    assert FunctionReward("rewarding:score").scores([sample("abc")]) == [7.0]
+    assert FunctionScorer("rewarding:score").scores([sample("abc")]) == [7.0]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +238,7 @@ def function(tmp_path, monkeypatch):
 )
 def test_numbers_of_any_library_are_scores(function, value, score):
     name = function(f"def score(prompt, completion):\n    return {value}\n")
-    assert FunctionReward(name).scores([sample("abc")]) == [score]
+    assert FunctionScorer(name).scores([sample("abc")]) == [score]
 
 
 @pytest.mark.parametrize(
@@ -261,14 +256,14 @@ def test_numbers_of_any_library_are_scores(function, value, score):
 def test_what_is_no_number_is_no_score(function, value, message):
     name = function(f"def score(prompt, completion):\n    return {value}\n")
     with pytest.raises(TrainingFailed, match=f"^p.jsonl:7: reward .*{message}") as caught:
-        FunctionReward(name).scores([sample("abc", line=7)])
+        FunctionScorer(name).scores([sample("abc", line=7)])
     assert "def score(prompt: list of" in str(caught.value)
     assert str(caught.value).endswith("the completion was 'abc'")
     assert "\n" not in str(caught.value)
 
 
 def test_an_exit_in_a_reward_is_a_failure_like_any_other(function):
-    reward = FunctionReward(function("import sys\ndef score(p, c):\n    sys.exit(0)\n"))
+    reward = FunctionScorer(function("import sys\ndef score(p, c):\n    sys.exit(0)\n"))
     with pytest.raises(TrainingFailed, match=r"p.jsonl:7: reward .* failed with SystemExit: 0"):
         reward.scores([sample("abc", line=7)])
     with pytest.raises(RecipeError, match=r"cannot be imported \(SystemExit: 3\)"):
@@ -277,14 +272,14 @@ def test_an_exit_in_a_reward_is_a_failure_like_any_other(function):
 
 def test_what_a_reward_prints_is_not_taken_for_the_result(function, capsys):
     name = function("print('loaded')\ndef score(p, c):\n    print('called')\n    return 1\n")
-    FunctionReward(name).scores([sample("abc")])
+    FunctionScorer(name).scores([sample("abc")])
     assert capsys.readouterr() == ("", "loaded\ncalled\n")
 
 
 def test_a_reward_may_import_its_neighbours_late(function, tmp_path, monkeypatch):
     late = f"late_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{late}.py").write_text("VALUE = 5\n")
-    reward = FunctionReward(
+    reward = FunctionScorer(
         function(f"def score(p, c):\n    from {late} import VALUE\n    return VALUE\n")
     )
     before = list(sys.path)
@@ -296,7 +291,7 @@ def test_a_reward_may_import_its_neighbours_late(function, tmp_path, monkeypatch
 
 def test_a_reward_that_changes_the_directory_does_not_end_the_run(function):
     name = function("import os\ndef score(p, c):\n    os.chdir('/')\n    return 2\n")
-    assert FunctionReward(name).scores([sample("abc")] * 2) == [2.0, 2.0]
+    assert FunctionScorer(name).scores([sample("abc")] * 2) == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("parameters", ["*, prompt, completion", "", "p", "prompts"])
@@ -325,7 +320,7 @@ CALLS = {
 @pytest.mark.parametrize("parameters", CALLS)
 def test_functions_get_columns_and_lists_by_name(function, parameters):
     """As TRL calls them, where the parameters have its names; one number a completion anyway."""
-    reward = FunctionReward(function(f"def score({parameters}):\n    return {CALLS[parameters]}\n"))
+    reward = FunctionScorer(function(f"def score({parameters}):\n    return {CALLS[parameters]}\n"))
     turns = ({"role": "user", "content": "go"},)
     prompts = [
         RolloutPrompt(f"p.jsonl:{n}", turns, (1,), {"answer": a}) for n, a in ((1, "x"), (2, "b"))
@@ -337,7 +332,7 @@ def test_functions_get_columns_and_lists_by_name(function, parameters):
 
 
 def test_a_column_that_a_row_does_not_have_is_told_by_its_line(function):
-    reward = FunctionReward(function("def score(prompt, completion, answer):\n    return 1\n"))
+    reward = FunctionScorer(function("def score(prompt, completion, answer):\n    return 1\n"))
     rows = [RolloutPrompt("p.jsonl:1", (), (1,), {"answer": "x"})]
     reward.check_columns(rows)
     rows.append(RolloutPrompt("p.jsonl:2", (), (1,), {"answers": "x"}))
@@ -362,7 +357,7 @@ def test_a_column_that_a_row_does_not_have_is_told_by_its_line(function):
     ],
 )
 def test_lists_that_are_not_one_number_each_are_told(function, value, message):
-    reward = FunctionReward(function(f"def score(prompts, completions):\n    return {value}\n"))
+    reward = FunctionScorer(function(f"def score(prompts, completions):\n    return {value}\n"))
     with pytest.raises(TrainingFailed, match=message):
         reward.scores([sample("abc", line=1), sample("d", line=9)])
 
@@ -382,7 +377,7 @@ def test_a_score_that_is_not_finite_is_refused_whoever_gives_it(function, value,
         if lists
         else f"def score(prompt, completion):\n    return {value} if completion == 'd' else 1.0\n"
     )
-    rewards = Rewards([FunctionReward(function(source))], [1.0], clip=10.0)
+    rewards = Rewards([FunctionScorer(function(source))], [1.0], clip=10.0)
     with pytest.raises(TrainingFailed, match=r"^p.jsonl:9: reward .* which is no finite number"):
         rewards.raw([sample("abc", line=1), sample("d", line=9)])
 
@@ -390,7 +385,7 @@ def test_a_score_that_is_not_finite_is_refused_whoever_gives_it(function, value,
 @pytest.mark.parametrize("parameters", ["p, c, strict=False", "*both", "p, c, **more"])
 def test_a_function_with_room_for_both_is_taken(function, parameters):
     name = function(f"def score({parameters}):\n    return 1\n")
-    assert FunctionReward(name).scores([sample("abc")]) == [1.0]
+    assert FunctionScorer(name).scores([sample("abc")]) == [1.0]
 
 
 def test_scores_are_normalised_clipped_weighted_and_summed():
@@ -425,7 +420,7 @@ def test_a_score_that_float32_cannot_hold_names_the_prompt():
 
 def test_gold_is_known_for_prompts_of_the_embedded_task_only():
     ask = "I cannot work out how to set up the brown watch. Iris"
-    assert gold_applies([sample("", prompt=ask).prompt])
-    assert not gold_applies([sample("", prompt="why?").prompt])
-    (score,) = GoldReward().scores([sample("No.", prompt=ask)])
+    assert gold_applies([sample("", prompt=ask).messages])
+    assert not gold_applies([sample("", prompt="why?").messages])
+    (score,) = GoldScorer().scores([sample("No.", prompt=ask)])
     assert score < 0

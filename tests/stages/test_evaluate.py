@@ -11,16 +11,20 @@ import pytest
 import torch
 
 from alignkit.data.chat import Encoder
-from alignkit.data.records import Message
+from alignkit.data.records import Message, Prompt
 from alignkit.errors import DataError
 from alignkit.evaluation.winrate import winrate_report
-from alignkit.forward.generation import Completion
+from alignkit.forward.logps import Group
+from alignkit.judges.both_orders import CompletionPair, judgement_of
+from alignkit.judges.completions import Policy, PolicySampler, SampledCompletion, Sampling
+from alignkit.judges.scores import Score, ScoreJudge
 from alignkit.model.backbone import POLICY, REWARD
 from alignkit.model.heads import ScalarHead
 from alignkit.recipe.settings import EvaluateConfig
+from alignkit.scorers.backbones import Backbones
+from alignkit.scorers.gold import GoldScorer
 from alignkit.scorers.reward_model import RewardModel
 from alignkit.stages import evaluate
-from alignkit.stages.evaluate import Questions, Replies
 from alignkit.tiny.data import write
 from alignkit.tiny.gold import score
 from tests.workshop import WORDS, Workshop
@@ -92,62 +96,74 @@ def test_the_table_is_what_the_replies_on_disk_say(judged: Workshop) -> None:
 
 
 def test_the_higher_score_wins_and_equal_scores_tie() -> None:
-    said = [Completion([5, 2], True)] * 3
-    ours = Replies("ours", 1.0, said, ["a"] * 3, scores={"judge": [2.0, 1.0, 1.0]})
-    theirs = Replies("theirs", 1.0, said, ["b"] * 3, scores={"judge": [1.0, 1.0, 2.0]})
-    asked = Questions([[Message(role="user", content="?")]] * 3, [[5]] * 3, ["p", "q", "r"])
-    verdicts = list(evaluate._judgements(ours, theirs, "judge", asked))
-    assert [v.verdict for v in verdicts] == ["a", "tie", "b"]
-    assert [(v.a, v.b, v.prompt_id) for v in verdicts] == [
-        ("ours", "theirs", prompt) for prompt in ("p", "q", "r")
+    ours, theirs = map(Score, (2.0, 1.0, 1.0)), map(Score, (1.0, 1.0, 2.0))
+    judge = ScoreJudge.of(GoldScorer())
+    verdicts = [judge.verdict(*pair) for pair in zip(ours, theirs, strict=True)]
+    pair = CompletionPair("p", [Message(role="user", content="?")], "x", "y")
+    found = [judgement_of("gold", pair, v, a="ours", b="theirs") for v in verdicts]
+    assert [(j.verdict, j.a, j.b, j.prompt_id) for j in found] == [
+        (word, "ours", "theirs", "p") for word in ("a", "tie", "b")
     ]
+    assert (found[0].extra["score_a"], found[0].extra["score_b"]) == (2.0, 1.0)
+
+
+def sampler_of(workshop: Workshop, temperature: float = 1.0) -> PolicySampler:
+    sampling = Sampling(temperature, max_new_tokens=8, batch_size=64, seed=7)
+    context = workshop.context("evaluate")
+    backbones = Backbones.sharing(workshop.backbone)
+    return PolicySampler(sampling, workshop.root / "kept", backbones, context.progress)
+
+
+def policy_of(workshop: Workshop, name: str) -> Policy:
+    adapter = None if name == "base" else workshop.root / name / "adapter"
+    return Policy(name, replace(workshop.backbone.files, adapter=adapter))
+
+
+ASKED = [Prompt(prompt=[Message(role="user", content=row["prompt"])]) for row in PROMPTS]
 
 
 def test_kl_is_the_policys_log_prob_minus_the_baselines(judged: Workshop) -> None:
     backbone = judged.backbone
+    encoder = Encoder(backbone.tokenizer)
+    said = [
+        SampledCompletion("", [30, 31, 2], stopped=True),
+        SampledCompletion("", [8, 2], stopped=True),
+    ]
+    policies = policy_of(judged, "other"), policy_of(judged, "base")
+    found = sampler_of(judged).log_ratios(*policies, ASKED[:2], said)
     backbone.load_adapter(POLICY, judged.root / "other" / "adapter")
-    asked = Questions([[]] * 2, [[5, 9, 40], [6, 7]], ["p", "q"])
-    said = Replies(
-        "other", 1.0, [Completion([30, 31, 2], True), Completion([8, 2], True)], [""] * 2
-    )
-    config = EvaluateConfig(policies=("x",), baseline="base", prompts=("x",))
 
     def summed(role: str | None) -> float:
         total = 0.0
-        for prompt, completion in zip(asked.ids, said.completions, strict=True):
-            ids = torch.tensor([prompt + completion.ids])
+        for prompt, completion in zip(ASKED, said, strict=False):
+            start = encoder.prompt_ids(prompt.prompt)
+            ids = torch.tensor([start + completion.ids])
             with backbone.role(role) as model, torch.no_grad():
                 logps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-            total += sum(logps[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
+            total += sum(logps[i - 1, ids[0, i]].item() for i in range(len(start), ids.shape[1]))
         return total
 
-    encoder = Encoder(backbone.tokenizer)
     expected = (summed(POLICY) - summed(None)) / 2
     assert abs(expected) > 0.1
-    found = evaluate._log_ratios(backbone, POLICY, None, said, asked, encoder, config)
+    assert found is not None
     assert sum(found) / 2 == pytest.approx(expected, rel=1e-3)
 
 
 def test_each_reply_gets_the_judges_score_of_its_own_prompt(judged: Workshop) -> None:
     compare(judged, temperatures=(1.0,), n_samples=2)
-    model = RewardModel.load(judged.backbone, judged.root / "judge")
     encoder = Encoder(judged.backbone.tokenizer)
-    asked = Questions(
-        [], [encoder.prompt_ids([Message(role="user", content=p["prompt"])]) for p in PROMPTS], []
-    )
-    adapter = judged.root / "other" / "adapter"
-    judged.backbone.load_adapter(POLICY, adapter)
-    config = EvaluateConfig(
-        policies=("other",), baseline="base", prompts=("x",), max_new_tokens=8, n_samples=2
-    )
-    said = evaluate._generate(
-        "other", POLICY, 1.0, config, judged.context("evaluate"), encoder, asked
-    )
+    said = sampler_of(judged).completions(policy_of(judged, "other"), ASKED * 2)
+    model = RewardModel.load(judged.backbone, judged.root / "judge")
+    # One that was cut off is read with the end token, as rewards of PPO are.
+    end = encoder.end_token_id
+    whole = [c.ids if c.stopped else [*c.ids, end] for c in said]
+    assert not all(completion.stopped for completion in said)
     scores = [
-        model.scores([evaluate._groups(said, asked)[i]])[0] for i in range(len(said.completions))
+        model.scores([Group(encoder.prompt_ids(prompt.prompt), [ids])])[0]
+        for prompt, ids in zip(ASKED * 2, whole, strict=True)
     ]
     stored = replies_of(judged, "other", 1.0)
-    assert [row["reply"] for row in stored] == said.texts
+    assert [row["reply"] for row in stored] == [completion.text for completion in said]
     assert [row["scores"]["judge"] for row in stored] == pytest.approx(scores, abs=1e-3)
 
 

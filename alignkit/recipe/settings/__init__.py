@@ -26,7 +26,6 @@ from alignkit.recipe.settings.base import Source as Source
 from alignkit.recipe.settings.base import Stage as Stage
 from alignkit.recipe.settings.base import StageConfig as StageConfig
 from alignkit.recipe.settings.base import TrainingConfig as TrainingConfig
-from alignkit.recipe.settings.base import is_function as is_function
 from alignkit.recipe.settings.dpo import DpoConfig as DpoConfig
 from alignkit.recipe.settings.evaluate import EvaluateConfig as EvaluateConfig
 from alignkit.recipe.settings.generate import GenerateConfig as GenerateConfig

@@ -7,7 +7,7 @@ Nothing here reads a file or imports torch: `alignkit.recipe.file` reads recipes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from alignkit.errors import pick
+from alignkit.recipe.scorer_forms import By, mistake, parts, respelled
 from alignkit.recipe.settings.values import Count, CountOrNone, NotNegative, Positive, Texts, wrong
 from alignkit.recipe.yaml_source import Document
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HTTP = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 GATE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 EMBEDDED = ("demonstrations", "prompts", "candidates", "validation", "test")
@@ -68,21 +68,26 @@ class Source:
             if set(config.about.records) & set(self.records)
         )
 
-    def means(self, value: str) -> bool:
-        """Whether the value has a meaning of its own and names nothing."""
-        return value in self.words
+    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+        """Return what the value names, each with the marker it counts by; nothing for a word."""
+        return [] if value in self.words else [(value, self)]
+
+    def respelled(self, value: str, replace: Callable[[str], str]) -> str:
+        """Return the value with what it names replaced."""
+        return value if value in self.words else replace(value)
 
 
 @dataclass(frozen=True)
 class Refers:
     """Marks a field whose values name an earlier stage that makes this, or a run's directory.
 
-    `words` are values with a meaning of their own, such as the judge `gold`; with `functions`, so
-    is `module:function`.
+    `words` are values with a meaning of their own. With `by`, values are scorers or judges, written
+    as `alignkit.recipe.scorer_forms` says; with `functions`, `module:function` is one of them.
     """
 
     makes: Makes
     words: tuple[str, ...] = ()
+    by: By | None = None
     functions: bool = False
 
     @property
@@ -90,14 +95,30 @@ class Refers:
         """Kinds of stages that make it."""
         return tuple(kind for kind, config in CONFIGS.items() if config.about.makes == self.makes)
 
-    def means(self, value: str) -> bool:
-        """Whether the value has a meaning of its own and names nothing."""
-        return value in self.words or (self.functions and is_function(value))
+    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+        """Return what the value names, each with the marker it counts by; nothing for a word."""
+        if self.by is None:
+            return [] if value in self.words else [(value, self)]
+        return [
+            (part, self if kind == "run" else Source(records=()))
+            for kind, part in parts(value, functions=self.functions)
+            if kind != "function"
+        ]
 
+    def code(self, value: str) -> list[str]:
+        """Return the functions that the value names."""
+        named = [] if self.by is None else parts(value, functions=self.functions)
+        return [part for kind, part in named if kind == "function"]
 
-def is_function(value: str) -> bool:
-    """Whether the value is of the form module:function."""
-    return FUNCTION.fullmatch(value) is not None
+    def respelled(self, value: str, replace: Callable[[str], str]) -> str:
+        """Return the value with what it names replaced."""
+        if self.by is None:
+            return value if value in self.words else replace(value)
+        return respelled(value, lambda _kind, part: replace(part), functions=self.functions)
+
+    def mistake(self, value: str) -> tuple[str, str] | None:
+        """Return what is wrong with the value as it is written, and the remedy."""
+        return None if self.by is None else mistake(value, self.by, functions=self.functions)
 
 
 @dataclass(frozen=True)

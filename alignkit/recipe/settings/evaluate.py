@@ -14,15 +14,17 @@ class EvaluateConfig(StageConfig):
     """Compare policies on unseen prompts: scores, lengths, KL, win rates."""
 
     kind: ClassVar[str] = "evaluate"
-    about: ClassVar[About] = About(version=2)
+    about: ClassVar[About] = About(version=3)
 
     policies: Annotated[Texts, Refers("policy", words=("base",))] = Field(min_length=1)
     """Stages or run directories to compare; base is the bare model."""
     baseline: Annotated[str, Refers("policy", words=("base",))]
     """Policy that the others are compared with; KL is measured to it too."""
-    judge: Annotated[Texts, Refers("reward", words=("gold",))] = ("gold",)
-    """Judges: gold (the embedded task's own score), a reward stage, or a reward run. The first one
-    decides the win rates of the table."""
+    judge: Annotated[Texts, Refers("reward", by="judge", functions=True)] = ("gold",)
+    """Judges, written as for `eval winrate --judge`: gold (the embedded task's own score), a reward
+    stage or run, `module:function`, `llm:MODEL@URL`, `human:VOTES,CANDIDATES`, `bleu:FILE` (or
+    chrf, rouge, exact, f1), `panel:A+B`, or an HTTP service that scores. The first one decides the
+    win rates of the table."""
     reward_model: Annotated[str | None, Refers("reward")] = None
     """Reward stage or run whose score is reported next to the verdicts."""
     prompts: Annotated[Texts, PROMPTS] = Field(min_length=1)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from alignkit.recipe.scorer_forms import is_function
 from alignkit.recipe.settings.base import (
     HTTP,
     PROMPTS,
@@ -13,7 +14,6 @@ from alignkit.recipe.settings.base import (
     Cosmetic,
     Refers,
     StageConfig,
-    is_function,
 )
 from alignkit.recipe.settings.choices import KL_ESTIMATORS, KlEstimator, listed
 from alignkit.recipe.settings.values import (
@@ -42,7 +42,7 @@ class OnlineConfig(StageConfig):
     """What to do with a row that cannot be read: stop before training, or drop it and report it."""
     format: str | None = None
     """Format of the prompt files. Default: detected, and reported."""
-    reward_model: Annotated[Texts, Refers("reward", words=("gold",))] = ()
+    reward_model: Annotated[Texts, Refers("reward", by="scorer")] = ()
     """Reward stages or runs that score completions; gold is the embedded task's own score."""
     reward: Annotated[Texts, Calls()] = ()
     """Python functions `module:function` that take a prompt, a list of messages with role and
@@ -117,9 +117,7 @@ class OnlineConfig(StageConfig):
     """Skip the remaining passes of an iteration when its update's approximate KL exceeds this."""
     entropy_coef: NotNegative = 0.0
     """Weight of an entropy bonus in the policy loss."""
-    alarm_judge: Annotated[
-        str | None, Refers("reward", words=("gold",), functions=True), Calls()
-    ] = None
+    alarm_judge: Annotated[str | None, Refers("reward", by="scorer", functions=True)] = None
     """Judge that detects a policy exploiting its reward: a reward stage or run, a Python function
     `module:function`, or gold. Training stops when the win rate on the held-out prompts falls while
     the score rises. Default: gold for the embedded task, else the reward itself."""
@@ -193,7 +191,7 @@ class OnlineConfig(StageConfig):
         judge = self.alarm_judge
         if judge is None:
             return
-        if judge in (*self.reward_model, *self.reward):
+        if judge in (*self.reward_model, *self.reward, *self.reward_url):
             raise wrong("alarm_judge", f"alarm_judge {judge} is what the policy is trained on")
         if not self.eval_prompts and not self.eval_fraction:
             raise wrong(

@@ -18,7 +18,8 @@ class RankConfig(StageConfig):
 
     candidates: Annotated[Texts, CANDIDATES] = Field(min_length=1)
     """Candidates files or generate stages to rank."""
-    judge: Annotated[str, Refers("reward", words=("gold",))] = "gold"
-    """Judge: gold (the embedded task's own score), a reward stage, or a reward run."""
+    judge: Annotated[str, Refers("reward", by="scorer", functions=True)] = "gold"
+    """Judge: gold (the embedded task's own score), a reward stage or run, a Python function
+    `module:function`, or an HTTP service that scores."""
     noise: NotNegative = 0.0
     """Standard deviation of the normal noise added to every score, to imitate disagreement."""
