@@ -258,7 +258,7 @@ def test_the_feedback_recipe_makes_the_next_round(sft_run: Path, tmp_path: Path)
         feedback = Feedback(log, "me")
         for record in written(24):
             texts = [candidate.messages[-1].content for candidate in record.candidates]
-            first, second = (SampledCompletion(text, "last-round") for text in texts)
+            first, second = (SampledCompletion(text, "last-round") for text in texts[:2])
             feedback.thumb(record.prompt, first, good=True)
             feedback.thumb(record.prompt, second, good=False)
             feedback.correct(record.prompt, second, first.text)
