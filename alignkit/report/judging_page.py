@@ -186,10 +186,8 @@ def _prompt(pair: Pair, number: int, i: int, judged: Ints, spread: Floats) -> di
     """One prompt of one pair of models, whose number the filter goes by."""
     prompt, score = int(pair.prompts[i]), float(pair.scores[i])
     kept = pair.judgements.texts[prompt] if pair.judgements.texts else Texts()
-    texts = [
-        ("prompt", kept.prompt),
-        *((name, kept.outputs.get(name)) for name in (pair.a, pair.b)),
-    ]
+    completions = ((name, kept.outputs.get(name)) for name in (pair.a, pair.b))
+    texts = [("prompt", kept.prompt), *completions]
     return {
         "pair": number,
         "number": prompt,
@@ -199,7 +197,5 @@ def _prompt(pair: Pair, number: int, i: int, judged: Ints, spread: Floats) -> di
         "spread": float(spread[prompt]),
         "verdict": VERDICTS[int(np.sign(round(score - 0.5, 12)))],
         "judged": int(judged[prompt]),
-        "texts": [
-            (name, text) for name, text in (("prompt", kept.prompt), *said) if text is not None
-        ],
+        "texts": [(name, text) for name, text in texts if text is not None],
     }
