@@ -44,19 +44,6 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-class Tip(NamedTuple):
-    """A point's tooltip: where the point is, where its box is, and its two lines of text."""
-
-    x: float
-    y: float
-    style: int
-    left: float
-    top: float
-    width: float
-    text: str
-    detail: str
-
-
 class Line(NamedTuple):
     """A drawn series, in pixels; `points` as SVG writes them."""
 
@@ -74,20 +61,14 @@ class Chart:
     described: str
     x_label: str
     width: int
+    right: int
     lines: Sequence[Line]
     rows: Sequence[tuple[float, str]]
     columns: Sequence[tuple[float, str]]
-    tips: Sequence[Tip]
+    tips: Sequence[Mapping[str, Any]]
     height: int = HEIGHT
     left: int = LEFT
-
-    @property
-    def right(self) -> int:
-        return self.width - RIGHT
-
-    @property
-    def bottom(self) -> int:
-        return self.height - BOTTOM
+    bottom: int = HEIGHT - BOTTOM
 
 
 def number(value: object) -> str:
@@ -151,6 +132,7 @@ def line_chart(
         ),
         x_label=x_label,
         width=width,
+        right=width - RIGHT,
         lines=[_line(line, x, y) for line in finite],
         rows=[(y(mark), short(mark)) for mark in marks],
         columns=[(x(mark), short(mark)) for mark in ticks(x_low, x_high, 5)
@@ -177,16 +159,15 @@ def _thinned(line: Series) -> list[Point]:
     return [*line.points[:-1:every], *line.points[-1:]]
 
 
-def _tip(line: Series, point: Point, x: Scale, y: Scale, x_label: str) -> Tip:
+def _tip(line: Series, point: Point, x: Scale, y: Scale, x_label: str) -> dict[str, Any]:
     """A point's tooltip, inside the chart and above the point where there is room."""
     px, py = x(point[0]), y(point[1])
     text, detail = f"{line.label} {short(point[1])}", f"{x_label} {short(point[0])}"
-    width = 6.1 * max(len(text), len(detail)) + 14
-    left = max(min(px - width / 2, x.end + RIGHT - width - 2), 2)
-    top = py - 46 if py > TOP + 46 else py + 12
-    return Tip(
-        px, py, line.style, round(left, 1), round(top, 1), round(width, 1), text, detail
-    )  # fmt: skip
+    width = round(6.1 * max(len(text), len(detail)) + 14, 1)
+    left = round(max(min(px - width / 2, x.end + RIGHT - width - 2), 2), 1)
+    top = round(py - 46 if py > TOP + 46 else py + 12, 1)
+    place = {"x": px, "y": py, "left": left, "top": top, "width": width}
+    return place | {"style": line.style, "text": text, "detail": detail}
 
 
 class Interval(NamedTuple):
@@ -195,25 +176,16 @@ class Interval(NamedTuple):
     value: float
     limits: tuple[float, float] | None
     rule: float
-    style: int
-    described: str
 
 
 def interval(
     value: float,
     ci: Mapping[str, Any] | None,
-    described: str,
-    *,
-    axis: tuple[float, float] = (0.0, 1.0),
+    axis: tuple[float, float] = (0, 1),
     rule: float = 0.5,
-    style: int = 0,
 ) -> Interval:
-    """Place a value and its interval `ci` (`low`, `high`) on an axis; what lies outside, at its
-    end."""
+    """Place a value and its `ci` (`low`, `high`) on an axis; what lies outside, at its end."""
     scale = Scale(*axis, 0.0, 100.0)
-
-    def at(number: float) -> float:
-        return min(max(scale(number), 0.0), 100.0)
-
-    limits = None if ci is None else (at(ci["low"]), at(ci["high"]))
-    return Interval(at(value), limits, at(rule), style % STYLES, described)
+    ends = (value, rule) if ci is None else (value, rule, ci["low"], ci["high"])
+    at_value, at_rule, *limits = (min(max(scale(end), 0.0), 100.0) for end in ends)
+    return Interval(at_value, (limits[0], limits[1]) if limits else None, at_rule)

@@ -34,35 +34,11 @@ class Bar(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """Intervals on one axis; `ticks` are places in percent of the axis and their labels."""
+    """Intervals on one axis, whose five marks are labelled."""
 
     title: str
     bars: Sequence[Bar]
-    ticks: Sequence[tuple[float, str]]
-
-
-class Prompt(NamedTuple):
-    """One prompt of one pair of models; `pair` is the pair's number, `texts` a name and a text."""
-
-    pair: int
-    models: str
-    number: int
-    name: str
-    score: float
-    lean: float
-    spread: float
-    verdict: str
-    judged: int
-    texts: Sequence[tuple[str, str]]
-
-
-class Prompts(NamedTuple):
-    """The table of prompts, the most one-sided first."""
-
-    pairs: Sequence[str]
-    sides: str
-    shown: Sequence[Prompt]
-    left_out: int
+    marks: Sequence[str]
 
 
 def winrate_page(report: Mapping[str, Any], judgements: Judgements) -> str:
@@ -95,8 +71,7 @@ def agreement_page(report: Mapping[str, Any]) -> str:
     ]
     bars = [_bar(label, value, ci, f"{value:.2f}" + _limits(ci, 1, ".2f"), (-0.5, 1), 0)
             for label, value, ci in rows if value is not None]  # fmt: skip
-    ticks = [(25.0 * n, f"{-0.5 + 0.375 * n:.2g}") for n in range(5)]
-    plot = Plot("agreement beyond chance", bars, ticks)
+    plot = Plot("agreement beyond chance", bars, _marks(-0.5, 1, ".2g"))
     return rendered(
         "judging.html",
         title="agreement of annotators",
@@ -131,7 +106,7 @@ def _rates(title: str, rows: Sequence[tuple[str, float | None, Ci]]) -> Plot:
         for label, rate, ci in rows
         if rate is not None
     ]
-    return Plot(title, bars, [(place, f"{place:.0f} %") for place in (0, 25, 50, 75, 100)])
+    return Plot(title, bars, [f"{mark} %" for mark in _marks(0, 100, ".0f")])
 
 
 def _ratings(matrix: Mapping[str, Any]) -> Plot:
@@ -149,15 +124,17 @@ def _ratings(matrix: Mapping[str, Any]) -> Plot:
         _bar(model, rating, ci, f"{rating:.0f}" + _limits(ci, 1, ".0f"), (low, high), 1000)
         for rating, ci, model in rows
     ]
-    ticks = [(25.0 * n, f"{low + (high - low) * n / 4:.0f}") for n in range(5)]
-    return Plot("ratings of all models", bars, ticks)
+    return Plot("ratings of all models", bars, _marks(low, high, ".0f"))
 
 
 def _bar(
     label: str, value: float, ci: Ci, shown: str, axis: tuple[float, float], rule: float
 ) -> Bar:
-    drawn = interval(value, ci, f"{label}: {shown}", axis=axis, rule=rule)
-    return Bar(label, drawn, shown)
+    return Bar(label, interval(value, ci, axis, rule), shown)
+
+
+def _marks(low: float, high: float, form: str) -> list[str]:
+    return [f"{low + (high - low) * quarter / 4:{form}}" for quarter in range(5)]
 
 
 def _limits(ci: Ci, scale: float, form: str) -> str:
@@ -178,7 +155,7 @@ def _pairs_that_met(judgements: Judgements) -> list[Pair]:
     return [pair for pair in pairs if len(pair.scores)]
 
 
-def _prompts(pairs: Sequence[Pair]) -> Prompts:
+def _prompts(pairs: Sequence[Pair]) -> dict[str, Any]:
     """All prompts, the most one-sided first; of several pairs of models, each pair's."""
     leans = [
         (abs(float(score) - 0.5), number, i)
@@ -187,10 +164,12 @@ def _prompts(pairs: Sequence[Pair]) -> Prompts:
     ]
     first = sorted(leans, key=lambda lean: -lean[0])[:MOST_PROMPTS]
     facts = [_facts(pair) for pair in pairs]
-    sides = f"{pairs[0].a} and {pairs[0].b}" if len(pairs) == 1 else "both completions"
-    shown = [_prompt(pairs[number], number, i, *facts[number]) for _, number, i in first]
-    names = [f"{pair.a} vs {pair.b}" for pair in pairs]
-    return Prompts(names if len(pairs) > 1 else [], sides, shown, len(leans) - len(first))
+    return {
+        "pairs": [f"{pair.a} vs {pair.b}" for pair in pairs] if len(pairs) > 1 else [],
+        "sides": f"{pairs[0].a} and {pairs[0].b}" if len(pairs) == 1 else "both completions",
+        "shown": [_prompt(pairs[number], number, i, *facts[number]) for _, number, i in first],
+        "left_out": len(leans) - len(first),
+    }
 
 
 def _facts(pair: Pair) -> tuple[Ints, Floats]:
@@ -203,22 +182,20 @@ def _facts(pair: Pair) -> tuple[Ints, Floats]:
     return np.bincount(own.prompt, minlength=n), np.maximum(high - low, 0.0)
 
 
-def _prompt(pair: Pair, number: int, i: int, judged: Ints, spread: Floats) -> Prompt:
+def _prompt(pair: Pair, number: int, i: int, judged: Ints, spread: Floats) -> dict[str, Any]:
+    """One prompt of one pair of models, whose number the filter goes by."""
     prompt, score = int(pair.prompts[i]), float(pair.scores[i])
     kept = pair.judgements.texts[prompt] if pair.judgements.texts else Texts()
-    texts = [
-        ("prompt", kept.prompt),
-        *((name, kept.outputs.get(name)) for name in (pair.a, pair.b)),
-    ]
-    return Prompt(
-        pair=number,
-        models=f"{pair.a} vs {pair.b}",
-        number=prompt,
-        name=pair.judgements.prompts[prompt],
-        score=score,
-        lean=abs(score - 0.5),
-        spread=float(spread[prompt]),
-        verdict=VERDICTS[int(np.sign(round(score - 0.5, 12)))],
-        judged=int(judged[prompt]),
-        texts=[(name, text) for name, text in texts if text is not None],
-    )
+    said = ((name, kept.outputs.get(name)) for name in (pair.a, pair.b))
+    texts = [("prompt", kept.prompt), *said]
+    return {
+        "pair": number,
+        "number": prompt,
+        "name": pair.judgements.prompts[prompt],
+        "score": score,
+        "lean": abs(score - 0.5),
+        "spread": float(spread[prompt]),
+        "verdict": VERDICTS[int(np.sign(round(score - 0.5, 12)))],
+        "judged": int(judged[prompt]),
+        "texts": [(name, text) for name, text in texts if text is not None],
+    }

@@ -55,26 +55,6 @@ class Column:
     form: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """The summary at one temperature."""
-
-    name: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage's metrics: charts of those that matter, the other charts, every logged number."""
-
-    name: str
-    charts: Sequence[Chart]
-    rest: Sequence[Chart]
-    keys: Sequence[str]
-    rows: Sequence[Row]
-
-
 def write_report(path: Path, data: ReportData, *, redact: bool = False) -> Path:
     """Write the report to `path` at once or not at all; `redact` hides prompts and replies."""
     text = render(data, redact=redact)
@@ -97,6 +77,7 @@ def render(data: ReportData, *, redact: bool = False) -> str:
         title=data.title,
         data=data,
         redact=redact,
+        columns=_columns(data.summary),
         tables=_tables(data.summary),
         frontier=_frontier(data.frontier),
         stages=[_stage(name, rows) for name, rows in data.stages.items() if rows],
@@ -112,14 +93,12 @@ def style_of(policy: str) -> int:
     return 3 + sum(policy.encode(errors="replace")) % 4 if fixed is None else fixed
 
 
-def _tables(rows: Sequence[Row]) -> list[Table]:
-    """One table per temperature."""
-    columns = _columns(rows)
-    return [
-        Table(_temperature_name(temperature), columns, own)
-        for temperature in dict.fromkeys(row.get("temperature") for row in rows)
-        if (own := [row for row in rows if row.get("temperature") == temperature])
-    ]
+def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each temperature, by its name."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows:
+        tables.setdefault(_temperature_name(row.get("temperature")), []).append(row)
+    return tables
 
 
 def _temperature_name(temperature: float | None) -> str:
@@ -143,8 +122,7 @@ def _win_rate(row: Row) -> Interval | None:
     value, low, high = (row.get(key) for key in ("win_rate", "low", "high"))
     if value is None or low is None or high is None:
         return None
-    described = f"{value:.1%}, 95 % interval {low:.1%} to {high:.1%}"
-    return interval(value, row, described, style=style_of(str(row.get("policy"))))
+    return interval(value, row)
 
 
 def _frontier(policies: Mapping[str, Sequence[Row]]) -> list[Chart]:
@@ -163,19 +141,20 @@ def _frontier(policies: Mapping[str, Sequence[Row]]) -> list[Chart]:
     )
 
 
-def _stage(name: str, rows: Sequence[Row]) -> Stage:
+def _stage(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Charts of the metrics that matter, the other charts, and every logged number."""
     metrics = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
     keys = [key for key in metrics if key not in ("step", "epoch")]
     panels = [(title, [key for key in keys if _plain(key) in own]) for title, own in PANELS.items()]
     shown = {key for _, own in panels for key in own}
     rest = [key for key in keys if key not in shown and len(_pairs(rows, "step", key)) > 1]
-    return Stage(
-        name,
-        charts=_drawn(_curves(title, own, rows) for title, own in panels),
-        rest=_drawn(_curves(key, [key], rows) for key in rest),
-        keys=list(dict.fromkeys(key for row in rows for key in row)),
-        rows=rows,
-    )
+    return {
+        "name": name,
+        "charts": _drawn(_curves(title, own, rows) for title, own in panels),
+        "rest": _drawn(_curves(key, [key], rows) for key in rest),
+        "columns": list(dict.fromkeys(key for row in rows for key in row)),
+        "rows": rows,
+    }
 
 
 def _curves(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Chart | None:

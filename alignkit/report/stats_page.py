@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from alignkit.data.checks.stats import Lengths, Stats
 from alignkit.data.records import Demonstration, Record
@@ -14,30 +14,6 @@ BARS = 24
 MOST_VALUES = 12
 EXAMPLE_TEXT = 600
 COUNTED = ("kinds", "roles", "turns", "scripts", "labels", "annotators", "models", "formats")
-
-
-class Histogram(NamedTuple):
-    """Lengths as bars: each its height in percent of the tallest, its lower end and its count."""
-
-    name: str
-    top: int
-    bars: Sequence[tuple[float, int, int]]
-
-
-class Counts(NamedTuple):
-    """The most frequent values of one kind; `left_out` more were counted."""
-
-    name: str
-    rows: Sequence[tuple[str, int, float]]
-    left_out: int
-
-
-class Example(NamedTuple):
-    """One record's texts: where each is from, its role, its beginning."""
-
-    kind: str
-    name: str
-    texts: Sequence[tuple[str, str, str]]
 
 
 def stats_page(stats: Stats, title: str, *, examples: bool = True) -> str:
@@ -54,8 +30,8 @@ def stats_page(stats: Stats, title: str, *, examples: bool = True) -> str:
     )
 
 
-def _histogram(name: str, lengths: Lengths) -> Histogram:
-    """Bars of equal width up to the 99th percentile; the last one holds what is longer."""
+def _histogram(name: str, lengths: Lengths) -> dict[str, Any]:
+    """Bars (height in %, lower end, count) up to the 99th percentile; the last takes more."""
     top = max(lengths.quantile(0.99), BARS)
     heights = [0] * BARS
     for length, count in lengths.counts.items():
@@ -65,24 +41,25 @@ def _histogram(name: str, lengths: Lengths) -> Histogram:
         (round(100 * height / tallest, 2), position * top // BARS, height)
         for position, height in enumerate(heights)
     ]
-    return Histogram(name, top, bars)
+    return {"name": name, "top": top, "bars": bars}
 
 
-def _counts(name: str, values: Mapping[str, int]) -> Counts:
+def _counts(name: str, values: Mapping[str, int]) -> dict[str, Any]:
+    """The most frequent values, their counts and shares."""
     total = sum(values.values())
     shown = sorted(values.items(), key=lambda item: -item[1])[:MOST_VALUES]
     rows = [(value, count, count / total) for value, count in shown]
-    return Counts(name, rows, len(values) - len(shown))
+    return {"name": name, "rows": rows, "left_out": len(values) - len(shown)}
 
 
-def _example(record: Record) -> Example:
+def _example(record: Record) -> dict[str, Any]:
     texts = [
         (name, message.role, _beginning(message.content))
         for name, messages in sides_of(record)
         for message in messages
     ]
     kind = "demonstration" if isinstance(record, Demonstration) else record.kind
-    return Example(kind, record.id, texts)
+    return {"kind": kind, "name": record.id, "texts": texts}
 
 
 def _beginning(text: str) -> str:

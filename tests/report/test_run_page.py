@@ -305,18 +305,18 @@ def test_values_that_cannot_be_drawn_leave_the_rest() -> None:
 def test_a_tooltip_stays_inside_its_chart() -> None:
     chart = drawn("Loss", [(0.0, 0.0), (10.0, 1.0)])
     for tip in chart.tips:
-        assert tip.left >= 2
-        assert tip.left + tip.width <= chart.width
-        assert tip.top >= 0
-        assert tip.top + 34 <= chart.height
+        assert tip["left"] >= 2
+        assert tip["left"] + tip["width"] <= chart.width
+        assert tip["top"] >= 0
+        assert tip["top"] + 34 <= chart.height
 
 
 def test_an_interval_is_drawn_to_scale() -> None:
-    shown = interval(0.75, {"low": 0.5, "high": 1.0}, "words")
+    shown = interval(0.75, {"low": 0.5, "high": 1.0})
     assert (shown.value, shown.limits, shown.rule) == (75.0, (50.0, 100.0), 50.0)
-    wide = interval(1200.0, {"low": -1e9, "high": 1250.0}, "w", axis=(900.0, 1300.0), rule=1000.0)
+    wide = interval(1200.0, {"low": -1e9, "high": 1250.0}, (900.0, 1300.0), 1000.0)
     assert (wide.value, wide.limits, wide.rule) == (75.0, (0.0, 87.5), 25.0)
-    assert interval(0.5, None, "no interval").limits is None
+    assert interval(0.5, None).limits is None
     text = render(ReportData(title="t", summary=[ROWS[0] | {"low": 0.0, "high": 1.0}]))
     assert 'class="range" x1="0.0%" x2="100.0%"' in text
     assert 'cx="10.74%"' in text
