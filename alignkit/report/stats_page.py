@@ -31,7 +31,7 @@ def stats_page(stats: Stats, title: str, *, examples: bool = True) -> str:
 
 
 def _histogram(name: str, lengths: Lengths) -> dict[str, Any]:
-    """Bars (height in percent, lower end, count) up to the 99th percentile, the rest last."""
+    """Bars (height in %, lower end, count) up to the 99th percentile; the last takes more."""
     top = max(lengths.quantile(0.99), BARS)
     heights = [0] * BARS
     for length, count in lengths.counts.items():
