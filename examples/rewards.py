@@ -19,5 +19,5 @@ def is_polite(prompt: str, completion: str) -> float:
 
 
 def length_is_right(prompts: list[str], completions: list[str]) -> list[float]:
-    """Take a whole batch, as the plural names say; lose a point per 10 words beyond 25."""
-    return [min(0, 25 - len(text.split())) / 10 for text in completions]
+    """Take a whole batch, as the plural names say; lose a point per 10 words away from 12."""
+    return [-abs(len(text.split()) - 12) / 10 for text in completions]

@@ -69,7 +69,7 @@ def test_the_rewards_are_what_ppo_is_trained_on(copied: Path) -> None:
         "--prompts", "embedded:prompts", "--output", "runs/ppo",
         "--reward", "rewards:is_polite", "--reward", "rewards:length_is_right",
         "--reward-weights", "1", "--reward-weights", "0.5", "--total-episodes", "16",
-        "--rollout-batch-size", "8", "--num-mini-batches", "1", "--response-length", "8",
+        "--rollout-batch-size", "8", "--num-mini-batches", "1", "--response-length", "16",
     )  # fmt: skip
     scales = json.loads((copied / "runs" / "ppo" / "score_scales.json").read_text())
     assert len(scales) == 2
@@ -80,6 +80,6 @@ def test_the_numbers_of_the_rewards(copied: Path) -> None:
         copied, sys.executable, "-c",
         "import rewards as r\n"
         "print(r.is_polite('', 'Of course, madam.'), r.is_polite('', 'No.'))\n"
-        "print(r.length_is_right(['', ''], ['w ' * 25, 'w ' * 45]))\n",
+        "print(r.length_is_right(['', ''], ['w ' * 7, 'w ' * 32]))\n",
     )  # fmt: skip
-    assert printed.split("\n")[:2] == ["1.0 0.0", "[0.0, -2.0]"]
+    assert printed.split("\n")[:2] == ["1.0 0.0", "[-0.5, -2.0]"]
