@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from alignkit.errors import RecipeError
 from alignkit.recipe.file import parse_setting, recipe_of, resolve
-from alignkit.recipe.settings import BackboneConfig, Config, Recipe, Refers, Source, config_class
+from alignkit.recipe.settings import BackboneConfig, Config, Reads, Recipe, Refers, config_class
 from alignkit.recipe.yaml_source import Document, KeyPath, raise_problems, read_yaml, scalar
 
 Command = Callable[..., Any]
@@ -82,7 +82,7 @@ def _lay_file(document: Document, kind: str, file: Path) -> None:
     raise_problems(written)
     if not isinstance(written.value, dict):
         raise RecipeError("expected a mapping of settings", where=written.where(()))
-    paths = {name for marker in (Source, Refers) for name, _ in config_class(kind).marked(marker)}
+    paths = {name for marker in (Reads, Refers) for name, _ in config_class(kind).marked(marker)}
     for name, value in written.value.items():
         if name == "stages":
             raise RecipeError(

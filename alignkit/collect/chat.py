@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from alignkit.collect.feedback import Feedback, SampledCompletion
+from alignkit.collect.feedback import ChatCompletion, Feedback
 from alignkit.collect.markdown_ansi import BOLD, DIM
 from alignkit.collect.secret import digest
 from alignkit.collect.terminal import Quit, Screen
@@ -40,7 +40,7 @@ class Chat:
     feedback: Feedback | None = None
     system: str = ""
     turns: list[Message] = field(default_factory=list)
-    last: SampledCompletion | None = None
+    last: ChatCompletion | None = None
     drawn: int = 0
 
     def run(self) -> None:
@@ -86,15 +86,15 @@ class Chat:
         turn = (self.seed, self.drawn, len(self.turns))
         return sorted(self.models, key=lambda name: digest("chat", *turn, name))
 
-    def _draw(self, name: str) -> SampledCompletion:
+    def _draw(self, name: str) -> ChatCompletion:
         seed = self.seed + self.drawn
         self.drawn += 1
         self.screen.put("[completion]", DIM)
         text = self.models[name](self.prompt(), seed, lambda piece: self.stream(visible(piece)))
         self.screen.put()
-        return SampledCompletion(text, name, seed)
+        return ChatCompletion(text, name, seed)
 
-    def _choose(self, drawn: list[SampledCompletion]) -> SampledCompletion:
+    def _choose(self, drawn: list[ChatCompletion]) -> ChatCompletion:
         while (typed := self.screen.read("better: 1, 2, 0 neither > ").strip()) not in CHOICES:
             self.screen.put("  type 1, 2 or 0")
         better = CHOICES[typed]
@@ -107,7 +107,7 @@ class Chat:
             raise DataError("no file to collect into", hint="Start with --collect FILE")
         return self.feedback
 
-    def _completed(self) -> SampledCompletion:
+    def _completed(self) -> ChatCompletion:
         if self.last is None or not self.turns:
             raise DataError("there is no completion yet", hint="Write to the model first")
         return self.last

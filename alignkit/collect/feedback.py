@@ -18,7 +18,7 @@ HUMAN = "human"
 
 
 @dataclass(frozen=True)
-class SampledCompletion:
+class ChatCompletion:
     """A completion, its model, and the seed it was sampled with."""
 
     text: str
@@ -33,25 +33,23 @@ class Feedback:
     log: EventLog
     annotator: str
     session: str = field(default_factory=new_id)
-    _thumbs: dict[str, tuple[str, list[tuple[SampledCompletion, bool]]]] = field(
-        default_factory=dict
-    )
+    _thumbs: dict[str, tuple[str, list[tuple[ChatCompletion, bool]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_annotator(self.annotator)
 
     def choose(
-        self, prompt: Sequence[Message], shown: Sequence[SampledCompletion], better: int | None
+        self, prompt: Sequence[Message], shown: Sequence[ChatCompletion], better: int | None
     ) -> str:
         """Store that `shown[better]` is better, or a tie for None; return the event id."""
         ranks = [1 if better in (None, place) else 2 for place in range(len(shown))]
         return self._store(prompt, shown, ranks)
 
-    def correct(self, prompt: Sequence[Message], completion: SampledCompletion, text: str) -> str:
+    def correct(self, prompt: Sequence[Message], completion: ChatCompletion, text: str) -> str:
         """Store that the person's own text is better than the completion; return the event id."""
-        return self._store(prompt, [completion, SampledCompletion(text, HUMAN)], [2, 1])
+        return self._store(prompt, [completion, ChatCompletion(text, HUMAN)], [2, 1])
 
-    def thumb(self, prompt: Sequence[Message], completion: SampledCompletion, good: bool) -> str:
+    def thumb(self, prompt: Sequence[Message], completion: ChatCompletion, good: bool) -> str:
         """Store a thumb; with thumbs on other completions of the prompt it makes a ranking."""
         item = _item(prompt)
         before, given = self._thumbs.get(item, (None, []))
@@ -67,7 +65,7 @@ class Feedback:
     def _store(
         self,
         prompt: Sequence[Message],
-        shown: Sequence[SampledCompletion],
+        shown: Sequence[ChatCompletion],
         ranks: Sequence[int],
         *,
         verdicts: Sequence[bool] = (),

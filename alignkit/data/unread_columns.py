@@ -70,7 +70,7 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]{6
 
 
 @dataclass(slots=True)
-class Column:
+class UnreadColumn:
     """What is known about one unread column."""
 
     promises: bool  # whether its name suggests text
@@ -112,7 +112,7 @@ class UnreadColumns:
     """Counts the unread columns of a file, row by row."""
 
     format: Format
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, UnreadColumn] = field(default_factory=dict)
 
     def add(self, value: Mapping[str, Any], records: Sequence[Record]) -> None:
         """Add one row and its records, whose `extra` holds what nothing read."""
@@ -124,7 +124,7 @@ class UnreadColumns:
                 continue
             column = self.columns.get(name)
             if column is None:
-                column = self.columns[name] = Column(_promises(name, TEXT))
+                column = self.columns[name] = UnreadColumn(_promises(name, TEXT))
             if type(cell) is str and (column.settled or cell in column.seen):
                 column.again(cell)
             elif texts := list(_texts(cell)):
@@ -208,7 +208,7 @@ def _promises(name: str, words: frozenset[str]) -> bool:
     return bool(parts) and (parts[-1] in words or "_".join(parts) in words)
 
 
-def _is_text(name: str, column: Column) -> bool:
+def _is_text(name: str, column: UnreadColumn) -> bool:
     if column.promises and not _promises(name, METADATA):
         return True
     if _promises(name, METADATA):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from alignkit.errors import DataError, did_you_mean
 from alignkit.evaluation import judged_rows as fields
 from alignkit.evaluation.formats import format_named, recognise
-from alignkit.evaluation.formats.shape import Format, Judged
+from alignkit.evaluation.formats.shape import Judged, JudgementFormat
 from alignkit.evaluation.judged_rows import Row, RowFile
 from alignkit.evaluation.ranked_items import KINDS, read_decisions
 from alignkit.statistics.intervals import Floats, Ints
@@ -99,7 +99,7 @@ SIDED = tuple(
 # --- the table -----------------------------------------------------------------------------------
 
 
-class _Builder:
+class _TableBuilder:
     """Collects judgements into columns."""
 
     def __init__(self, cluster: str | None, keep_texts: bool) -> None:
@@ -256,7 +256,7 @@ def _holds_votes(path: str | Path) -> bool:
 
 
 def _rows_in(
-    path: str | Path, chosen: Format | None, inputs: list[dict[str, Any]]
+    path: str | Path, chosen: JudgementFormat | None, inputs: list[dict[str, Any]]
 ) -> Iterator[tuple[Judged, Row, str]]:
     file = RowFile(path)
     for line, row in file:
@@ -302,7 +302,7 @@ def read_judgements(
     """Read files of judgements as one; a bad row raises DataError with FILE:LINE."""
     if not paths:
         raise DataError("no file of judgements given")
-    builder = _Builder(cluster, keep_texts)
+    builder = _TableBuilder(cluster, keep_texts)
     inputs: list[dict[str, Any]] = []
     for judged, row, place in judgements_in(paths, inputs, format=format):
         try:

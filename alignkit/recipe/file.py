@@ -22,10 +22,10 @@ from alignkit.recipe.settings import (
     CONFIGS,
     EMBEDDED,
     BackboneConfig,
+    Reads,
     Recipe,
     RecipeHead,
     Refers,
-    Source,
     Stage,
     StageConfig,
     output_of,
@@ -205,8 +205,8 @@ def _check_values(stages: Sequence[Entry], document: Document, directory: Path) 
                     document.problem((*path, field, *position), message, hint=hint)
 
 
-def _marked(config: StageConfig) -> list[tuple[str, Source | Refers]]:
-    return [*config.marked(Source), *config.marked(Refers)]
+def _marked(config: StageConfig) -> list[tuple[str, Reads | Refers]]:
+    return [*config.marked(Reads), *config.marked(Refers)]
 
 
 def _values(config: StageConfig, field: str) -> list[tuple[KeyPath, str]]:
@@ -262,7 +262,7 @@ def _path_back(start: str, needs: Mapping[str, Sequence[str]]) -> list[str] | No
 
 
 def _check_source(
-    value: str, marker: Source, earlier: Mapping[str, str], directory: Path
+    value: str, marker: Reads, earlier: Mapping[str, str], directory: Path
 ) -> Problem | None:
     if value.partition(".")[0] in earlier:
         output = output_of(value, earlier)
@@ -314,7 +314,7 @@ def _check_reference(
 
 
 CHECKS: dict[type, Callable[[str, Any, Mapping[str, str], Path], Problem | None]] = {
-    Source: _check_source,
+    Reads: _check_source,
     Refers: _check_reference,
 }
 

@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Series:
+class Curve:
     """One line of a chart; `style` picks the colour, `dots` marks each point."""
 
     label: str
@@ -31,7 +31,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """A linear map from data to pixels."""
 
     low: float
@@ -114,7 +114,7 @@ def span(values: Iterable[float]) -> tuple[float, float]:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_label: str = "step", width: int = WIDTH
+    title: str, series: Sequence[Curve], *, x_label: str = "step", width: int = WIDTH
 ) -> Chart | None:
     """Place lines over a shared x axis, with a tooltip for every point; None without a point."""
     finite = [line for line in map(_finite, series) if line.points]
@@ -122,8 +122,8 @@ def line_chart(
         return None
     x_low, x_high = span(x for line in finite for x, _ in line.points)
     marks = ticks(*span(y for line in finite for _, y in line.points))
-    x = Scale(x_low, x_high, LEFT, width - RIGHT)
-    y = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
+    x = AxisScale(x_low, x_high, LEFT, width - RIGHT)
+    y = AxisScale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
     return Chart(
         title=title,
         described="; ".join(
@@ -141,25 +141,25 @@ def line_chart(
     )  # fmt: skip
 
 
-def _finite(line: Series) -> Series:
+def _finite(line: Curve) -> Curve:
     """The line in order of x, without points that cannot be drawn (NaN, infinity)."""
     points = sorted(point for point in line.points if all(map(math.isfinite, point)))
-    return Series(line.label, points, line.style % STYLES, line.dots or len(points) < 3)
+    return Curve(line.label, points, line.style % STYLES, line.dots or len(points) < 3)
 
 
-def _line(line: Series, x: Scale, y: Scale) -> Line:
+def _line(line: Curve, x: AxisScale, y: AxisScale) -> Line:
     places = " ".join(f"{x(px)},{y(py)}" for px, py in line.points)
     dots = [(x(px), y(py)) for px, py in _thinned(line)] if line.dots else []
     return Line(line.label, line.style, places, dots)
 
 
-def _thinned(line: Series) -> list[Point]:
+def _thinned(line: Curve) -> list[Point]:
     """At most MAX_MARKS of the points, evenly, always with the last."""
     every = max(1, math.ceil(len(line.points) / MAX_MARKS))
     return [*line.points[:-1:every], *line.points[-1:]]
 
 
-def _tip(line: Series, point: Point, x: Scale, y: Scale, x_label: str) -> dict[str, Any]:
+def _tip(line: Curve, point: Point, x: AxisScale, y: AxisScale, x_label: str) -> dict[str, Any]:
     """A point's tooltip, inside the chart and above the point where there is room."""
     px, py = x(point[0]), y(point[1])
     text, detail = f"{line.label} {short(point[1])}", f"{x_label} {short(point[0])}"
@@ -170,7 +170,7 @@ def _tip(line: Series, point: Point, x: Scale, y: Scale, x_label: str) -> dict[s
     return place | {"style": line.style, "text": text, "detail": detail}
 
 
-class Interval(NamedTuple):
+class IntervalMark(NamedTuple):
     """A value with its limits on an axis with a rule; all in percent of the axis."""
 
     value: float
@@ -183,9 +183,9 @@ def interval(
     ci: Mapping[str, Any] | None,
     axis: tuple[float, float] = (0, 1),
     rule: float = 0.5,
-) -> Interval:
+) -> IntervalMark:
     """Place a value and its `ci` (`low`, `high`) on an axis; what lies outside, at its end."""
-    scale = Scale(*axis, 0.0, 100.0)
+    scale = AxisScale(*axis, 0.0, 100.0)
     ends = (value, rule) if ci is None else (value, rule, ci["low"], ci["high"])
     at_value, at_rule, *limits = (min(max(scale(end), 0.0), 100.0) for end in ends)
-    return Interval(at_value, (limits[0], limits[1]) if limits else None, at_rule)
+    return IntervalMark(at_value, (limits[0], limits[1]) if limits else None, at_rule)

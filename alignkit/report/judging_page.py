@@ -15,7 +15,7 @@ from alignkit.evaluation.agreement import agreement_lines
 from alignkit.evaluation.judgements import Judgements, Texts
 from alignkit.evaluation.text_report import percent, winrate_lines
 from alignkit.evaluation.winrate import Pair, pair_of
-from alignkit.report.charts import Interval, interval
+from alignkit.report.charts import IntervalMark, interval
 from alignkit.report.page import rendered
 from alignkit.statistics.intervals import Floats, Ints
 
@@ -29,7 +29,7 @@ class Bar(NamedTuple):
     """One row of a plot: a label, the drawn interval and its numbers."""
 
     label: str
-    drawn: Interval
+    drawn: IntervalMark
     shown: str
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.recipe.settings import CONFIGS
-from alignkit.report.charts import WIDE, Chart, Interval, Series, interval, line_chart
+from alignkit.report.charts import WIDE, Chart, Curve, IntervalMark, interval, line_chart
 from alignkit.report.page import rendered
 from alignkit.store.secrets import without_secrets
 from alignkit.store.whole_files import write_whole
@@ -46,7 +46,7 @@ class ReportData:
 
 
 @dataclass(frozen=True)
-class Column:
+class SummaryColumn:
     """One column of the summary table; `form` is the format of its numbers."""
 
     key: str
@@ -104,15 +104,15 @@ def _temperature_name(temperature: float | None) -> str:
     )
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def _columns(rows: Sequence[Row]) -> list[SummaryColumn]:
     """The known columns that some row has, then whatever else the rows hold."""
     present = dict.fromkeys(key for row in rows for key in row)
     own = {column.key for column in COLUMNS} | INTERVAL_KEYS
     known = [column for column in COLUMNS if column.key in present]
-    return known + [Column(key, key, key) for key in present if key not in own]
+    return known + [SummaryColumn(key, key, key) for key in present if key not in own]
 
 
-def _win_rate(row: Row) -> Interval | None:
+def _win_rate(row: Row) -> IntervalMark | None:
     """The drawn interval; None for the row that the others are compared to."""
     value, low, high = (row.get(key) for key in ("win_rate", "low", "high"))
     if value is None or low is None or high is None:
@@ -126,7 +126,7 @@ def _frontier(policies: Mapping[str, Sequence[Row]]) -> list[Chart]:
         line_chart(
             title,
             [
-                Series(name, _pairs(rows, "kl", key), style_of(name), dots=True)
+                Curve(name, _pairs(rows, "kl", key), style_of(name), dots=True)
                 for name, rows in policies.items()
             ],
             x_label="KL to the reference, nats",
@@ -153,7 +153,7 @@ def _stage(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _curves(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Chart | None:
-    series = [Series(key, _pairs(rows, "step", key), style) for style, key in enumerate(keys)]
+    series = [Curve(key, _pairs(rows, "step", key), style) for style, key in enumerate(keys)]
     return line_chart(title, series)
 
 
@@ -181,15 +181,17 @@ def _is_number(value: object) -> bool:
 
 INTERVAL_KEYS = {"policy", "temperature", "win_rate", "low", "high"}
 COLUMNS = (
-    Column("policy", "Policy", "which model replied"),
-    Column("win_rate", "Win rate, 95 % interval", "share of prompts won, ties count half"),
-    Column("gold", "Gold", "mean score by the true judge, which real projects do not have", ".2f"),
-    Column("reward", "Reward", "mean score by the reward model", ".2f"),
-    Column("kl", "KL", "divergence from the reference, nats per reply", ".2f"),
-    Column("length", "Length", "mean reply length in tokens", ".1f"),
-    Column("eos_rate", "EOS", "share of replies that ended by themselves", ".1%"),
-    Column("distinct", "Distinct", "different replies", ".3f"),
-    Column("n", "n", "prompts"),
+    SummaryColumn("policy", "Policy", "which model replied"),
+    SummaryColumn("win_rate", "Win rate, 95 % interval", "share of prompts won, ties count half"),
+    SummaryColumn(
+        "gold", "Gold", "mean score by the true judge, which real projects do not have", ".2f"
+    ),
+    SummaryColumn("reward", "Reward", "mean score by the reward model", ".2f"),
+    SummaryColumn("kl", "KL", "divergence from the reference, nats per reply", ".2f"),
+    SummaryColumn("length", "Length", "mean reply length in tokens", ".1f"),
+    SummaryColumn("eos_rate", "EOS", "share of replies that ended by themselves", ".1%"),
+    SummaryColumn("distinct", "Distinct", "different replies", ".3f"),
+    SummaryColumn("n", "n", "prompts"),
 )
 # A chart's title and the metrics that belong on it.
 PANELS = {

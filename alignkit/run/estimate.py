@@ -18,7 +18,7 @@ from alignkit.errors import RecipeError
 from alignkit.model.files import read_json, stored_tensors
 from alignkit.run.plan import Plan, PlannedStage
 from alignkit.stages import stage_module
-from alignkit.stages.cost import TRAINED_BYTES, Base, Count, Shape
+from alignkit.stages.cost import TRAINED_BYTES, Base, Count, ModelShape
 from alignkit.store.artifacts import readable
 
 # Bytes per frozen weight; nf4 with double quantization stores 4.127 bits.
@@ -75,7 +75,7 @@ def refuse_what_cannot_fit(planned: PlannedStage, plan: Plan) -> None:
         )
 
 
-def read_shape(model: Path) -> Shape:
+def read_shape(model: Path) -> ModelShape:
     """Sizes of a model from its config and the headers of its weights, without loading any."""
     config = read_json(model / "config.json")
     config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
@@ -88,7 +88,7 @@ def read_shape(model: Path) -> Shape:
         other += prod(tensor.shape)
         half += prod(tensor.shape) if is_matrix and tensor.dtype in HALF_DTYPES else 0
     hidden = _size(config, "hidden_size", "n_embd")
-    return Shape(
+    return ModelShape(
         hidden=hidden,
         layers=_size(config, "num_hidden_layers", "n_layer"),
         intermediate=_size(config, "intermediate_size") or 4 * hidden,
@@ -104,7 +104,7 @@ def _size(config: Mapping[str, Any], *names: str) -> int:
     return next((config[name] for name in names if type(config.get(name)) is int), 0)
 
 
-def backbone_bytes(shape: Shape, plan: Plan) -> float:
+def backbone_bytes(shape: ModelShape, plan: Plan) -> float:
     """Bytes of the frozen weights: layers quantized, embedding and head as stored, rest full."""
     full = DTYPE_BYTES.get(plan.backbone.dtype, 4)
     stored = WEIGHT_BYTES.get(plan.backbone.quantization, full)
@@ -112,7 +112,7 @@ def backbone_bytes(shape: Shape, plan: Plan) -> float:
     return shape.quantizable * stored + (shape.other - shape.half) * full + shape.half * ends
 
 
-def adapter_weights(shape: Shape, plan: Plan) -> int:
+def adapter_weights(shape: ModelShape, plan: Plan) -> int:
     """Weights of one adapter on all linear layers: r times the inputs and outputs of each."""
     sides = 8 * shape.hidden + 3 * (shape.hidden + shape.intermediate)
     return plan.backbone.lora_r * sides * shape.layers

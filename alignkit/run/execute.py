@@ -39,7 +39,7 @@ from alignkit.model.check import check_adapter, check_kernels, check_model
 from alignkit.model.files import EMBEDDED
 from alignkit.model.fit import check_architecture
 from alignkit.model.rendering import dated, rendering_date
-from alignkit.recipe.settings import GATE, OnlineConfig, Refers, Source, TrainingConfig
+from alignkit.recipe.settings import GATE, OnlineConfig, Reads, Refers, TrainingConfig
 from alignkit.recipe.trainer_arguments import check_passthrough, place_of
 from alignkit.report.stage_pages import write_pages
 from alignkit.run.estimate import refuse_what_cannot_fit
@@ -556,9 +556,9 @@ def _check_reports(stages: Sequence[PlannedStage], plan: Plan) -> None:
         raise ErrorList(problems)
 
 
-def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Source]]:
+def _data_files(planned: PlannedStage) -> Iterator[tuple[Path, Reads]]:
     """Files from outside the run that a stage will read: not generated, not of earlier stages."""
-    for name, marker in planned.stage.config.marked(Source):
+    for name, marker in planned.stage.config.marked(Reads):
         for value in getattr(planned.stage.config, name) or ():
             entry = planned.inputs[value]
             if entry.embedded is None and (entry.path.is_file() or parts_of(str(entry.path))):
@@ -576,7 +576,7 @@ def _encoder(plan: Plan) -> Encoder | None:
 
 
 def _data_problems(
-    path: Path, marker: Source, planned: PlannedStage, encoder: Encoder | None
+    path: Path, marker: Reads, planned: PlannedStage, encoder: Encoder | None
 ) -> list[AlignkitError]:
     """Problems of the rows of a file, and of the tokens of the first ones."""
     from alignkit.data import read

@@ -27,9 +27,9 @@ from alignkit.recipe.settings import (
     BackboneConfig,
     Calls,
     Cosmetic,
+    Reads,
     Recipe,
     Refers,
-    Source,
     Stage,
     StageConfig,
     output_of,
@@ -122,18 +122,18 @@ class _Planner:
         self.done[stage.name] = planned
         return planned
 
-    def input(self, value: str, marker: Source | Refers) -> Input:
+    def input(self, value: str, marker: Reads | Refers) -> Input:
         kinds = {name: planned.stage.kind for name, planned in self.done.items()}
-        output = output_of(value, kinds) if isinstance(marker, Source) else None
+        output = output_of(value, kinds) if isinstance(marker, Reads) else None
         if output:
             earlier = self.done[output[0]]
             return Input(earlier.key, earlier.directory / output[1])
         if value in self.done:
             return Input(self.done[value].key, self.done[value].directory)
-        if value.startswith("embedded:") and isinstance(marker, Source):
+        if value.startswith("embedded:") and isinstance(marker, Reads):
             return self.embedded_input(value)
         path = resolve(self.recipe.directory, value).resolve()
-        if isinstance(marker, Source):
+        if isinstance(marker, Reads):
             return Input(_data_hash(path), path)
         self.refuse_other_base(path)
         _refuse_other_kind(path, marker)
@@ -165,7 +165,7 @@ class _Planner:
 
     def settings(self, stage: Stage, seed: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
         hidden = {"seed", *(name for name, _ in stage.config.marked(Cosmetic))}
-        named = dict([*stage.config.marked(Source), *stage.config.marked(Refers)])
+        named = dict([*stage.config.marked(Reads), *stage.config.marked(Refers)])
         version = stage.config.about.version
         settings: dict[str, Any] = {"stage": stage.kind, "stage_version": version}
         for name in type(stage.config).model_fields:
@@ -237,7 +237,7 @@ class _Planner:
         before = _newest_record(self.directory, stage.name)
         if before is None:
             return after or "not run before"
-        named = {name for kind in (Source, Refers) for name, _ in stage.config.marked(kind)}
+        named = {name for kind in (Reads, Refers) for name, _ in stage.config.marked(kind)}
         told = {name: value for name, value in settings.items() if not (after and name in named)}
         changes = differences({name: before.get(name) for name in told}, told)
         if changes:
@@ -325,10 +325,10 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def named(config: StageConfig) -> list[tuple[str, Source | Refers]]:
+def named(config: StageConfig) -> list[tuple[str, Reads | Refers]]:
     """Values of the settings that name files or stages, each with its field's marker."""
     found = []
-    for name, marker in [*config.marked(Source), *config.marked(Refers)]:
+    for name, marker in [*config.marked(Reads), *config.marked(Refers)]:
         value = getattr(config, name)
         values = (value,) if isinstance(value, str) else value or ()
         found += [part for entry in values for part in marker.parts(entry)]
@@ -355,7 +355,7 @@ def _functions(config: StageConfig) -> Iterator[tuple[str, str]]:
             yield from ((name, function) for function in named)
 
 
-def _hashed(value: Any, inputs: Mapping[str, Input], marker: Source | Refers) -> Any:
+def _hashed(value: Any, inputs: Mapping[str, Input], marker: Reads | Refers) -> Any:
     if isinstance(value, tuple):
         return [_hashed(entry, inputs, marker) for entry in value]
     if not isinstance(value, str):

@@ -25,7 +25,7 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What decides cost: sizes read from config.json, and numbers of weights from headers.
 
     `half` of the `other` weights are those of embedding and head, if they are stored in 16 bits.
@@ -51,7 +51,7 @@ class Base:
     `file_of` gives the file that a data value of the settings stands for.
     """
 
-    shape: Shape
+    shape: ModelShape
     frozen_bytes: float
     adapter_weights: int
     file_of: Callable[[str], Path]
@@ -168,7 +168,7 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from stream
 
 
-def _activations(tokens: float, shape: Shape, checkpointing: bool) -> float:
+def _activations(tokens: float, shape: ModelShape, checkpointing: bool) -> float:
     """Bytes kept for the backward pass, in fp32, logits of the completion among them."""
     kept = 2 if checkpointing else KEPT_PER_UNIT
     layers = tokens * shape.layers * shape.hidden * kept * 4

@@ -31,7 +31,7 @@ NAMES = listed(
 
 
 @dataclass(frozen=True)
-class Problem:
+class Complaint:
     """One kind of trouble: how customers put it, and the remedies that fit it and no other."""
 
     name: str
@@ -40,7 +40,7 @@ class Problem:
 
 
 PROBLEMS = (
-    Problem(
+    Complaint(
         "broken",
         (
             "I opened the box and the {thing} was in pieces.",
@@ -49,7 +49,7 @@ PROBLEMS = (
         ),
         ("send you a new {item}", "replace the broken {item}"),
     ),
-    Problem(
+    Complaint(
         "late",
         (
             "I am still waiting for the {thing}.",
@@ -58,7 +58,7 @@ PROBLEMS = (
         ),
         ("ask the driver about the {item}", "find out where the {item} is"),
     ),
-    Problem(
+    Complaint(
         "colour",
         (
             "I ordered a {thing} but got another colour.",
@@ -67,7 +67,7 @@ PROBLEMS = (
         ),
         ("swap the colour of the {item}", "bring the {item} in the right colour"),
     ),
-    Problem(
+    Complaint(
         "setup",
         (
             "I cannot work out how to set up the {thing}.",
@@ -76,7 +76,7 @@ PROBLEMS = (
         ),
         ("mail you a guide for the {item}", "call you and explain the {item}"),
     ),
-    Problem(
+    Complaint(
         "refund",
         (
             "I do not want the {thing} any more.",
@@ -85,7 +85,7 @@ PROBLEMS = (
         ),
         ("pay back the money for the {item}", "refund the {item}"),
     ),
-    Problem(
+    Complaint(
         "part",
         (
             "A part of the {thing} is missing.",

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from alignkit.cli import cli
 from alignkit.collect.chat_models import SamplingSettings, load_chat_model
 from alignkit.collect.choice import disagreement, entropy
-from alignkit.collect.feedback import Feedback, SampledCompletion
+from alignkit.collect.feedback import ChatCompletion, Feedback
 from alignkit.collect.items import Pool, pool_of
 from alignkit.collect.log import EventLog, read_events
 from alignkit.collect.plan import Settings, plan_for
@@ -258,7 +258,7 @@ def test_the_feedback_recipe_makes_the_next_round(sft_run: Path, tmp_path: Path)
         feedback = Feedback(log, "me")
         for record in written(24):
             texts = [candidate.messages[-1].content for candidate in record.candidates]
-            first, second = (SampledCompletion(text, "last-round") for text in texts[:2])
+            first, second = (ChatCompletion(text, "last-round") for text in texts[:2])
             feedback.thumb(record.prompt, first, good=True)
             feedback.thumb(record.prompt, second, good=False)
             feedback.correct(record.prompt, second, first.text)

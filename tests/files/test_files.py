@@ -547,13 +547,13 @@ def test_a_run_takes_a_folder_that_holds_one_set(
 ) -> None:
     from alignkit.files.shards import parts_of
     from alignkit.recipe.file import _check_source
-    from alignkit.recipe.settings import Source
+    from alignkit.recipe.settings import Reads
     from alignkit.run.plan import _data_hash
 
     (tmp_path / "in").mkdir()
     one = lines(tmp_path / "in" / "train-00000-of-00001.jsonl", [ROW])
     assert parts_of(str(tmp_path / "in")) == [str(one)]
-    assert _check_source("in", Source(("preference",)), {}, tmp_path) is None
+    assert _check_source("in", Reads(("preference",)), {}, tmp_path) is None
     before = _data_hash(tmp_path / "in")
     lines(one, [ROW, ROW])
     assert _data_hash(tmp_path / "in") != before

@@ -32,7 +32,7 @@ import click
 
 from alignkit.cli import cli, main
 from alignkit.data.records import to_json
-from alignkit.recipe.settings import CONFIGS, Source
+from alignkit.recipe.settings import CONFIGS, Reads
 from tests.fuzz.files import SUFFIXES, families, records, written
 from tests.fuzz.mutate import harmed, rows_harmed
 
@@ -159,7 +159,7 @@ def reads(parameter: click.Parameter, subject: Subject) -> bool:
     if name in OUTPUTS | MODELS:
         return False
     if subject.stage and name in CONFIGS[str(subject.command.name)].model_fields:
-        return name in dict(CONFIGS[str(subject.command.name)].marked(Source))
+        return name in dict(CONFIGS[str(subject.command.name)].marked(Reads))
     named = f"{parameter.metavar or ''} {getattr(parameter, 'help', '') or ''}"
     return (
         isinstance(parameter.type, click.Path)

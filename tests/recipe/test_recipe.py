@@ -19,10 +19,10 @@ from alignkit.recipe.settings import (
     DpoConfig,
     EvaluateConfig,
     PpoConfig,
+    Reads,
     Refers,
     RlooConfig,
     SftConfig,
-    Source,
     json_schema,
 )
 from alignkit.store.resources import shipped
@@ -116,7 +116,7 @@ def test_every_stage_kind_has_a_function_and_marks_fit_the_kinds() -> None:
     for config in CONFIGS.values():
         for _, refers in config.marked(Refers):
             assert set(refers.stages) <= set(CONFIGS)
-        for _, source in config.marked(Source):
+        for _, source in config.marked(Reads):
             assert set(source.stages) <= set(OUTPUTS)
 
 
@@ -129,8 +129,8 @@ def test_lists_of_kinds_are_made_from_the_stages() -> None:
     policies = ("sft", "dpo", "ppo", "rloo")
     assert dict(EvaluateConfig.marked(Refers))["policies"].stages == policies
     assert dict(PpoConfig.marked(Refers))["reward_model"].stages == ("reward",)
-    assert dict(DpoConfig.marked(Source))["data"].stages == ("split", "rank")
-    assert dict(SftConfig.marked(Source))["data"].stages == ("split",)
+    assert dict(DpoConfig.marked(Reads))["data"].stages == ("split", "rank")
+    assert dict(SftConfig.marked(Reads))["data"].stages == ("split",)
     assert [name for name in COMMANDS if name in CONFIGS and name != "rank"] == [
         kind for kind, line in KINDS.items() if line
     ]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 import alignkit.report
-from alignkit.report.charts import Chart, Series, interval, line_chart, number, short, ticks
+from alignkit.report.charts import Chart, Curve, interval, line_chart, number, short, ticks
 from alignkit.report.run_page import ReportData, render, write_report
 from alignkit.store.visible import visible
 
@@ -278,7 +278,7 @@ def test_ticks_cover_the_range_in_few_even_steps(low: float, width: float) -> No
 
 
 def drawn(title: str, points: list[tuple[float, float]]) -> Chart:
-    chart = line_chart(title, [Series("loss", points)])
+    chart = line_chart(title, [Curve("loss", points)])
     assert chart is not None
     return chart
 
@@ -298,7 +298,7 @@ def test_a_chart_of_thousands_of_points_keeps_them_all_but_few_tooltips() -> Non
 def test_values_that_cannot_be_drawn_leave_the_rest() -> None:
     chart = drawn("Loss", [(0.0, 1.0), (1.0, float("nan")), (2.0, float("inf")), (3.0, 2.0)])
     assert chart.lines[0].points == "50.0,182.0 366.0,12.0"
-    assert line_chart("Loss", [Series("loss", [(0.0, float("nan"))])]) is None
+    assert line_chart("Loss", [Curve("loss", [(0.0, float("nan"))])]) is None
     assert drawn("Flat", [(1.0, 3.0), (1.0, 3.0)]).lines[0].points == "208.0,97.0 208.0,97.0"
 
 

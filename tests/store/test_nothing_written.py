@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.collect.exports import merge_events
 from alignkit.collect.log import Conflict, EventLog
-from alignkit.data.edit.clean import Plan, clean, undo
+from alignkit.data.edit.clean import CleaningPlan, clean, undo
 from alignkit.data.pairs import rankings_from_votes
 from alignkit.data.records import Event
 from alignkit.errors import DataError
@@ -121,7 +121,12 @@ def test_a_vote_whose_texts_are_none_is_named(texts: dict[str, object]) -> None:
 @pytest.fixture
 def cleaned(tmp_path: Path) -> Path:
     """`out.jsonl`, cleaned, its log beside it, and the log of another file."""
-    clean(write_rows(tmp_path / "d.jsonl", ROWS), tmp_path / "out.jsonl", Plan(), to="alignkit")
+    clean(
+        write_rows(tmp_path / "d.jsonl", ROWS),
+        tmp_path / "out.jsonl",
+        CleaningPlan(),
+        to="alignkit",
+    )
     return tmp_path
 
 
@@ -157,7 +162,7 @@ def test_undoing_stops_at_a_row_that_cannot_be_read(cleaned: Path) -> None:
 
 def test_what_was_dropped_to_the_last_row_comes_back(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"prompt": "Q?", "chosen": "a", "rejected": "a"}])
-    clean(path, tmp_path / "out.jsonl", Plan(), to="alignkit")
+    clean(path, tmp_path / "out.jsonl", CleaningPlan(), to="alignkit")
     assert (tmp_path / "out.jsonl").read_bytes() == b""
     log = tmp_path / "out.jsonl.changes.jsonl"
     assert undo(tmp_path / "out.jsonl", log, tmp_path / "back.jsonl") == 1
@@ -167,5 +172,5 @@ def test_the_log_of_cleaning_is_not_written_over_its_output(tmp_path: Path) -> N
     path = write_rows(tmp_path / "d.jsonl", ROWS)
     out = tmp_path / "out.jsonl"
     with pytest.raises(DataError, match="the log and the output are the same file"):
-        clean(path, out, Plan(), log=str(out))
+        clean(path, out, CleaningPlan(), log=str(out))
     assert not out.exists()

@@ -179,7 +179,7 @@ def filler(values: Mapping[str, str]) -> TextRepair:
 
 
 @dataclass
-class Plan:
+class CleaningPlan:
     """What to repair and what to drop."""
 
     repairs: Sequence[str] = DEFAULT
@@ -232,7 +232,7 @@ class Cleaned:
 def clean(
     path: str | Path,
     output: str | Path,
-    plan: Plan,
+    plan: CleaningPlan,
     *,
     to: str | None = None,
     format: str | None = None,
@@ -286,7 +286,7 @@ def _row_of(records: list[Record], form: Format, path: str | Path) -> dict[str, 
 class _Cleaner:
     """One pass over a file."""
 
-    plan: Plan
+    plan: CleaningPlan
     done: Cleaned
     write_log: Callable[[dict[str, Any]], object]
     seen: dict[object, int] = field(default_factory=dict)

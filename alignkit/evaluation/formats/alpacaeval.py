@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.formats.shape import TIE, Format, Judged, Row, judge_of
+from alignkit.evaluation.formats.shape import TIE, Judged, JudgementFormat, Row, judge_of
 
 
 def read(row: Row) -> Iterator[Judged]:
@@ -27,4 +27,4 @@ def read(row: Row) -> Iterator[Judged]:
     )
 
 
-FORMAT = Format(frozenset({"generator_1", "generator_2", "preference"}), read)
+FORMAT = JudgementFormat(frozenset({"generator_1", "generator_2", "preference"}), read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.formats.shape import TIE, Format, Judged, Row, judge_of
+from alignkit.evaluation.formats.shape import TIE, Judged, JudgementFormat, Row, judge_of
 
 WINNERS = {
     "model_a": 1.0,
@@ -28,4 +28,4 @@ def read(row: Row) -> Iterator[Judged]:
     )
 
 
-FORMAT = Format(frozenset({"model_a", "model_b", "winner"}), read)
+FORMAT = JudgementFormat(frozenset({"model_a", "model_b", "winner"}), read)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from alignkit.errors import DataError
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.formats.shape import TIE, Format, Judged, Row, judge_of
+from alignkit.evaluation.formats.shape import TIE, Judged, JudgementFormat, Row, judge_of
 
 # P(A wins); a strong verdict counts once.
 SCORES = {
@@ -33,4 +33,4 @@ def read(row: Row) -> Iterator[Judged]:
         yield Judged(uid, model, baseline, score, first, judge_of(row))
 
 
-FORMAT = Format(frozenset({"model", "baseline", "games"}), read)
+FORMAT = JudgementFormat(frozenset({"model", "baseline", "games"}), read)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from alignkit.errors import DataError
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.formats.shape import TIE, Format, Judged, Row, judge_of
+from alignkit.evaluation.formats.shape import TIE, Judged, JudgementFormat, Row, judge_of
 
 SCORES = {"a": 1.0, "tie": TIE, "b": 0.0}
 
@@ -60,4 +60,4 @@ def _measure(row: Row, key: str) -> float | None:
     return fields.measure(found, key) if is_number else None
 
 
-FORMAT = Format(frozenset({"prompt_id", "a", "b"}), read)
+FORMAT = JudgementFormat(frozenset({"prompt_id", "a", "b"}), read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignkit.evaluation import judged_rows as fields
-from alignkit.evaluation.formats.shape import TIE, Format, Judged, Row, judge_of
+from alignkit.evaluation.formats.shape import TIE, Judged, JudgementFormat, Row, judge_of
 
 WINNERS = {"model_1": 1.0, "tie": TIE, "model_2": 0.0, "error": None}
 
@@ -22,4 +22,4 @@ def read(row: Row) -> Iterator[Judged]:
         yield Judged(prompt_id, a, b, score, first, judge_of(row))
 
 
-FORMAT = Format(frozenset({"model_1", "model_2", "g1_winner"}), read)
+FORMAT = JudgementFormat(frozenset({"model_1", "model_2", "g1_winner"}), read)

@@ -37,7 +37,7 @@ class Judged(NamedTuple):
     cost: float | None = None
 
 
-class Format(NamedTuple):
+class JudgementFormat(NamedTuple):
     """A format is known by a row's keys; `read` gives the judgements of one row."""
 
     keys: frozenset[str]

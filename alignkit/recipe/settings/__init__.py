@@ -19,10 +19,10 @@ from alignkit.recipe.settings.base import BackboneConfig as BackboneConfig
 from alignkit.recipe.settings.base import Calls as Calls
 from alignkit.recipe.settings.base import Config as Config
 from alignkit.recipe.settings.base import Cosmetic as Cosmetic
+from alignkit.recipe.settings.base import Reads as Reads
 from alignkit.recipe.settings.base import Recipe as Recipe
 from alignkit.recipe.settings.base import RecipeHead as RecipeHead
 from alignkit.recipe.settings.base import Refers as Refers
-from alignkit.recipe.settings.base import Source as Source
 from alignkit.recipe.settings.base import Stage as Stage
 from alignkit.recipe.settings.base import StageConfig as StageConfig
 from alignkit.recipe.settings.base import TrainingConfig as TrainingConfig

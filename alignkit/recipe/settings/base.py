@@ -53,7 +53,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Source:
+class Reads:
     """Marks a field whose values are data: a file, `embedded:…`, or an earlier stage's output."""
 
     records: tuple[str, ...]
@@ -68,7 +68,7 @@ class Source:
             if set(config.about.records) & set(self.records)
         )
 
-    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+    def parts(self, value: str) -> list[tuple[str, Reads | Refers]]:
         """Return what the value names, each with the marker it counts by; nothing for a word."""
         return [] if value in self.words else [(value, self)]
 
@@ -95,12 +95,12 @@ class Refers:
         """Kinds of stages that make it."""
         return tuple(kind for kind, config in CONFIGS.items() if config.about.makes == self.makes)
 
-    def parts(self, value: str) -> list[tuple[str, Source | Refers]]:
+    def parts(self, value: str) -> list[tuple[str, Reads | Refers]]:
         """Return what the value names, each with the marker it counts by; nothing for a word."""
         if self.by is None:
             return [] if value in self.words else [(value, self)]
         return [
-            (part, self if kind == "run" else Source(records=()))
+            (part, self if kind == "run" else Reads(records=()))
             for kind, part in parts(value, functions=self.functions)
             if kind != "function"
         ]
@@ -151,10 +151,10 @@ class Config(BaseModel):
                     yield name, value
 
 
-DEMONSTRATED = Source(records=("demonstration",))
-RANKED = Source(records=("ranking", "preference"))
-PROMPTS = Source(records=("prompt",))
-CANDIDATES = Source(records=("candidates",))
+DEMONSTRATED = Reads(records=("demonstration",))
+RANKED = Reads(records=("ranking", "preference"))
+PROMPTS = Reads(records=("prompt",))
+CANDIDATES = Reads(records=("candidates",))
 
 
 class BackboneConfig(Config):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from alignkit.recipe.settings.base import About, Source, StageConfig
+from alignkit.recipe.settings.base import About, Reads, StageConfig
 from alignkit.recipe.settings.values import Texts
 
 # What is trained on comes out as it went in.
@@ -22,7 +22,7 @@ class SplitConfig(StageConfig):
         records=SPLIT,
     )
 
-    data: Annotated[Texts, Source(records=("any", *SPLIT))] = Field(min_length=1)
+    data: Annotated[Texts, Reads(records=("any", *SPLIT))] = Field(min_length=1)
     """Files to split, in any format that `data check` recognises."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the prompts in the held-out part. All rows of a prompt stay on the same side."""

@@ -15,8 +15,8 @@ from alignkit.data.edit.clean import (
     DEFAULT,
     DEFAULT_DROPS,
     TEXT_REPAIRS,
+    CleaningPlan,
     Pattern,
-    Plan,
     clean,
     filler,
     undo,
@@ -75,7 +75,7 @@ def test_the_default_set_repairs_counts_and_logs(tmp_path: Path) -> None:
             preference("R?", "a", "a "), preference("S?", "a", "b"),
             preference("S?", "a", "b")]  # fmt: skip
     path, out = write(tmp_path / "d.jsonl", rows), tmp_path / "out.jsonl"
-    done = clean(path, out, Plan())
+    done = clean(path, out, CleaningPlan())
     assert (done.read, done.written) == (5, 2)
     assert done.changed == {"unicode": 1, "control": 1}
     assert done.dropped == {"empty-side": 1, "identical": 1, "duplicates": 1}
@@ -94,7 +94,7 @@ def test_cleaning_can_be_undone(tmp_path: Path) -> None:
             preference("R?", "x", "y"), preference("T?", "1", "2")]  # fmt: skip
     path, out = write(tmp_path / "d.jsonl", rows), tmp_path / "out.jsonl"
     convert([path], tmp_path / "ours.jsonl")
-    done = clean(path, out, Plan(repairs=[*DEFAULT, "pii"]), to="alignkit")
+    done = clean(path, out, CleaningPlan(repairs=[*DEFAULT, "pii"]), to="alignkit")
     assert (done.written, done.changed["pii"]) == (3, 2)
     undo(out, f"{out}.changes.jsonl", tmp_path / "back.jsonl")
     assert (tmp_path / "back.jsonl").read_bytes() == (tmp_path / "ours.jsonl").read_bytes()
@@ -104,16 +104,16 @@ def test_malformed_rows_stop_cleaning_unless_they_are_dropped(tmp_path: Path) ->
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(preference("P?", "a", "b")) + "\n{broken\n")
     with pytest.raises(DataError, match=r"d\.jsonl:2"):
-        clean(path, tmp_path / "out.jsonl", Plan())
+        clean(path, tmp_path / "out.jsonl", CleaningPlan())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.jsonl"]
-    done = clean(path, tmp_path / "out.jsonl", Plan(drops=[*DEFAULT_DROPS, "malformed"]))
+    done = clean(path, tmp_path / "out.jsonl", CleaningPlan(drops=[*DEFAULT_DROPS, "malformed"]))
     assert done.dropped == {"malformed": 1}
 
 
 def test_the_input_is_never_the_output(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [preference("P?", "a", "b")])
     with pytest.raises(DataError, match="the output is an input"):
-        clean(path, path, Plan())
+        clean(path, path, CleaningPlan())
     with pytest.raises(DataError, match="the output is an input"):
         convert([path], tmp_path / "." / "d.jsonl")
 
@@ -124,7 +124,7 @@ def test_held_out_and_nearly_equal_prompts_are_dropped(tmp_path: Path) -> None:
             preference("kept for testing", "a", "b")]  # fmt: skip
     path = write(tmp_path / "d.jsonl", rows)
     test = write(tmp_path / "t.jsonl", [{"prompt": " kept for testing"}])
-    plan = Plan(repairs=["near-duplicates"], not_in=[str(test)])
+    plan = CleaningPlan(repairs=["near-duplicates"], not_in=[str(test)])
     done = clean(path, tmp_path / "out.jsonl", plan)
     assert done.dropped == {"near-duplicates": 1, "held out": 1}
     assert [row["prompt"] for row in rows_in(tmp_path / "out.jsonl")] == [f"{words} one"]
@@ -138,7 +138,7 @@ def test_placeholders_are_filled_by_name() -> None:
 def test_unknown_repairs_get_the_nearest_name(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [preference("P?", "a", "b")])
     with pytest.raises(AlignkitError, match="did you mean 'mojibake'"):
-        clean(path, tmp_path / "out.jsonl", Plan(repairs=["mojibak"]))
+        clean(path, tmp_path / "out.jsonl", CleaningPlan(repairs=["mojibak"]))
 
 
 # --- personal data ------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_masks_agree_within_a_row_and_start_anew_in_the_next(tmp_path: Path) -> 
     rows = [preference("I am a@b.org and c@d.org", "Hello c@d.org", "Hi a@b.org", note="a@b.org"),
             preference("I am c@d.org", "Hello c@d.org", "no")]  # fmt: skip
     path, out = write(tmp_path / "d.jsonl", rows), tmp_path / "out.jsonl"
-    clean(path, out, Plan(repairs=["pii"]))
+    clean(path, out, CleaningPlan(repairs=["pii"]))
     first, second = rows_in(out)
     assert "a@b.org" not in out.read_text()
     assert first["prompt"].removeprefix("I am ").split(" and ") == [
@@ -181,7 +181,7 @@ def test_masks_agree_within_a_row_and_start_anew_in_the_next(tmp_path: Path) -> 
 def test_what_was_kept_of_the_row_as_read_does_not_leak(tmp_path: Path) -> None:
     row = {"instruction": "Reply", "input": "from a@b.org", "output": "Dear a@b.org"}
     path, out = write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl"
-    clean(path, out, Plan(repairs=["pii"]), to="alignkit")
+    clean(path, out, CleaningPlan(repairs=["pii"]), to="alignkit")
     assert "a@b.org" not in out.read_text()
 
 
@@ -236,7 +236,7 @@ def test_any_rows_survive_cleaning_and_undoing(
         convert([path], folder / "ours.jsonl")
     except RowError:
         return
-    plan = Plan(repairs=[*TEXT_REPAIRS, "duplicates", "pii"])
+    plan = CleaningPlan(repairs=[*TEXT_REPAIRS, "duplicates", "pii"])
     clean(path, folder / "out.jsonl", plan, to="alignkit")
     undo(folder / "out.jsonl", folder / "out.jsonl.changes.jsonl", folder / "back.jsonl")
     assert (folder / "back.jsonl").read_bytes() == (folder / "ours.jsonl").read_bytes()
