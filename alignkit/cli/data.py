@@ -438,7 +438,7 @@ def clean(
     if undo is not None:
         say(f"{output}: {cleaning.undo(file, undo, output):,} rows as they were before")
         return
-    plan = cleaning.Plan(
+    plan = cleaning.CleaningPlan(
         repairs=[*(() if no_default else cleaning.DEFAULT), *repairs],
         drops=[*(() if no_default else cleaning.DEFAULT_DROPS), *drops],
         fill=_pairs_of(fill, "--fill"),
