@@ -402,18 +402,19 @@ def _wrapped(name: str, reader: ObjectReader, key: str) -> Iterator[tuple[int, b
 
 def _read_one(name: str, raw: bytes, report: Report) -> Iterator[Row]:
     """Yield the rows of an object of columns, or the object itself as one row."""
+    first = 1 + raw[: len(raw) - len(raw.lstrip())].count(b"\n")
     try:
         value = _object(decode(raw))
         rows = rows_of_columns(value)
     except RowError as error:
         error.message = error.message.replace("the line", "the object")
-        report(placed(error, name, 1))
+        report(placed(error, name, first))
         return
     if rows is None:
-        yield Row(1, 0, value, raw)
+        yield Row(first, 0, value, raw)
         return
     for number, row in enumerate(rows):
-        yield Row(number + 1, number, row)
+        yield Row(number + first, number, row)
     if not rows:
         report(nothing(name))
 

@@ -461,7 +461,7 @@ ARENA_ROW = b'[\n{"question_id":"q","model_a":"x","model_b":"y","winner":"model_
         (ARENA_ROW + b",]", ":2", "trailing comma"),
         (ARENA_ROW.replace(b"x", b"\\ud800") + b"]", ":2", "broken emoji/surrogate"),
         (ARENA_ROW + b"\n", ":3", "the array ends too early"),
-        (b'\n{"hello": 1}', ":1", "no known format"),
+        (b'\n{"hello": 1}', ":2", "no known format"),
         (b'\xff{"a": 1}', ":1:1", "byte 0xff at column 1 is not UTF-8"),
         (b"NaN", ":1", "NaN is not JSON"),
     ],
