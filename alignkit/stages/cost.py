@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.files.shards import parts_of
 from alignkit.recipe.settings import OnlineConfig, StageConfig, TrainingConfig
 from alignkit.store.artifacts import readable
 
@@ -163,9 +164,11 @@ def prompts_sampled(sources: Sequence[str], limit: int | None, base: Base) -> in
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    if path.is_file():  # an earlier stage or a generator may have still to write it
-        with path.open("rb") as stream:
-            yield from stream
+    """Yield the lines of a file, or of the files of a folder that make up one set."""
+    for part in map(Path, parts_of(str(path)) or [path]):
+        if part.is_file():  # an earlier stage or a generator may have still to write it
+            with part.open("rb") as stream:
+                yield from stream
 
 
 def _activations(tokens: float, shape: ModelShape, checkpointing: bool) -> float:

@@ -53,6 +53,20 @@ def test_an_embedding_stored_in_half_counts_half(
     assert backbone_bytes(shape, plan) == pytest.approx(counted)
 
 
+def test_a_folder_counts_the_rows_of_all_its_files(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(2):
+        rows = '{"prompt": "a", "completion": "b"}\n' * 64
+        (folder / f"train-{number:05d}-of-00002.jsonl").write_text(rows)
+    plan = plan_of(
+        tmp_path, tiny_model("llama"), "sft: {data: folder, per_device_train_batch_size: 8}"
+    )
+    assert count(plan.stages[0], plan).steps == 2 * 64 / 8
+
+
 def test_steps_come_from_rows_batch_and_epochs(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
