@@ -169,9 +169,7 @@ class PolicySampler:
                 own, other = (self._logps(p, prompts, completions, advance) for p in pair)
             found = [ours - theirs for ours, theirs in zip(own, other, strict=True)]
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            write_durably(partial, orjson.dumps(found))
-            partial.replace(file)
+            write_durably(file, orjson.dumps(found))
         return _read_ratios(file, len(completions))
 
     @torch.no_grad()

@@ -67,9 +67,7 @@ class PolicyComparison:
             self.prompts, {name: r.texts for name, r in self.results.items()}, candidates
         )
         judgements.parent.mkdir(parents=True, exist_ok=True)
-        partial = judgements.with_name(judgements.name + ".partial")
-        write_durably(partial, b"".join(map(to_json, self.judgements)))
-        partial.replace(judgements)
+        write_durably(judgements, b"".join(map(to_json, self.judgements)))
 
 
 def compare_policies(

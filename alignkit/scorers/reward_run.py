@@ -42,7 +42,9 @@ class RewardRun:
     ) -> None:
         """Raises RecipeError where no reward run lies there, ModelError where it does not fit."""
         if not (directory / "adapter" / "head.safetensors").is_file():
-            raise RecipeError(f"{directory} is no finished reward run", hint="Name its directory")
+            raise RecipeError(
+                f"{directory} is not a finished reward run", hint="Name its directory"
+            )
         self.name, self.directory = name, directory
         self.backbones, self.batch_size = backbones, batch_size
         digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()
@@ -96,9 +98,7 @@ def open_scorer(spec: Spec, resources: Resources) -> RewardRun:
 def store_temperature(directory: Path, found: dict[str, Any]) -> Path:
     """Keep a reward run's temperature beside its adapter, where judges find it."""
     target = directory / CALIBRATION
-    partial = target.with_suffix(".partial")
-    write_durably(partial, orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    partial.replace(target)
+    write_durably(target, orjson.dumps(found, option=orjson.OPT_INDENT_2))
     return target
 
 

@@ -860,10 +860,15 @@ def test_another_template_is_refused_with_the_way_out(
 
 
 def test_a_contest_of_runs_with_two_templates(
-    own_run: Path, capsys: pytest.CaptureFixture[str]
+    own_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (own_run / "length_judge.py").write_text(
+        "def shorter(prompt, completion):\n    return -len(completion)\n"
+    )
+    monkeypatch.syspath_prepend(str(own_run))
     done = alignkit(capsys, "eval", "winrate", "--policies", f"own={own_run / 'run'}",
-                    "base=tiny", "--prompts", own_run / "rows.jsonl", "--judge", "gold",
+                    "base=tiny", "--prompts", own_run / "rows.jsonl", "--judge",
+                    "length_judge:shorter",
                     "--quantization", "none", "--max-new-tokens", "4", "--work",
                     own_run / "work", "--json")  # fmt: skip
     assert done.code == 0, done.err

@@ -97,7 +97,7 @@ def test_rmbench_format(reward_run: Path, tmp_path: Path) -> None:
 def test_not_a_reward_run(tmp_path: Path) -> None:
     data = write(tmp_path / "prefs.jsonl", preferences(2))
     code, text = run("reward", tmp_path, "--data", data)
-    assert (code, "is no finished reward run" in text) == (2, True)
+    assert (code, "is not a finished reward run" in text) == (2, True)
 
 
 def test_perplexity(tmp_path: Path) -> None:

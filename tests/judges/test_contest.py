@@ -104,7 +104,7 @@ def test_a_judge_that_fails_throughout_fails_the_command(
     code, text = hold(prompts, tmp_path, *asked)
     assert code == 1
     assert text.startswith("no verdict: all ")
-    assert "first: TypeError: longer() takes 2 positional arguments but 3 were given" in text
+    assert "first error: TypeError: longer() takes 2 positional arguments but 3 were given" in text
 
 
 def test_a_gate_that_cannot_be_held_is_refused_before_anybody_answers(

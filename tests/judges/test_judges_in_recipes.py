@@ -66,7 +66,7 @@ def test_what_is_no_judge_is_refused_by_its_place(judge: str, message: str, tmp_
 def test_a_function_that_is_not_there_is_refused_when_planned(tmp_path: Path) -> None:
     """A kind that is mistyped reads as a module, and the error says where it stands."""
     recipe = read_recipe(recipe_with("lmm:gpt", tmp_path))
-    with pytest.raises(RecipeError, match=r"r.yaml:8:14: lmm:gpt: there is no module lmm; did you"):
+    with pytest.raises(RecipeError, match=r"r.yaml:8:14: lmm:gpt: no module lmm; did you"):
         make_plan(recipe, tmp_path / "runs")
 
 
@@ -176,7 +176,7 @@ def test_a_scorer_that_fails_on_one_completion_costs_one_verdict(
 def test_an_http_service_judges_by_its_scores() -> None:
     from tests.ppo.test_rewards import sample
 
-    with pytest.raises(RecipeError, match=r"^judge 'http://:1/x' is no http address"):
+    with pytest.raises(RecipeError, match=r"^judge 'http://:1/x' is not an http address"):
         judge_named("http://:1/x")
     judge = judge_named("http://user:secret@127.0.0.1:9/score")
     assert judge.name == "http://127.0.0.1:9/score"

@@ -262,7 +262,7 @@ def test_the_rows_numbers_by_hand(estimator):
     trainer = OnlineTrainer.__new__(OnlineTrainer)
     trainer.config = settings(kl_estimator=estimator)
     trainer.state = State(kl_coef=0.1)
-    trainer.rewards = Rewards([type("Source", (), {"label": "a"})()], [1.0], None)
+    trainer.rewards = Rewards([type("Source", (), {"name": "a"})()], [1.0], None)
     returns = tensor([[1.0, 1.0, 2.0], [0.0, 0, 0]])
     row = trainer._describe(roll, trainer._penalty(roll), Targets(returns, returns))
     # Log-ratios: 0.5, 0, -1 and 1; summed -0.5 and 1, so that k1 is 0.25 on average.

@@ -562,17 +562,3 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_no_artifact(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "resuming from checkpoint-" in err
-
-
-@pytest.mark.slow
-def test_killed_runs_of_every_stage_end_in_the_same_weights() -> None:
-    """The short form of `python -m tests.kill_resume --kills 20`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_resume", "--kills", "2", "--inside-save", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("2 kills, 1 inside a save") == 4
-    assert done.stdout.count(" 0 wrong") == 4

@@ -90,4 +90,4 @@ def test_several_greedy_completions_are_refused(workshop):
     [(None, "tiny"), (Path("runs/sft/adapter"), "sft"), (Path("adapters/polite"), "polite")],
 )
 def test_candidates_name_the_run_that_spoke(adapter, name):
-    assert stage._speaker(ModelFiles("tiny", Path("base"), None, adapter)) == name
+    assert stage._policy_name(ModelFiles("tiny", Path("base"), None, adapter)) == name

@@ -4,11 +4,13 @@ clusters.
 Every interval that a report prints is here or, where its coverage is a sum of known probabilities,
 in test_intervals. Clopper–Pearson's and, on scores between 0 and 1, Wilson's are wider than they
 must be, and the sequence holds at all its looks together: these cover more, never less.
+ALIGNKIT_LONG_TESTS=1 adds files of a third size.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +43,8 @@ Draw = Callable[[np.random.Generator], bool]
 
 WIN, TIE = 0.52, 0.1
 RATE = WIN + TIE / 2
-every_n = pytest.mark.parametrize("n", [30, 100, 500])
+LONG = os.environ.get("ALIGNKIT_LONG_TESTS") == "1"
+every_n = pytest.mark.parametrize("n", [30, 100, 500] if LONG else [30, 500])
 pytestmark = pytest.mark.slow
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from alignkit.ppo.validation import replies_over_time
+from alignkit.ppo.validation import samples_over_time
 from alignkit.store.row_log import append_rows, forget_after, read_log
 
 PACKAGE = Path(__file__).parent.parent.parent / "alignkit"
@@ -33,7 +33,7 @@ def test_a_completion_with_other_line_ends_is_one_row(tmp_path: Path) -> None:
         for step in (0, 5, 9)
     ]
     append_rows(tmp_path / "samples.jsonl", rows)
-    (shown,) = replies_over_time(tmp_path / "samples.jsonl")
+    (shown,) = samples_over_time(tmp_path / "samples.jsonl")
     assert shown["replies"] == {f"iteration {step}": f"{text}{step}" for step in (0, 5, 9)}
     assert shown["scores"] == {"iteration 0": 0.0, "iteration 5": 0.5, "iteration 9": 0.9}
     forget_after(tmp_path / "samples.jsonl", 5)
