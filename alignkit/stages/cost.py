@@ -165,7 +165,8 @@ def prompts_sampled(sources: Sequence[str], limit: int | None, base: Base) -> in
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, or of the files of a folder that make up one set."""
-    for part in map(Path, parts_of(str(path)) or [path]):
+    for name in parts_of(str(path)) or [str(path)]:
+        part = Path(name)
         if part.is_file():  # an earlier stage or a generator may have still to write it
             with part.open("rb") as stream:
                 yield from stream
