@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/alignkit demo --seed $(SEED)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q
 
 # Those of training and stages, which feel a dependency first: make test-oldest TESTS=tests for all.
 TESTS ?= tests/training tests/stages tests/model tests/test_dependencies.py

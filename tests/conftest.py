@@ -12,6 +12,11 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Further cases of what a shorter one already tests.
+LONG = pytest.mark.skipif(
+    os.environ.get("ALIGNKIT_LONG_TESTS") != "1", reason="takes a minute; ALIGNKIT_LONG_TESTS=1"
+)
+
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

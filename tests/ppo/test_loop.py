@@ -17,6 +17,7 @@ from alignkit.recipe.settings import BackboneConfig, PpoConfig, RlooConfig
 from alignkit.report.stage_pages import write_pages
 from alignkit.stages import ppo, rloo
 from alignkit.training.context import StageContext
+from tests.conftest import LONG
 
 REWARD = """
     def letters(prompt, completion):
@@ -166,7 +167,7 @@ def test_a_toy_reward_rises_while_kl_stays_under_its_target(workplace, clear_mod
     assert metrics["moved_share"] > 0.9
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=LONG)])
 @pytest.mark.parametrize(
     ("stage", "kind", "extra"),
     [

@@ -16,6 +16,7 @@ from alignkit.model.backbone import Backbone
 from alignkit.ppo.remote import RemotePolicy
 from alignkit.recipe.settings import BackboneConfig, RlooConfig
 from alignkit.stages import ppo, rloo
+from tests.conftest import LONG
 from tests.ppo.test_loop import clear_model, rows_of, settings, surroundings, workplace
 
 __all__ = ["clear_model", "workplace"]
@@ -223,7 +224,9 @@ def sampling(server, clear_model):
     backbone.clear()
 
 
-@pytest.mark.parametrize(("heat", "suspected"), [(1.0, False), (0.5, True), (2.0, True)])
+@pytest.mark.parametrize(
+    ("heat", "suspected"), [(1.0, False), (0.5, True), pytest.param(2.0, True, marks=LONG)]
+)
 def test_a_server_that_samples_the_policy_trains_it_and_one_that_samples_otherwise_is_told(
     sampling, workplace, clear_model, heat, suspected
 ):

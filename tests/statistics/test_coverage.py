@@ -4,13 +4,12 @@ clusters.
 Every interval that a report prints is here or, where its coverage is a sum of known probabilities,
 in test_intervals. Clopper–Pearson's and, on scores between 0 and 1, Wilson's are wider than they
 must be, and the sequence holds at all its looks together: these cover more, never less.
-ALIGNKIT_LONG_TESTS=1 adds files of a third size.
+Files of 30 prompts are the hardest; ALIGNKIT_LONG_TESTS=1 adds larger ones.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,14 +36,16 @@ from alignkit.statistics.length_control import (
 from alignkit.statistics.paired import ScoredPrompts, paired_differences
 from alignkit.statistics.ppi import corrected_mean
 from alignkit.statistics.sequential import confidence_sequence
+from tests.conftest import LONG
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Draw = Callable[[np.random.Generator], bool]
 
 WIN, TIE = 0.52, 0.1
 RATE = WIN + TIE / 2
-LONG = os.environ.get("ALIGNKIT_LONG_TESTS") == "1"
-every_n = pytest.mark.parametrize("n", [30, 100, 500] if LONG else [30, 500])
+every_n = pytest.mark.parametrize(
+    "n", [30, pytest.param(100, marks=LONG), pytest.param(500, marks=LONG)]
+)
 pytestmark = pytest.mark.slow
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.training.checkpoints import check_sealed
+from tests.conftest import LONG
 from tests.store.test_full_disk import weights
 
 pytestmark = [
@@ -45,11 +46,6 @@ def finished(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-LONG = pytest.mark.skipif(
-    "ALIGNKIT_LONG_TESTS" not in os.environ, reason="takes a minute; ALIGNKIT_LONG_TESTS=1"
-)
-
-
 @pytest.mark.parametrize(
     ("stage", "data"),
     [("sft", "d"), pytest.param("reward", "p", marks=LONG), pytest.param("dpo", "p", marks=LONG)],
@@ -70,6 +66,7 @@ def test_two_processes_train_what_one_trains_in_two_parts(
     assert recorded["environment"]["WORLD_SIZE"] == "2"
 
 
+@LONG
 def test_killed_processes_go_on_together_and_not_alone(here: Path) -> None:
     """Dropout 0.1: every process has random numbers of its own, and all are in the checkpoint."""
     command = ["sft", "--data", "d.jsonl", *COMMON, "--lora-dropout", "0.1", "--max-steps", "30"]
