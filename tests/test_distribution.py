@@ -59,8 +59,12 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
 
 def test_make_finds_all_it_needs_in_a_source_archive(unpacked: Path) -> None:
     """`make -n` resolves every prerequisite, and would install from the constraints."""
-    # A `make VENV=…` that runs these tests hands its own variables on in MAKEFLAGS.
-    clear = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # A `make VENV=…` that runs these tests hands its variables on, in MAKEFLAGS and by name.
+    clear = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "VENV" and not key.startswith("MAKE")
+    }
     for target in ("demo", "test", "check"):
         done = subprocess.run(
             ["make", "-n", target],

@@ -523,8 +523,12 @@ def stats(
 @data.command()
 @click.argument("sources", nargs=-1, required=True, metavar="FILE[=WEIGHT]...")
 @reading_options
-@click.option("--total", type=int, help="Records in all; as many as the weights allow by default.")
-@click.option("--cap", type=int, help="Records of any one file at most.")
+@click.option(
+    "--total",
+    type=click.IntRange(1),
+    help="Records in all; as many as the weights allow by default.",
+)
+@click.option("--cap", type=click.IntRange(1), help="Records of any one file at most.")
 @click.option("--seed", default=0, show_default=True)
 @output_option
 def mix(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import AlignkitError, RecipeError
+from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.recipe.settings import output_of
 from alignkit.run.estimate import EFFICIENCY, count, measured_rate, read_shape
 from alignkit.run.execute import SharedBackbone
@@ -157,7 +157,9 @@ class StageRows:
             will_be, are = rows.get(value.partition(".")[0], (1, 1))
             expected += len(found) * will_be / are
             here += found
-        return here, expected / max(len(here), 1)
+        if not here:
+            raise DataError("no row that this stage can use", where=", ".join(values))
+        return here, expected / len(here)
 
     def longest(self, records: Sequence[Any], number: int) -> tuple[Path, float]:
         """A file of the longest records, and the mean length of all over that of those."""

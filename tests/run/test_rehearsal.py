@@ -96,6 +96,14 @@ def test_a_trial_that_fails_says_why(here: Path, capsys: pytest.CaptureFixture[s
     assert "longer than max_length 8" in row["how"]
 
 
+def test_rows_without_a_prompt_are_no_trial(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "texts.jsonl").write_text('{"text": "Hello.", "id": "a"}\n')
+    (row,) = planned(capsys, "generate", "--prompts", "texts.jsonl", "--output", "out")
+    assert "no row that this stage can use" in row["how"]
+    said = alignkit(capsys, "generate", "--prompts", "texts.jsonl", "--output", "out")
+    assert (said.code, "no prompts" in said.err) == (2, True)
+
+
 def test_a_trial_that_runs_out_of_memory_refuses_the_run(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from alignkit.data.read import read_records
 from alignkit.data.records import Label, Message, Preference, Prompt, Ranking, Record
 from alignkit.errors import DataError, RecipeError
 from alignkit.report.stats_page import stats_page
+from tests.command import alignkit
 
 
 def prompts(count: int, name: str = "p") -> list[Record]:
@@ -315,3 +316,14 @@ def test_mistakes_are_exit_two_without_a_traceback(
     assert said
     assert "Traceback" not in said
     assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--cap", "--total"])
+def test_a_mix_of_fewer_than_one_record_is_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    mixed = alignkit(capsys, "data", "mix", rows, option, "-1", "--output", out)
+    assert (mixed.code, option in mixed.err) == (2, True)
+    assert not out.exists()
