@@ -178,6 +178,8 @@ def collect(
     from alignkit.collect.session import check_annotator
 
     settings = Settings(annotators=tuple(map(check_annotator, dict.fromkeys(annotators))), **plan)
+    if not web and not export_html and len(settings.annotators) != 1:
+        raise RecipeError("a terminal has one annotator", hint="Use --web for several")
     pool = load_pool(candidates, format=format, gold=gold)
     for line in pool.left_out:
         click.echo(f"left out: {line}", err=True)
@@ -313,12 +315,10 @@ def _in_terminal(collection: Collection) -> None:
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
-    annotators = collection.settings.annotators
-    if len(annotators) != 1:
-        raise RecipeError("a terminal has one annotator", hint="Use --web for several")
+    (annotator,) = collection.settings.annotators
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     screen = Screen(read=input, write=click.echo, colour=colour)
-    Terminal(collection.session(annotators[0]), screen).run()
+    Terminal(collection.session(annotator), screen).run()
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -98,6 +98,7 @@ def test_a_terminal_has_one_annotator(tmp_path: Path) -> None:
     names = ["--annotator", "ann", "--annotator", "ben"]
     done = rank(candidates, "-o", tmp_path / "r.jsonl", *names, "--terminal")
     assert "a terminal has one annotator" in str(done.exception)
+    assert not list(tmp_path.glob("*.secret"))
 
 
 def test_gold_items_are_spread_and_marked(tmp_path: Path) -> None:
