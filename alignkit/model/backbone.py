@@ -406,7 +406,14 @@ def _read_template(source: str) -> str:
     path = Path(source)
     if not path.is_file():
         raise ModelError(f"no chat template at {source}", hint="give a .jinja file")
-    text = path.read_text(encoding="utf-8")
+    with path.open("rb") as stream:
+        content = stream.read(4 * 65536 + 1)  # a character has at most four bytes
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"the byte at {error.start:,} is not UTF-8", where=source, hint="give a .jinja file"
+        ) from None
     if len(text) > 65536:
         raise ModelError(
             f"{len(text):,} characters; a chat template may have at most 65,536", where=source

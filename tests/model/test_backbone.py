@@ -338,3 +338,15 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="the model's embedding 320"):
         load(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\x28\xb5\x2f\xfd", "the byte at 1 is not UTF-8"), (b"a" * 70_000, "at most 65,536")],
+)
+def test_a_file_that_is_no_template_is_refused(
+    tiny_model: Callable[[str], Path], tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "t.jinja").write_bytes(content)
+    with pytest.raises(ModelError, match=says):
+        load(tiny_model("llama"), "none", chat_template=str(tmp_path / "t.jinja"))
