@@ -406,10 +406,12 @@ def _read_template(source: str) -> str:
     path = Path(source)
     if not path.is_file():
         raise ModelError(f"no chat template at {source}", hint="give a .jinja file")
-    with path.open("rb") as stream:
-        content = stream.read(4 * 65536 + 1)  # a character has at most four bytes
+    if (size := path.stat().st_size) > 4 * 65_536:  # a character has at most four bytes
+        raise ModelError(
+            f"{size:,} bytes; a chat template may have 65,536 characters", where=source
+        )
     try:
-        text = content.decode()
+        text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ModelError(
             f"the byte at {error.start:,} is not UTF-8", where=source, hint="give a .jinja file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from contextlib import suppress
 from typing import Any
 
 from alignkit.files.json_text import decode
@@ -21,10 +22,8 @@ def json_list(value: object) -> list[Any] | None:
 
 def parse_literal(text: str) -> Any:
     """Return the value that a text writes in JSON or as a Python literal; None if neither."""
-    try:
+    with suppress(RowError, UnicodeEncodeError):  # not JSON: Python is tried next
         return decode(text.encode())
-    except (RowError, UnicodeEncodeError):
-        pass
     if len(text) > LONGEST_LITERAL:
         return None
     try:
